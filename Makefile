@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test chaos check format bench lock clean
+.PHONY: help up demo test chaos check format bench lock sbom audit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -60,6 +60,14 @@ lock: $(STAMPS)/dev ## Resolve the dependencies into requirements*.txt; ARGS=--u
 
 RESOLVE := --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header
+
+sbom: $(STAMPS)/dev ## List what Backlot is made of: build/sbom.json, CycloneDX
+	@mkdir -p build
+	@PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements requirements.txt \
+		--pyproject pyproject.toml --output-reproducible --sv 1.6 --of JSON -o build/sbom.json
+
+audit: $(STAMPS)/dev ## Ask for known faults of it; fails too where nobody could be asked
+	@$(BIN)/python -m tools.audit requirements.txt
 
 clean: ## Remove the environment and caches; data stays
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
 from psycopg import Connection, OperationalError
+from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import TupleRow
 
 from backlot.features import FEATURES, TABLES, read_models, replayable
 from backlot.http import applications
 from backlot.signals import last_word, run
 from commands.endpoint import Services
+from commands.rate_limits import Quotas
 from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.command_bus import CommandBus, Lookup, Reader
@@ -23,6 +24,7 @@ from engine.event_store import open_recorder
 from engine.freshness import Waiting
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
+from engine.privileges import give_rights, make_user, running_user
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job, run_job
 from engine.seals.chain import Seal
@@ -41,12 +43,15 @@ from infra.data_folder import DataFolder
 from infra.errors import OperatorError
 from infra.http.app import HttpApp
 from infra.http.auth import make_authenticator, read_or_make_secret
+from infra.http.rate_limits import RateLimits
+from infra.kafka import client_options
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
 from infra.objects.s3 import S3Store, now
 from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
+from infra.rate_limits import Buckets, SharedBuckets
 from infra.redis import open_redis
 from infra.redlock import make_redlock
 from infra.security_log import SECURITY_LOG
@@ -64,7 +69,7 @@ from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
 from readapi.comments import TranslationRequests
-from readapi.likes import LikeCounts, LiveCounts
+from readapi.likes import LikeCounts, LiveCounts, LiveLimits
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
 from workers.likes import open_counters
@@ -74,6 +79,7 @@ from workers.relay import subscribe_relay
 from workers.speech import media_urls, open_speech
 from workers.tasks import TaskMeans, Tasks, declare, give_up
 from workers.translation import open_translation
+from workers.uploads import open_reservations
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +93,10 @@ class DatabaseUnreachable(OperatorError):
     """The configured PostgreSQL does not take this program's connection."""
 
 
+class TablesMissing(OperatorError):
+    """The database lacks tables that its user may not make."""
+
+
 def open_parts(
     settings: Settings, stack: ExitStack, *, gives_up: Callable[[], bool] = lambda: False
 ) -> Parts:
@@ -98,6 +108,8 @@ def open_parts(
     folder = stack.enter_context(DataFolder(settings.server.data_dir))
     secret = read_or_make_secret(folder.secret)
     # First what is quick to find wrong: PostgreSQL takes seconds to start, and to stop again.
+    if settings.kafka.configured:
+        client_options(settings.kafka)
     objects = open_objects(settings, folder, secret, stack)
     seal_key = configured_key(settings.seals)
     proofs = configured_proofs(settings.seals, settings.objects, folder.seal_head)
@@ -105,16 +117,9 @@ def open_parts(
     database_url = _database(settings, folder, stack, gives_up)
     models = read_models()
     limits = Limits.from_settings(settings.database)
-    with open_connection(database_url, "installation") as conn:
-        make_tables(conn, *TABLES)
-        install(conn, models.all())
+    prepare_database(settings, database_url)
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.close)
-    analytics_url = settings.analytics.url(database_url)
-    with _reached(analytics_url, "TIMESCALE_URL") as conn:
-        migrate(conn, ENGINE)
-        analytics_schema.migrate(conn)
-        migrate(conn, FEEDBACK)
     notifications, host = Notifications(database_url), None
     if Role.PROJECTIONS in settings.server.roles:
         host = ProjectionHost(
@@ -128,7 +133,7 @@ def open_parts(
     return Parts(
         settings,
         database_url,
-        analytics_url,
+        settings.analytics.url(database_url),
         make_authenticator(settings.auth, secret),
         objects,
         recorder,
@@ -168,6 +173,44 @@ def open_objects(
     return store
 
 
+def prepare_database(settings: Settings, database_url: str) -> None:
+    """Make the tables that are missing, each as the user whose they are to be.
+
+    Raise OperatorError where a database can't be reached, or its user may not make them.
+    """
+    owner_url = settings.database.owner_url
+    if owner_url is not None:
+        with _reached(owner_url.get_secret_value(), "DATABASE_OWNER_URL") as conn:
+            user, password = running_user(database_url)
+            make_user(conn, user, password)
+            make_tables(conn)
+            give_rights(conn, user)
+    with _reached(database_url, "DATABASE_URL") as conn, _allowed(owner_url is None):
+        make_tables(conn, *TABLES)
+        install(conn, read_models().all())
+    with (
+        _reached(settings.analytics.url(database_url), "TIMESCALE_URL") as conn,
+        _allowed(owner_url is None),
+    ):
+        migrate(conn, ENGINE)
+        analytics_schema.migrate(conn)
+        migrate(conn, FEEDBACK)
+
+
+@contextmanager
+def _allowed(alone: bool) -> Iterator[None]:
+    """Raise TablesMissing where a user may not make what is missing; `alone`: no owner is set."""
+    try:
+        yield
+    except InsufficientPrivilege as error:
+        remedy = (
+            "run `backlot migrate` with DATABASE_OWNER_URL" if alone else "see docs/operations.md"
+        )
+        raise TablesMissing(
+            f"tables are missing, and this user may not make them ({explained(error)}): {remedy}"
+        ) from error
+
+
 def _sealer(
     settings: Settings,
     database_url: str,
@@ -196,7 +239,9 @@ def _database(
         stack.enter_context(last_word(server.part_with))
         return stack.enter_context(server).url
     url = settings.database.url.get_secret_value()
-    _reached(url, "DATABASE_URL").close()
+    if settings.database.owner_url is None:
+        # Else its user may have to be made first.
+        _reached(url, "DATABASE_URL").close()
     return url
 
 
@@ -223,7 +268,7 @@ def make_app(parts: Parts) -> HttpApp:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
+async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
     """Run what the roles of this process are; the end of the block loses nothing."""
     roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
@@ -238,6 +283,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
                 in_background(work, stack, seconds=LONGEST_STOP_SECONDS)
         stack.push_async_callback(parts.redis.aclose)
         stack.push_async_callback(parts.locks.aclose)
+        buckets = _limit_rates(app, parts, stack)
         if Role.QUERIES in roles:
             app.state.queries = await _queries(parts, stack)
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
@@ -245,7 +291,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
         if Role.COMMANDS in roles:
-            app.state.commands = _commands(parts, bus, stack)
+            app.state.commands = await _commands(parts, bus, buckets, stack)
         if Role.WORKERS in roles:
             jobs = [job for feature in FEATURES for job in feature.jobs(parts, bus)]
             for close in parts.closings:
@@ -255,6 +301,17 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         if tasks is not None and _takes_requests(parts.settings):
             in_background(app.state.queries.requests.run(tasks.translate_on_demand), stack)
         yield
+
+
+def _limit_rates(app: HttpApp, parts: Parts, stack: AsyncExitStack) -> Buckets | None:
+    """Have the application limit its callers; return the buckets, None where nothing is limited."""
+    settings = parts.settings
+    if not settings.rate_limits.on:
+        return None
+    buckets = Buckets() if settings.redis.url is None else SharedBuckets(parts.redis)
+    stack.push_async_callback(buckets.aclose)
+    app.limit_rates(RateLimits(buckets, settings.rate_limits))
+    return buckets
 
 
 def in_background(
@@ -299,7 +356,9 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     stack.push_async_callback(pool.close)
     ttl = settings.likes.counter_ttl_seconds
     counts = LikeCounts(likes, AsyncCounters(parts.redis, ttl) if parts.counters else None)
-    live = LiveCounts(pool, catalog, counts)
+    quotas = settings.quotas
+    slots = LiveLimits(quotas.live_streams_per_user, quotas.live_streams_per_address)
+    live = LiveCounts(pool, catalog, counts, slots if settings.rate_limits.on else None)
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
     analytics = await AnalyticsQueries.open(
@@ -347,7 +406,9 @@ def _bus(parts: Parts) -> CommandBus:
     )
 
 
-def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
+async def _commands(
+    parts: Parts, bus: CommandBus, buckets: Buckets | None, stack: AsyncExitStack
+) -> Services:
     settings = parts.settings
     repeat = settings.watch.view_repeat
     taken = telemetry.Telemetry(parts.database_url, repeat=repeat, limits=parts.limits)
@@ -365,6 +426,8 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         finalize_wait_seconds=settings.uploads.finalize_wait_seconds,
         projections=replayable(),
         viewers=ViewerKeys(parts.database_url) if settings.watch.anonymous_viewers else None,
+        quotas=None if buckets is None else Quotas(buckets, settings.quotas),
+        reservations=await open_reservations(parts, stack),
         watched_words=WatchedWords(settings.moderation.words),
     )
 

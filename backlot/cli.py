@@ -216,6 +216,22 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(ExitCode.DONE if all(part.ok for part in parts) else ExitCode.NOT_WELL)
 
 
+@app.command()
+def migrate(as_json: Json = False) -> None:
+    """Make the tables that the databases lack, and give the running user its rights.
+
+    The one command that needs DATABASE_OWNER_URL. Every start does the same where it may.
+    """
+    from backlot.app import prepare_database
+    from backlot.database import database_url
+    from infra.logging import configure_logging
+
+    settings = load_settings()
+    configure_logging(settings.logs)
+    prepare_database(settings, database_url(settings))
+    show("the tables are there", {"migrated": True}, as_json)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Measure Backlot, or its recommendations by a history; `bench -- --help` says how.

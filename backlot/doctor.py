@@ -24,6 +24,7 @@ from backlot.features import FEATURES
 from backlot.health import NOT_RUNNING, PATIENCE_SECONDS, DoctorPart, Kind, analytics, failure
 from backlot.output import flow
 from backlot.projections.text import in_trouble, read_statuses
+from engine.privileges import APPEND_ONLY, MAY_CHANGE
 from infra.data_folder import (
     DataFolderError,
     check_format,
@@ -126,6 +127,7 @@ def _ask(url: str) -> dict[str, str] | str:
         return f"{server_of(url)}: {' '.join(str(error).split())}"
 
 
+MAY_REWRITE = "may rewrite the log (see DATABASE_OWNER_URL)"
 SEE_DATABASE = "start it, or see DATABASE_URL"
 OTHER_FOLDER = "mend it, or set BACKLOT_DATA_DIR to another folder"
 SEE_S3 = "see S3_ENDPOINT_URL, S3_BUCKET and the credentials"
@@ -182,7 +184,9 @@ def _database(settings: Settings) -> DoctorPart:
     url = settings.database.url.get_secret_value() if settings.database.url else ""
     shown = mask_password(url)
     try:
-        return DoctorPart("database", "external", shown, True, f"PostgreSQL {_version(url)}")
+        rewriter = f"; its user {MAY_REWRITE}" if _may_rewrite(url) else ""
+        detail = f"PostgreSQL {_version(url)}{rewriter}"
+        return DoctorPart("database", "external", shown, True, detail)
     except psycopg.Error as error:
         return failure("database", "external", shown, explained(error), SEE_DATABASE)
 
@@ -328,6 +332,15 @@ def _api(settings: Settings) -> DoctorPart:
         return DoctorPart("api", "embedded", url, True, "ready")
     wrong, remedy = f"not ready: {', '.join(broken)}", f"mend these; GET {url}/readyz says why"
     return failure("api", "embedded", url, wrong, remedy)
+
+
+def _may_rewrite(url: str) -> bool:
+    """Return whether the user of a database may change what its log has recorded."""
+    with open_connection(url, "doctor", UNHURRIED) as connection:
+        return any(
+            (connection.execute(MAY_CHANGE, (table,)).fetchone() or [False])[0]
+            for table in APPEND_ONLY
+        )
 
 
 def _version(url: str) -> str:

@@ -202,6 +202,7 @@ FEATURES: tuple[Feature, ...] = (
         jobs=workers.uploads.jobs,
         settings=(features.UploadSettings,),
     ),
+    Feature(name="rate_limits", settings=(features.RateLimitSettings, features.QuotaSettings)),
     Feature(
         name="analytics",
         queries=(readapi.analytics.router,),

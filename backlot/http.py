@@ -16,14 +16,16 @@ from starlette.staticfiles import StaticFiles
 from backlot import problems
 from backlot.features import FEATURES
 from backlot.health import operations
-from infra.http.app import HttpApp, required_roles
+from infra.http.addresses import Hosts, Proxies
+from infra.http.app import HttpApp
+from infra.http.callers import required_roles
 from infra.http.problems import Make
 from infra.objects.folder import FolderStore
 from infra.objects.routes import object_router, part_router
 from infra.settings import Role
 from workers.parts import Parts
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+Lifespan = Callable[[HttpApp], AbstractAsyncContextManager[None]]
 
 STATIC = "/docs/static"
 ON_BOTH_PORTS = frozenset({"/healthz", "/readyz"})
@@ -77,7 +79,8 @@ def _routes(parts: Parts) -> list[BaseRoute]:
 
 
 def _application(parts: Parts, lifespan: Lifespan, routes: Iterable[BaseRoute]) -> HttpApp:
-    roles = parts.settings.server.roles
+    server = parts.settings.server
+    roles, admin = server.roles, server.admin_host or server.host
     translate: dict[type[Exception], Make] = {}
     if Role.COMMANDS in roles:
         translate |= problems.OF_COMMANDS
@@ -86,9 +89,11 @@ def _application(parts: Parts, lifespan: Lifespan, routes: Iterable[BaseRoute]) 
     app = HttpApp(
         title="Backlot",
         authenticator=parts.authenticator,
-        body_limit=parts.settings.server.body_limit_bytes,
+        body_limit=server.body_limit_bytes,
         translate=translate,
         unlimited=("/objects/",),
+        proxies=Proxies(server.trusted_proxies),
+        hosts=Hosts([server.host, admin]) if server.configured_public_url is None else None,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

@@ -14,6 +14,7 @@ from commands.uploads import UploadFinalizing
 from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
 from engine.command_bus import Contended, KeyReused
 from engine.freshness import ReadModelBehind
+from engine.reservations import QuotaExceeded
 from infra.batcher import NotBegun, QueueFull
 from infra.http.problems import Make, Problem
 from infra.http.shapes import InvalidPosition, encode_position
@@ -77,6 +78,15 @@ def _behind(error: ReadModelBehind) -> Problem:
     )
 
 
+def _over_quota(error: QuotaExceeded) -> Problem:
+    headers = {
+        "Retry-After": str(error.seconds),
+        "RateLimit-Policy": f'"{error.quota}";q={error.most}',
+        "RateLimit": f'"{error.quota}";r=0;t={error.seconds}',
+    }
+    return Problem(429, "quota-exceeded", str(error), headers=headers)
+
+
 _store_away = _refusal(503, "store-unavailable", UNKNOWN, retry=1)
 _objects_away = _refusal(503, "object-store-unavailable", retry=5)
 
@@ -91,6 +101,7 @@ OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
         UploadFinalizing: _refusal(409, "upload-finalizing", retry=2),
         KeyReused: _refusal(409, "idempotency-key-reused"),
         Invalid: _refusal(422, "invalid"),
+        QuotaExceeded: _over_quota,
         QueueFull: _refusal(503, "overloaded", "Too many commands wait; try again soon.", retry=1),
         NotBegun: _refusal(503, "store-unavailable", NOTHING_RECORDED, retry=1),
         PersistenceError: _store_away,

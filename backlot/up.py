@@ -14,81 +14,29 @@ from typing import Any
 import structlog
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backlot.app import make_app, open_parts
 from backlot.health import check
 from backlot.signals import STOP_SECONDS, STOPS, Stop
 from infra.cancellation import cancel
 from infra.errors import ExitCode, OperatorError
+from infra.http.connections import ConnectionLimits, LeanProtocol, room_for_connections, sweep
 from infra.logging import configure_logging
 from infra.settings import ServerSettings, Settings
 from workers.parts import Parts
 
 GRACE_SECONDS = 10
-FLUSH_BYTES = 64 * 1024
-PAUSE_BYTES = 1048576
+SWEEP_TICKS = 10
+"""uvicorn ticks ten times a second."""
 
 
-class OneWrite:
-    """A transport that sends what is written in one turn of the event loop together.
-
-    uvicorn writes an answer's head and body apart: two system calls, and two packets that wake
-    the client twice. All else is the transport's own.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._waiting: list[bytes] = []
-        self._size = 0
-
-    def write(self, data: bytes) -> None:
-        if not self._waiting:
-            self._loop.call_soon(self._flush)
-        self._waiting.append(data)
-        self._size += len(data)
-        if self._size > FLUSH_BYTES:
-            # Only what reached the transport makes it ask for a pause.
-            self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            data = b"".join(self._waiting)
-            self._waiting.clear()
-            self._size = 0
-            self._transport.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-class LeanProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1: answers leave with one write, bodies are read in larger pieces."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
-
-    def on_body(self, body: bytes) -> None:
-        # uvicorn pauses after 64 KiB, which is after every read of a large part.
-        if self.cycle.response_complete:
-            return
-        self.cycle.body += body
-        if len(self.cycle.body) > PAUSE_BYTES:
-            self.flow.pause_reading()
-        self.cycle.message_event.set()
-
-
-def serving(app: FastAPI, **options: Any) -> uvicorn.Config:
+def serving(app: FastAPI, limits: ConnectionLimits | None = None, **options: Any) -> uvicorn.Config:
     """Return uvicorn's configuration for an application; `options` are passed on to uvicorn."""
+    protocol: Any = partial(LeanProtocol, limits=limits or ConnectionLimits())
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=LeanProtocol,
+        http=protocol,
         ws="none",
         log_config=None,
         access_log=False,
@@ -130,7 +78,8 @@ def run_up(settings: Settings) -> int:
                 if stop.asked:
                     return ExitCode.DONE
                 calm_garbage_collector()
-                server = Server(serving(make_app(parts)), parts, stop)
+                limits = _connection_limits(settings.server)
+                server = Server(serving(make_app(parts), limits), parts, stop)
                 server.run(sockets=listeners)
                 return ExitCode.DONE if server.started else ExitCode.FAILED
         except (OperatorError, KeyboardInterrupt):
@@ -164,6 +113,8 @@ class Server(uvicorn.Server):
             await cancel(*asyncio.all_tasks() - {asyncio.current_task()})
 
     async def on_tick(self, counter: int) -> bool:
+        if counter % SWEEP_TICKS == 0:
+            sweep(self.server_state.connections, asyncio.get_running_loop().time())
         return await super().on_tick(counter) or self._stop.asked
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -197,6 +148,11 @@ class Server(uvicorn.Server):
             log.exception("readiness_check_broke")
             raise
         print(f"ready: {self._parts.settings.server.local_url}", flush=True)
+
+
+def _connection_limits(settings: ServerSettings) -> ConnectionLimits:
+    most = room_for_connections(settings.max_connections)
+    return ConnectionLimits(settings.head_seconds, settings.body_seconds, most)
 
 
 def _listen(settings: ServerSettings) -> Iterator[socket.socket]:

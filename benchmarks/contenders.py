@@ -9,7 +9,7 @@ from random import Random
 from uuid import UUID
 
 from benchmarks.community import Community
-from benchmarks.evaluation import Question, Ranking
+from benchmarks.evaluation import CatalogContender, Question, Ranking
 from benchmarks.history import Event, Film
 from benchmarks.hostile import HOSTILE, fuse_hostile
 from benchmarks.measures import DEPTH
@@ -61,26 +61,17 @@ def _unseen(videos: Sequence[UUID], question: Question) -> Ranking:
     return list(islice((video for video in videos if video not in question.seen), DEPTH))
 
 
-class Taste:
+class Taste(CatalogContender):
     """The likeliest by the true tastes, in the middle of the time that is asked about."""
 
     names = (TASTE,)
 
     def __init__(self, community: Community) -> None:
+        super().__init__()
         self._community = community
-        self._videos: list[UUID] = []
-
-    def publish(self, film: Film) -> None:
-        self._videos.append(film.video_id)
-
-    def take(self, event: Event) -> None:
-        """The tastes are known."""
-
-    def fit(self, at: datetime) -> None:
-        """There is nothing to learn."""
 
     def rank(self, question: Question) -> Mapping[str, Ranking]:
         day = (self._community.day_of(question.at) + self._community.shape.days) // 2
         wanted = self._community.wanted(question.user, day)
-        left = [video for video in self._videos if video not in question.seen]
+        left = [video for video in self.videos if video not in question.seen]
         return {TASTE: sorted(left, key=lambda video: -wanted[video])[:DEPTH]}

@@ -12,7 +12,8 @@ from engine.installation import install
 from projections.analytics.schema import migrate
 from projections.likes import Likes
 from projections.recommendations.co_occurrence import rank_categories
-from projections.recommendations.model import Weighing
+from projections.recommendations.model import MOST_WATCHED, Weighing
+from projections.recommendations.turns import PART
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +31,35 @@ SELECT lpad(to_hex(n), 32, '0')::uuid, 'owner-' || mod(n, 1000), 'category-' || 
        %(now)s - random() * interval '300 days'
 FROM generate_series(0, %(videos)s - 1) AS n
 """
-BARE = b"DROP INDEX analytics.engaged_latest, analytics.engaged_watched, analytics.engaged_turns"
-# One in five likes what it has watched; some videos are far more watched than others.
+# One in five likes what it has watched; some videos are far more watched than others. Each user has
+# one of each span of popularity, in turns, and so none twice.
 ENGAGED = b"""
-INSERT INTO analytics.engaged (viewer, video_id, watched_at, liked_at, turn, watch_paired_at,
-                               like_paired_at)
-SELECT 'user-' || mod(n, %(users)s),
-       lpad(to_hex(floor(%(videos)s * random() ^ 3)::int), 32, '0')::uuid,
-       at, CASE WHEN mod(n / %(users)s, 5) = 0 THEN at END,
-       n / %(users)s + 1, at, CASE WHEN mod(n / %(users)s, 5) = 0 THEN at END
-FROM (SELECT n, %(now)s - random() * interval '90 days' AS at
-      FROM generate_series(0, %(engagements)s - 1) AS n) AS drawn
-ON CONFLICT DO NOTHING
+INSERT INTO analytics.engaged (viewer, video_id, watched_at, liked_at, turn)
+SELECT 'user-' || u, lpad(to_hex(
+           floor((%(videos)s - %(each)s) * ((place + random()) / %(each)s) ^ 3)::int + place
+       ), 32, '0')::uuid, at, CASE WHEN mod(k, 5) = 0 THEN at END, k + 1
+FROM generate_series(0, %(each)s - 1) AS k, generate_series(0, %(users)s - 1) AS u,
+     LATERAL (SELECT mod(k + u, %(each)s) AS place, %(now)s - (1 - (k + random()) / %(each)s)
+                                                     * interval '90 days' AS at) AS drawn
 """
-INDEXES = b"""
-CREATE INDEX engaged_latest ON analytics.engaged (viewer, engaged_at DESC);
-CREATE INDEX engaged_watched ON analytics.engaged (viewer, watched_at DESC)
-    WHERE watched_at IS NOT NULL;
-CREATE INDEX engaged_turns ON analytics.engaged (viewer, turn) WHERE turn IS NOT NULL
+VIEWERS = b"""
+WITH turns AS (
+    SELECT *, ((turn - 1) / %(part)s)::int AS part,
+           extract(epoch FROM watched_at)::float8 AS watched,
+           extract(epoch FROM liked_at)::float8 AS liked
+    FROM analytics.engaged),
+earlier AS (
+    INSERT INTO analytics.earlier_turns
+    SELECT viewer, part, array_agg(video_id ORDER BY turn), array_agg(watched ORDER BY turn),
+           array_agg(NULL::float8), array_agg(liked ORDER BY turn)
+    FROM turns WHERE part < %(parts)s GROUP BY viewer, part)
+INSERT INTO analytics.viewers
+SELECT viewer, date_trunc('hour', max(watched_at), 'UTC'), 1, %(parts)s,
+       array_agg(video_id ORDER BY turn), array_agg(watched ORDER BY turn),
+       array_agg(NULL::float8), array_agg(liked ORDER BY turn),
+       (array_agg(video_id ORDER BY turn DESC))[:%(watched)s],
+       (array_agg(watched ORDER BY turn DESC))[:%(watched)s]
+FROM turns WHERE part >= %(parts)s GROUP BY viewer
 """
 # Between the number that pruning leaves and the one at which it begins.
 LISTS = b"""
@@ -89,16 +101,24 @@ SELECT video_id, viewer, row_number() OVER () FROM analytics.engaged WHERE liked
 
 def fill_engagements(url: str, size: Size, now: datetime, weighing: Weighing) -> None:
     """Evenly over 90 days until `now`; every video has nearly all the neighbours that it may."""
-    given = {"now": now, "most": weighing.neighbours, **asdict(size)}
+    each = size.engagements // size.users
+    given = {
+        "now": now,
+        "most": weighing.neighbours,
+        "each": each,
+        "part": PART,
+        "parts": max(each // PART - 1, 0),
+        "watched": MOST_WATCHED,
+        **asdict(size),
+    }
     with psycopg.connect(url, autocommit=True) as conn:
         migrate(conn)
         install(conn, [Likes()])
         conn.execute(b"SET work_mem = '256MB'; SET synchronous_commit = off; SELECT setseed(0.5)")
-        conn.execute(BARE)
         for what, statement in (
             ("videos", VIDEOS),
             ("engagements", ENGAGED),
-            ("their indexes", INDEXES),
+            ("viewers", VIEWERS),
             ("lists of neighbours", LISTS),
             ("deltas", DELTAS),
             ("totals", ENGAGEMENT),

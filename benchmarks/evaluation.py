@@ -137,6 +137,22 @@ class Contender(Protocol):
         """Return ten videos by each name, or fewer; what the user has seen is not among them."""
 
 
+class CatalogContender:
+    """Knows which videos there are, and learns nothing from what happens."""
+
+    def __init__(self) -> None:
+        self.videos: list[UUID] = []
+
+    def publish(self, film: Film) -> None:
+        self.videos.append(film.video_id)
+
+    def take(self, event: Event) -> None:
+        """What happens makes no difference."""
+
+    def fit(self, at: datetime) -> None:
+        """There is nothing to learn."""
+
+
 def rankings(
     history: History,
     questions: Sequence[Question],

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import psycopg
 
@@ -24,6 +25,15 @@ from infra.http.auth import mint_token
 LIKE, NOOP = "like, all in one process", "no-op POST, same process"
 CRUD, CRUD_TIGHT = "like, CRUD with outbox as planned", "like, CRUD as tight as it goes"
 APART = "like, projections in another process"
+LIMITED = "like, rate limits on"
+# So high that nobody ever meets them: what is measured is the looking.
+HIGH = "60000000/1000000"
+LIMITS: dict[str, Any] = {
+    "RATE_LIMITS": "on",
+    "RATE_LIMIT_WRITE": HIGH,
+    "QUOTA_LIKED_VIDEOS_PER_MINUTE": "10000000",
+}
+CPU_NOTE, CPU_UNIT = "server CPU µs", "requests/s of server CPU"
 PATHS = [f"/videos/{video}/like" for video in VIDEOS]
 CATCH_UP_SECONDS = 120.0
 
@@ -104,7 +114,7 @@ class Clients:
         notes = {
             "p50 ms": report.p50_ms,
             "p99 ms": report.p99_ms,
-            "server CPU µs": (served.cpu_seconds() - cpu) / report.answered * 1e6,
+            CPU_NOTE: (served.cpu_seconds() - cpu) / report.answered * 1e6,
             "load CPU %": report.cpu_share * 100,
         }
         return (report.rate, notes), report.answered
@@ -118,6 +128,7 @@ def run(bench: Bench) -> list[Comparison]:
     clients = Clients(tokens, bench.size(2, 1) / 2, bench.size(5, 1))
     with ExitStack() as stack:
         one = stack.enter_context(backlot(bench, secret, "one"))
+        limited = stack.enter_context(backlot(bench, secret, "limited", **LIMITS))
         apart = stack.enter_context(backlot(bench, secret, "apart", apart=True))
         planned = stack.enter_context(crud(bench, secret, "crud"))
         tight = stack.enter_context(crud(bench, secret, "crud-tight", tight=True))
@@ -126,6 +137,7 @@ def run(bench: Bench) -> list[Comparison]:
             {
                 NOOP: lambda number: clients.noop(one, number),
                 LIKE: lambda number: clients.like(one, number),
+                LIMITED: lambda number: clients.like(limited, number),
                 CRUD: lambda number: clients.like(planned, number),
                 CRUD_TIGHT: lambda number: clients.like(tight, number),
                 APART: lambda number: clients.like(apart, number),
@@ -138,7 +150,21 @@ def run(bench: Bench) -> list[Comparison]:
         Comparison("like", "requests/s", sides[LIKE], sides[CRUD], at_least=4),
         Comparison("like", "requests/s", sides[LIKE], sides[CRUD_TIGHT]),
         Comparison("like", "requests/s", sides[APART], sides[LIKE]),
+        cost_of_limits("like", measured[LIMITED], measured[LIKE]),
     ]
+
+
+Rounds = list[tuple[float, dict[str, float]]]
+
+
+def cost_of_limits(benchmark: str, limited: Rounds, free: Rounds) -> Comparison:
+    """How many likes a second of the server's CPU is good for, with limits and without."""
+
+    def per_second(name: str, rounds: Rounds) -> Side:
+        return Side(name, [1e6 / notes[CPU_NOTE] for _, notes in rounds[1:] or rounds])
+
+    ours, baseline = per_second(LIMITED, limited), per_second("like, rate limits off", free)
+    return Comparison(benchmark, CPU_UNIT, ours, baseline, at_least=0.95)
 
 
 def side(name: str, rounds: list[tuple[float, dict[str, float]]]) -> Side:

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any, Protocol
 from uuid import UUID
 
-from benchmarks.evaluation import Contender, Question, Ranking
+from benchmarks.evaluation import CatalogContender, Contender, Question, Ranking
 from benchmarks.history import ENGAGEMENT, Event, Film
 from benchmarks.measures import DEPTH
 
@@ -27,26 +27,17 @@ MOST_VIDEOS = 5_000
 """EASE inverts a matrix of so many videos at most, those with the most users."""
 
 
-class Chance:
+class Chance(CatalogContender):
     """Videos that the user has not seen, drawn evenly."""
 
     names = (CHANCE,)
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self._chance = Random(seed)
-        self._videos: list[UUID] = []
-
-    def publish(self, film: Film) -> None:
-        self._videos.append(film.video_id)
-
-    def take(self, event: Event) -> None:
-        """What happens makes no difference."""
-
-    def fit(self, at: datetime) -> None:
-        """There is nothing to learn."""
 
     def rank(self, question: Question) -> Mapping[str, Ranking]:
-        left = [video for video in self._videos if video not in question.seen]
+        left = [video for video in self.videos if video not in question.seen]
         return {CHANCE: self._chance.sample(left, min(DEPTH, len(left)))}
 
 

@@ -51,10 +51,10 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """The caller's environment without any Backlot setting but these."""
+    """The caller's environment without any Backlot setting but these; nothing is limited."""
     own = Settings.variables()
     kept = {name: value for name, value in os.environ.items() if name not in own}
-    return {**kept, "PYTHONPATH": str(ROOT), **settings}
+    return {**kept, "PYTHONPATH": str(ROOT), "RATE_LIMITS": "off", **settings}
 
 
 def free_port() -> int:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID, uuid5
 
 import uvloop
@@ -25,8 +25,9 @@ from engine.messages import IncomingMessage, RawMessage, Sink
 from infra.settings import Settings
 from projections import integration_events
 from projections.likes import LikedVideo, Likes
+from projections.recommendations.attention import attention_of
 from projections.recommendations.blend import blend
-from projections.recommendations.candidates import candidates_for
+from projections.recommendations.candidates import material_for
 from projections.recommendations.co_occurrence import rank_categories
 from projections.recommendations.model import (
     DescribedVideo,
@@ -56,11 +57,23 @@ TOPICS: Mapping[Kind, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the product makes for a user: its material, what trends, and the blend, best first."""
+    """What the product makes for a user: its material, what trends, and the blend, best first.
+
+    What trends may be more than was asked for.
+    """
 
     material: Material
     trending: Sequence[Ranked]
     blended: Sequence[RankedVideo]
+
+
+class Trends(NamedTuple):
+    """What trended at a time: the first `most` of the week, and those of the month."""
+
+    at: datetime
+    most: int
+    week: Sequence[Ranked]
+    month: Sequence[Ranked]
 
 
 class StandingLikes(Likes):
@@ -103,6 +116,7 @@ class Product:
         self._numbers = count()
         self._stored = 0
         self._analyze_at = ANALYZE_AFTER
+        self._trends: Trends | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> Product:
@@ -148,12 +162,26 @@ class Product:
 
     async def _ask(self, user: str, at: datetime, most: int) -> Answer:
         conn = self._queries
-        trending = await self._trending.rank(conn, Window.WEEK, limit=most, now=at)
-        monthly = await self._trending.rank(conn, Window.MONTH, limit=MOST, now=at)
+        trends = self._trends = await self._trends_of(at, most)
         profile = await profile_of(conn, self._likes, conn, user)
-        candidates = await candidates_for(conn, profile, monthly, weighing=self.weighing)
-        material = Material(profile, candidates, self._described)
-        return Answer(material, trending, blend(material, limit=len(candidates)))
+        attention = await attention_of(conn, self.weighing)
+        found = await material_for(conn, profile, trends.month, attention, weighing=self.weighing)
+        material = replace(found, described=self._described)
+        return Answer(material, trends.week, blend(material, limit=len(material.candidates)))
+
+    async def _trends_of(self, at: datetime, most: int) -> Trends:
+        """Rank, unless the last question was of the same time; with room for those to come."""
+        before, conn = self._trends, self._queries
+        if before is not None and before.at == at and before.most >= most:
+            return before
+        if before is not None and before.at == at:
+            most *= 2
+        return Trends(
+            at,
+            most,
+            await self._trending.rank(conn, Window.WEEK, limit=most, now=at),
+            await self._trending.rank(conn, Window.MONTH, limit=MOST, now=at),
+        )
 
     def _store(self, until: datetime) -> None:
         """Store what happened before a time, as the consumers would."""

@@ -30,11 +30,20 @@ FROM unnest(%s::uuid[]) WITH ORDINALITY AS v (id, number)
 """
 # Some videos are watched by far more people than others.
 SEEN = """
-INSERT INTO analytics.engaged (viewer, video_id, watched_at)
-SELECT 'viewer-' || viewer, (%s::uuid[])[1 + floor(%s * random() ^ 2)],
-       %s - random() * interval '30 days'
-FROM generate_series(0, %s - 1) AS viewer, generate_series(1, %s) AS n
-ON CONFLICT DO NOTHING
+WITH seen AS (
+    INSERT INTO analytics.engaged (viewer, video_id, watched_at, turn)
+    SELECT viewer, video_id, at, row_number() OVER (PARTITION BY viewer ORDER BY at)
+    FROM (SELECT DISTINCT ON (1, 2) 'viewer-' || viewer AS viewer,
+                 (%s::uuid[])[1 + floor(%s * random() ^ 2)] AS video_id,
+                 %s - random() * interval '30 days' AS at
+          FROM generate_series(0, %s - 1) AS viewer, generate_series(1, %s) AS n) AS drawn
+    RETURNING *)
+INSERT INTO analytics.viewers
+SELECT viewer, date_trunc('hour', max(watched_at), 'UTC'), 1, 0, array_agg(video_id ORDER BY turn),
+       array_agg(extract(epoch FROM watched_at) ORDER BY turn),
+       array_agg(NULL::float8), array_agg(NULL::float8), array_agg(video_id ORDER BY turn DESC),
+       array_agg(extract(epoch FROM watched_at) ORDER BY turn DESC)
+FROM seen GROUP BY viewer
 """
 
 

@@ -242,6 +242,8 @@ async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> 
     execute = await executor(request)
     if (repeated := await execute.recall()) is not None:
         return repeated
+    if execute.services.quotas is not None:
+        await execute.services.quotas.comment(execute.actor)
     text = await _new_text(execute, video_id, body)
     return await execute(PostComment(uuid4(), text), status=201)
 

@@ -11,23 +11,19 @@ from uuid import UUID, uuid4, uuid5
 
 from fastapi import Depends, Request, Response
 
+from commands.rate_limits import Quotas
 from domain.errors import DomainError
 from domain.model import Origin
 from domain.moderation import NO_WORDS, WatchedWords
 from domain.upload import VideoViewer
 from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
+from engine.reservations import Reservations
 from engine.telemetry import Telemetry
 from engine.viewers import ViewerKeys
-from infra.http.app import (
-    client_address,
-    header,
-    maybe_identity,
-    request_id_of,
-    require_identity,
-    wire,
-)
+from infra.http.app import request_id_of, wire
 from infra.http.auth import Identity
+from infra.http.callers import client_address, header, maybe_identity, require_identity
 from infra.http.problems import Problem
 from infra.http.shapes import Wire, encode_position
 from infra.objects.port import ObjectStore
@@ -45,8 +41,9 @@ class Services:
     """What the routers of the command API stand on; made by the wiring.
 
     `projections` are the names of the read models. `ending` has the uploads that a request of this
-    process is about to complete or abort. Without `viewers` only users may watch. Comments with
-    `watched_words` wait for approval.
+    process is about to complete or abort. Without `viewers` only users may watch; without `quotas`
+    and `reservations` users may do as much as they like. Comments
+    with `watched_words` wait for approval.
     """
 
     bus: CommandBus
@@ -60,6 +57,8 @@ class Services:
     finalize_wait_seconds: float
     projections: frozenset[str]
     viewers: ViewerKeys | None = None
+    quotas: Quotas | None = None
+    reservations: Reservations | None = None
     watched_words: WatchedWords = NO_WORDS
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
 

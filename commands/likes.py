@@ -79,17 +79,23 @@ answers: dict[str, Any] = {
 
 @router.post("/videos/{video_id}/like", summary="Like, or take the like back", **answers)
 async def toggle_like(video_id: UUID, request: Request) -> Response:
-    execute = await executor(request)
-    return await execute(ChangeLike(video_id, execute.actor, Wish.TOGGLE, execute.viewer))
+    return await _change(video_id, Wish.TOGGLE, request)
 
 
 @router.put("/videos/{video_id}/like", summary="Like", **answers)
 async def like(video_id: UUID, request: Request) -> Response:
-    execute = await executor(request)
-    return await execute(ChangeLike(video_id, execute.actor, Wish.LIKE, execute.viewer))
+    return await _change(video_id, Wish.LIKE, request)
 
 
 @router.delete("/videos/{video_id}/like", summary="Take the like back", **answers)
 async def unlike(video_id: UUID, request: Request) -> Response:
+    return await _change(video_id, Wish.UNLIKE, request)
+
+
+async def _change(video_id: UUID, wish: Wish, request: Request) -> Response:
     execute = await executor(request)
-    return await execute(ChangeLike(video_id, execute.actor, Wish.UNLIKE, execute.viewer))
+    command = ChangeLike(video_id, execute.actor, wish, execute.viewer)
+    quotas = execute.services.quotas
+    if quotas is not None and wish is not Wish.UNLIKE:
+        await quotas.like(execute.actor, command.likes_id)
+    return await execute(command)

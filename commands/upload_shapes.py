@@ -62,9 +62,7 @@ class UploadStarted(UploadBegun):
 class PartNumbers(RequestBody):
     """Of which parts the URLs are wanted."""
 
-    numbers: Annotated[
-        list[PartNumber], Field(min_length=1, max_length=1_000, examples=[[101, 102]])
-    ]
+    numbers: Annotated[list[PartNumber], Field(min_length=1, max_length=100, examples=[[101, 102]])]
 
 
 class PartUrls(Wire):

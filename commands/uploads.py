@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from commands.endpoint import TOKEN_FIRST, Execute, Reply, executor
+from commands.endpoint import TOKEN_FIRST, Execute, KeptAnswer, Reply, executor
 from commands.queries import (
     FindCompletion,
     FindUpload,
@@ -42,6 +42,7 @@ from domain.errors import Conflict, DomainError, Invalid
 from domain.model import Origin
 from domain.upload import Status, Upload, object_key, part_layout
 from engine.command_bus import Aggregates, Command
+from engine.log import topics_of
 from infra.http.problems import problems
 from infra.metrics import counter, histogram
 from infra.objects.port import (
@@ -61,6 +62,12 @@ R = TypeVar("R")
 
 FIRST_URLS = 100
 ENDED: frozenset[Status | None] = frozenset({Status.ABORTED, Status.EXPIRED, Status.REMOVED})
+ENDS = [
+    topic
+    for event in (Upload.Completed, Upload.Aborted, Upload.Expired)
+    for topic in topics_of(event)
+]
+"""What the events are called that end an upload."""
 FIRST_PAUSE_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 0.2
 
@@ -197,20 +204,32 @@ router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=TOKEN_FIRST
 )
 async def start_upload(body: StartUploadBody, request: Request) -> Response:
     execute = await executor(request)
-    begun = await execute.kept(UploadBegun)
-    if begun is None:
-        command = await _prepared(body, execute)
-        begun = await execute.keep(command, UploadBegun, status=201)
+    begun = await execute.kept(UploadBegun) or await _begin(body, execute)
     facts = await execute.value(FindUpload(begun.facts.upload_id))
     return begun.told(UploadStarted(**begun.facts.model_dump(), parts=_first_urls(facts, execute)))
 
 
-async def _prepared(body: StartUploadBody, execute: Execute) -> StartUpload:
-    """Return the command that begins an upload; the object store is ready for it."""
+async def _begin(body: StartUploadBody, execute: Execute) -> KeptAnswer[UploadBegun]:
+    """Begin an upload within what its owner may have; raise QuotaExceeded, and Invalid."""
     services = execute.services
     if body.size_bytes > services.max_upload_bytes:
         raise Invalid(f"`sizeBytes`: at most {services.max_upload_bytes} bytes.", field="sizeBytes")
-    upload_id = uuid4()
+    upload_id, reservations = uuid4(), services.reservations
+    async with AsyncExitStack() as stack:
+        if reservations is not None:
+            held = reservations.hold(upload_id, execute.actor, body.size_bytes)
+            await stack.enter_async_context(held)
+        command = await _prepared(upload_id, body, execute)
+        begun = await execute.keep(command, UploadBegun, status=201)
+    if reservations is not None and begun.facts.upload_id != upload_id:
+        # A repeat that came at the same time was first.
+        await reservations.release(upload_id)
+    return begun
+
+
+async def _prepared(upload_id: UUID, body: StartUploadBody, execute: Execute) -> StartUpload:
+    """Return the command that begins an upload; the object store is ready for it."""
+    services = execute.services
     part_bytes, count = part_layout(body.size_bytes, services.part_size_bytes)
     answer = UploadBegun(
         upload_id=upload_id,

@@ -18,7 +18,7 @@ from psycopg import Connection, Cursor
 
 
 class LockClass(IntEnum):
-    """The first number: what a lock is about. Five of them spell a word in ASCII."""
+    """The first number: what a lock is about. Most of them spell a word in ASCII."""
 
     LOG = 0x6C6F67
     """The event store, by the `oid` of the events table."""
@@ -30,6 +30,8 @@ class LockClass(IntEnum):
     SEALS = 0x7365616C
     OPERATION = 0x6F706572
     """Operations of operators, by `operation_lock`."""
+    RESERVATION = 0x72657376
+    """What one user reserves, by `reservation_lock`."""
     SHARED = 7104878
     """Everything that needs no class of its own."""
 
@@ -75,6 +77,11 @@ def job_lock(job: str) -> AdvisoryLock:
 def operation_lock(operation_id: UUID) -> AdvisoryLock:
     """Return the lock of the one process that carries out this operation."""
     return AdvisoryLock(LockClass.OPERATION, operation_id.int & 0x7FFFFFFF)
+
+
+def reservation_lock(owner: str) -> AdvisoryLock:
+    """Return the lock of the one transaction that reserves something for this user."""
+    return AdvisoryLock(LockClass.RESERVATION, crc32(owner.encode()) & 0x7FFFFFFF)
 
 
 def lock(conn: Connection[Any], which: AdvisoryLock) -> None:

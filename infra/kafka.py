@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.partitioner import murmur2
 
+from infra.errors import OperatorError
 from infra.settings.adapters import KafkaSettings
 
 log = structlog.get_logger(__name__)
@@ -42,24 +43,51 @@ CHECK_SECONDS = 5.0
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
+class KafkaMisconfigured(OperatorError):
+    """The settings name certificates or keys that can't be used."""
+
+
 class KafkaAway(Exception):
     """Kafka did not take or give something in time; trying again later helps."""
 
 
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the options that aiokafka's producer and consumer share."""
-    encrypted = settings.security_protocol.endswith("SSL")
+    """Return the options that aiokafka's producer and consumer share; raise KafkaMisconfigured."""
     password = settings.sasl_password
     return {
         "bootstrap_servers": list(settings.bootstrap_servers),
         "client_id": "backlot",
         "retry_backoff_ms": RETRY_MS,
         "security_protocol": settings.security_protocol,
-        "ssl_context": ssl.create_default_context() if encrypted else None,
+        "ssl_context": trust(settings) if settings.encrypted else None,
         "sasl_mechanism": settings.sasl_mechanism,
         "sasl_plain_username": settings.sasl_username,
         "sasl_plain_password": None if password is None else password.get_secret_value(),
     }
+
+
+def trust(settings: KafkaSettings) -> ssl.SSLContext:
+    """Return who vouches for the brokers (the system's, or the CA of the settings), and who we are.
+
+    The brokers' names are checked against their certificates. Raise KafkaMisconfigured where a
+    file can't be read or is none of its kind.
+    """
+    password = settings.ssl_key_password
+    try:
+        context = ssl.create_default_context(cafile=settings.ssl_ca_file)
+        if settings.ssl_cert_file is not None:
+            # Without a password, OpenSSL would ask at the terminal for that of an encrypted key.
+            context.load_cert_chain(
+                settings.ssl_cert_file,
+                settings.ssl_key_file,
+                "" if password is None else password.get_secret_value(),
+            )
+    except (OSError, ValueError) as error:
+        files = filter(None, (settings.ssl_ca_file, settings.ssl_cert_file, settings.ssl_key_file))
+        raise KafkaMisconfigured(
+            f"KAFKA_SSL_*: {', '.join(map(str, files))} can't be used: {_reason(error)}"
+        ) from error
+    return context
 
 
 class Outgoing(NamedTuple):

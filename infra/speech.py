@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from infra import whisper
 from infra.cancellation import to_the_end
+from infra.environment import bare_environment
 from infra.errors import OperatorError
 from infra.language.detector import iso_639_1
 from infra.settings.adapters import SpeechSettings
@@ -190,9 +191,12 @@ class ProgramExit:
 
 
 async def run_program(*command: str) -> ProgramExit:
-    """Run a program to its end; one that is cancelled is killed. Raise OSError, not found."""
+    """Run a program to its end; one that is cancelled is killed. Raise OSError, not found.
+
+    It reads what strangers send, so it gets none of the settings in its environment.
+    """
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
+        *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=bare_environment()
     )
     try:
         output, errors = await process.communicate()

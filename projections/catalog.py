@@ -142,6 +142,10 @@ SELECT upload_id AS video_id, owner, status, title, description, category, compl
        completed_position, duration_seconds, spoken_language, visibility
 FROM {schema}.uploads WHERE
 """
+HAS_CATEGORY: LiteralString = """
+SELECT FROM {schema}.uploads WHERE category = %s AND completed_position IS NOT NULL
+    AND visibility = 'public' LIMIT 1
+"""
 PUBLIC: LiteralString = "visibility = 'public'"
 """What ranks, recommends or searches adds this to its conditions."""
 
@@ -225,6 +229,11 @@ class Catalog(Projection):
         query = VIDEOS + "completed_position IS NOT NULL AND upload_id = ANY (%s)"
         rows = await fetch_as(conn, VideoRow, self.sql(query), (list(ids),))
         return {row.video_id: row for row in rows}
+
+    async def has_category(self, conn: AsyncConnection[TupleRow], category: str) -> bool:
+        """Return whether any video is of this category."""
+        cursor = await conn.execute(self.sql(HAS_CATEGORY), (category,))
+        return bool(await cursor.fetchall())
 
     async def page(
         self,

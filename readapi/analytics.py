@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -12,8 +13,10 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import Field
 
 from engine.freshness import Freshness
-from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, require_known, wire
+from infra.cache import CachedValue
+from infra.http.app import TOKEN_OPTIONAL, wire
 from infra.http.auth import MODERATORS, Identity
+from infra.http.callers import MaybeCaller, require_known
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Video, Wire
 from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range
@@ -210,6 +213,11 @@ async def _get_ranking(
     Where it has what the catalog does not list any more, those behind take its place. Raise
     ReadModelBehind, AnalyticsUnavailable and ReadModelUnavailable.
     """
+    if category is not None:
+        async with queries.reading(fresh, queries.catalog) as conn:
+            if not await queries.catalog.has_category(conn, category):
+                # Whoever makes up categories fills no cache and has nothing counted.
+                return CachedValue((), datetime.now(UTC), None), False, []
     gone: set[UUID] = set()
     shown: Shown | None = None
     while True:

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator
 
 from domain.upload import CommentPolicy
-from infra.http.app import TOKEN_OPTIONAL, Caller, MaybeCaller, require_known, wire
+from infra.http.app import TOKEN_OPTIONAL, wire
+from infra.http.callers import Caller, MaybeCaller, require_known
 from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part

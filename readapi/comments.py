@@ -24,15 +24,9 @@ from redis.asyncio import Redis
 from domain.moderation import Standing
 from engine.freshness import Freshness
 from infra.cache import OptionalRedis
-from infra.http.app import (
-    TOKEN_OPTIONAL,
-    MaybeCaller,
-    header,
-    request_id_of,
-    require_identity,
-    wire,
-)
+from infra.http.app import TOKEN_OPTIONAL, request_id_of, wire
 from infra.http.auth import Identity
+from infra.http.callers import MaybeCaller, header, require_identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Comment
 from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING, UNPAID

@@ -27,7 +27,9 @@ from starlette.types import Receive, Scope, Send
 from domain.upload import VideoViewer
 from engine.freshness import Pool
 from infra.cancellation import cancel
-from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, header, hot, wire
+from infra.http.addresses import subscriber
+from infra.http.app import TOKEN_OPTIONAL, hot, wire
+from infra.http.callers import MaybeCaller, client_address, header
 from infra.http.problems import Problem, problems
 from infra.http.shapes import LikeState
 from infra.metrics import counter, gauge
@@ -120,12 +122,24 @@ LIVE_WATCHERS = gauge(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class LiveLimits:
+    """How many streams one user, and one address, may have open in this process."""
+
+    per_user: int = MAX_WATCHERS
+    per_address: int = MAX_WATCHERS
+
+
 @dataclass(eq=False)
 class Watch:
-    """One client's view of one video: the newest count or its end, and whether that was told."""
+    """One client's view of one video: the newest count or its end, and whether that was told.
+
+    `slots` are the names under which the stream is counted.
+    """
 
     video_id: UUID
     viewer: VideoViewer
+    slots: tuple[str, ...] = ()
     count: int | None = None
     removed: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -134,11 +148,15 @@ class Watch:
 class LiveCounts:
     """Looks at all watched videos together, a few times a second, while anybody watches."""
 
-    def __init__(self, pool: Pool, catalog: Catalog, counts: LikeCounts) -> None:
+    def __init__(
+        self, pool: Pool, catalog: Catalog, counts: LikeCounts, limits: LiveLimits | None = None
+    ) -> None:
         self._pool = pool
         self._catalog = catalog
         self._counts = counts
+        self._limits = limits or LiveLimits()
         self._watches: set[Watch] = set()
+        self._slots: dict[str, int] = {}
         self._poller: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
 
@@ -150,17 +168,40 @@ class LiveCounts:
         if self._poller is not None:
             await cancel(self._poller)
 
-    def watch(self, video_id: UUID, viewer: VideoViewer) -> Watch:
-        """Begin to follow a video; raise Problem 503 when too many clients do."""
+    def watch(self, video_id: UUID, viewer: VideoViewer, address: str = "") -> Watch:
+        """Begin to follow a video; `leave` has to end it.
+
+        Raise Problem 503 when too many clients do, 429 when the user or the address has as many
+        streams as one may.
+        """
         if len(self._watches) >= MAX_WATCHERS or self._closing.is_set():
             detail = "Too many clients follow counts here; ask for the count now and then instead."
             raise Problem(503, "unavailable", detail, headers={"Retry-After": "30"})
-        watch = Watch(video_id, viewer)
+        slots = {f"address {address}": self._limits.per_address}
+        if viewer.user_id is not None:
+            slots[f"user {viewer.user_id}"] = self._limits.per_user
+        if any(self._slots.get(name, 0) >= most for name, most in slots.items()):
+            detail = "So many streams are open already from here; close some, or share one."
+            raise Problem(429, "too-many-streams", detail, headers={"Retry-After": "30"})
+        watch = Watch(video_id, viewer, tuple(slots))
+        for name in slots:
+            self._slots[name] = self._slots.get(name, 0) + 1
         self._watches.add(watch)
         LIVE_WATCHERS.set(len(self._watches))
         if self._poller is None:
             self._poller = asyncio.create_task(self._poll())
         return watch
+
+    def leave(self, watch: Watch) -> None:
+        """Give the client's place to others; once is enough."""
+        if watch not in self._watches:
+            return
+        self._watches.discard(watch)
+        LIVE_WATCHERS.set(len(self._watches))
+        for name in watch.slots:
+            self._slots[name] -= 1
+            if not self._slots[name]:
+                del self._slots[name]
 
     async def stream(self, watch: Watch) -> AsyncGenerator[bytes, None]:
         """Yield the events of a client until it goes, or the server stops.
@@ -183,8 +224,7 @@ class LiveCounts:
                 if watch.count is not None and not self._closing.is_set():
                     yield _event("likes", {"likesCount": watch.count})
         finally:
-            self._watches.discard(watch)
-            LIVE_WATCHERS.set(len(self._watches))
+            self.leave(watch)
 
     async def _poll(self) -> None:
         try:
@@ -229,22 +269,29 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
         "and a last one, `removed`, when the video is, or is private by now",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
-    **problems(401, 404, 422, 503),
+    **problems(401, 404, 422, 429, 503),
 }
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; their source is closed however the answer ends, also after a HEAD."""
+    """Server-sent events of one client, whose place is free however the answer ends.
+
+    That is also after a HEAD, and where the client was gone before the first event.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
-        super().__init__(events, headers=headers)
-        self._events = events
+    def __init__(self, live: LiveCounts, watch: Watch, headers: Mapping[str, str]) -> None:
+        self._live, self._watch = live, watch
+        self._events = live.stream(watch)
+        super().__init__(self._events, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events):
-            await super().__call__(scope, receive, send)
+        try:
+            async with aclosing(self._events):
+                await super().__call__(scope, receive, send)
+        finally:
+            self._live.leave(self._watch)
 
 
 # What makes an answer depend on more than the counter.
@@ -291,9 +338,12 @@ async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCal
     openapi_extra=TOKEN_OPTIONAL,
     summary="Follow the number of likes as it changes",
 )
-async def follow(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCaller) -> EventStream:
+async def follow(
+    video_id: UUID, request: Request, queries: Read, fresh: Fresh, caller: MaybeCaller
+) -> EventStream:
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
         await require_video(queries, conn, video_id, caller)
     live = queries.live
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventStream(live.stream(live.watch(video_id, viewer_of(caller))), headers)
+    address = subscriber(client_address(request.scope))
+    return EventStream(live, live.watch(video_id, viewer_of(caller), address), headers)

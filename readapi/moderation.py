@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query, Response
 from psycopg import AsyncConnection
 
 from domain.moderation import ReportReason, Standing, ThingKind
-from infra.http.app import Caller, Moderator, wire
+from infra.http.app import wire
+from infra.http.callers import Caller, Moderator
 from infra.http.problems import problems
 from infra.http.shapes import Comment, Time, Wire
 from projections.catalog import VideoRow

@@ -21,8 +21,9 @@ from engine.connections import Backoff, in_thread
 from engine.event_store import GroupCommitRecorder
 from engine.log import MAPPER
 from engine.subscription import woken
-from infra.http.app import Admin, wire
+from infra.http.app import wire
 from infra.http.auth import Authenticator, RevokedTokens
+from infra.http.callers import Admin
 from infra.http.problems import problems
 from infra.http.shapes import RevokedToken
 from readapi.queries import (

@@ -15,10 +15,13 @@ COMPOSE_FILE = PROJECT / "docker-compose.yml"
 # What `.env` has to hold, as the file itself says.
 SECRETS = {
     "POSTGRES_PASSWORD": "of-postgres",
+    "POSTGRES_APP_PASSWORD": "of-the-running-user",
     "REDIS_PASSWORD": "of-redis",
-    "MINIO_ROOT_PASSWORD": "of-minio-root",
-    "MINIO_PASSWORD": "of-minio",
     "JWT_SECRET": "a secret that signs tokens in tests only",
+    "S3_ACCESS_KEY_ID": "GK0123456789abcdef01234567",
+    "S3_SECRET_ACCESS_KEY": "0123456789abcdef" * 4,
+    "GARAGE_RPC_SECRET": "fedcba9876543210" * 4,
+    "GARAGE_ADMIN_TOKEN": "of-garage-s-operators",
 }
 VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?:(?P<how>:?[-?])(?P<rest>[^}]*))?\})")
 DURATION = re.compile(r"(\d+)(ms|s|m|h)")
@@ -70,9 +73,9 @@ class Service:
         return dict(found)
 
     @property
-    def is_backlot(self) -> bool:
-        """Whether it is a role of this program, not a server beside it."""
-        return "build" in self.given
+    def is_role(self) -> bool:
+        """Whether it runs a part of this program, and is no server beside it nor a preparation."""
+        return "BACKLOT_ROLES" in self.environment
 
     @property
     def words(self) -> list[str]:
@@ -111,7 +114,7 @@ class Composition:
     @property
     def roles(self) -> dict[str, Service]:
         """The services of this program, by their role."""
-        mine = (service for service in self.services.values() if service.is_backlot)
+        mine = (service for service in self.services.values() if service.is_role)
         return {service.environment["BACKLOT_ROLES"]: service for service in mine}
 
 

@@ -31,7 +31,7 @@ pytest_plugins = ["tests.leftovers"]
 hypothesis.settings.register_profile("backlot", deadline=None)
 hypothesis.settings.load_profile("backlot")
 
-OWN_VARIABLES = tuple(Settings.variables())
+OWN_VARIABLES = (*Settings.variables(), *Settings.files())
 ROOM = 2**30
 TIERS = ("e2e", "integration", "unit")
 _numbers = count(1)

@@ -42,12 +42,17 @@ class Proxy:
 
 
 @contextmanager
-def running_nginx(folder: Path, upstreams: Mapping[str, str]) -> Iterator[Proxy]:
-    """nginx in front of these servers: host:port by the name of their upstream."""
+def running_nginx(
+    folder: Path, upstreams: Mapping[str, str], changes: Mapping[str, str] | None = None
+) -> Iterator[Proxy]:
+    """nginx in front of these servers: host:port by the name of their upstream.
+
+    `changes` are texts of its configuration and what stands there instead, such as lower limits.
+    """
     program = requires("nginx")
     folder.mkdir(parents=True, exist_ok=True)
     ports = {given: str(unused_port()) for given in (API, MEDIA, ITSELF)}
-    _configure(folder, upstreams, ports)
+    _configure(folder, upstreams, ports, changes or {})
     with (folder / "nginx.log").open("wb") as log:
         command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", DIRECTIVES]
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -60,8 +65,16 @@ def running_nginx(folder: Path, upstreams: Mapping[str, str]) -> Iterator[Proxy]
             process.wait(10)
 
 
-def _configure(folder: Path, upstreams: Mapping[str, str], ports: Mapping[str, str]) -> None:
+def _configure(
+    folder: Path,
+    upstreams: Mapping[str, str],
+    ports: Mapping[str, str],
+    changes: Mapping[str, str],
+) -> None:
     text = CONFIGURATION.read_text().replace("/tmp/", f"{folder}/")
+    for found, instead in changes.items():
+        assert found in text, f"nginx.conf has no {found}"
+        text = text.replace(found, instead)
     text = text.replace("worker_processes auto", "worker_processes 1")
     for given, port in ports.items():
         text, count = re.subn(rf"listen {given};", f"listen 127.0.0.1:{port};", text)

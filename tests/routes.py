@@ -82,9 +82,9 @@ ROUTES: tuple[Line, ...] = (
     Line("GET /videos/{video_id}/comments", ANYBODY),
     Line("PATCH /comments/{comment_id}", OWNER, body={"content": "Nicer rain"}),
     Line("DELETE /comments/{comment_id}", OWNER | MODERATORS, spends=True),
-    # Moderation. Nothing is held or removed that could be shown.
-    Line("POST /comments/{comment_id}/restore", MODERATORS, 409),
-    Line("POST /comments/{comment_id}/approve", MODERATORS, 409),
+    # Moderation.
+    Line("POST /comments/{comment_id}/restore", OWNER | MODERATORS),
+    Line("POST /comments/{comment_id}/approve", OWNER | MODERATORS),
     Line("POST /comments/{comment_id}/report", TOKEN, 202, body={"reason": "spam"}),
     Line("POST /videos/{video_id}/report", TOKEN, 202, body={"reason": "spam"}),
     Line("GET /moderation/reports", MODERATORS),
@@ -116,7 +116,7 @@ ROUTES: tuple[Line, ...] = (
     ),
     Line("POST /videos/{video_id}/share", TOKEN, 202),
     # Analytics and recommendations.
-    Line("GET /videos/{video_id}/stats", ANYBODY),
+    Line("GET /videos/{video_id}/stats", OWNER | MODERATORS | AUDITORS),
     Line("GET /analytics/trending", ANYBODY),
     Line("GET /analytics/recommendations", ADMIN),
     Line("GET /recommendations", OWNER_OR_ADMIN, query={"userId": "ann"}),

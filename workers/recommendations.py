@@ -20,6 +20,7 @@ from engine.connections import ThreadedConnection, leading
 from engine.messages import IncomingMessage, MessageBatch
 from engine.schedule import Job, Outage, Run
 from engine.subscription import Subscription
+from infra.metrics import gauge
 from infra.postgres.connection import Limits, make_pool
 from infra.settings import Settings
 from infra.tasks.broker import task_queues
@@ -49,6 +50,18 @@ KINDS: Mapping[str, EngagementKind] = {
     integration_events.VIDEO_UNLIKED: EngagementKind.UNLIKED,
 }
 RANK_SECONDS = 60.0
+# Who has a snapshot or a transaction id keeps all later versions of rows alive; a vacuum does not.
+OLDEST_TRANSACTION = b"""
+SELECT coalesce(max(extract(epoch FROM now() - since)), 0)::float8
+FROM (SELECT xact_start AS since FROM pg_stat_activity
+      WHERE (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
+        AND pid <> pg_backend_pid() AND backend_type <> 'autovacuum worker'
+      UNION ALL SELECT prepared FROM pg_prepared_xacts) AS open
+"""
+OLDEST_TRANSACTION_SECONDS = gauge(
+    "backlot_database_oldest_transaction_seconds",
+    "Age of the oldest open transaction on the analytics' server, which keeps old rows alive.",
+)
 # Who has watched something within this time is active.
 ACTIVE = timedelta(days=1)
 ACTIVE_USERS = b"""
@@ -88,14 +101,24 @@ class EngagementSink:
         self._last = keep(conn, engaged, self._weighing)
 
     async def stored(self, conn: ThreadedConnection) -> None:
-        """Tell whose profiles changed; rank the categories anew once a minute."""
+        """Tell whose profiles changed; once a minute rank the categories, and look who is open."""
         last, self._last = self._last, frozenset()
         if last:
             if self._changed is not None:
                 await self._changed(last)
             if time.monotonic() - self._ranked_at >= RANK_SECONDS:
                 await conn.do(rank_categories, self._weighing)
+                OLDEST_TRANSACTION_SECONDS.set(await conn.do(oldest_transaction))
                 self._ranked_at = time.monotonic()
+
+
+def oldest_transaction(conn: Connection[TupleRow]) -> float:
+    """Return for how many seconds the oldest transaction of others is open; 0 without any.
+
+    Of other roles' transactions only a member of `pg_read_all_stats` sees anything.
+    """
+    (seconds,) = conn.execute(OLDEST_TRANSACTION).fetchone() or (0.0,)
+    return float(seconds)
 
 
 @asynccontextmanager

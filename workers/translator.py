@@ -50,16 +50,18 @@ LEAST_SHARE = 3
 def pieces(text: str, limit: int) -> list[str]:
     """Return pieces of at most `limit` characters, cut at paragraphs, lines or sentences.
 
-    They are at least a third of the limit, but for the last one, and one more than the fewest at
-    most: each costs a call. A run of characters without any place to cut at is cut at the limit.
+    They are at least a third of the limit, but for the last one. Each costs a call: there are at
+    most one more than pieces of two thirds of the limit would be. A run of characters without any
+    place to cut at is cut at the limit.
     """
     found = []
-    start, left = 0, ceil(len(text) / limit) + 1
+    usual = 2 * limit // 3
+    start, left = 0, ceil(len(text) / usual) + 1
     while len(text) - start > limit:
         left -= 1
-        # What is left after it has to fit into the pieces that are left.
-        least = max(start + limit // LEAST_SHARE, len(text) - left * limit)
-        end = _cut(text, least, start + limit)
+        # What comes after it has to fit into the pieces that are left, each of the usual length.
+        least = min(max(limit // LEAST_SHARE, len(text) - start - left * usual), usual)
+        end = _cut(text, start + least, start + limit)
         found.append(text[start:end])
         start = end
     found.append(text[start:])

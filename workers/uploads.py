@@ -1,4 +1,4 @@
-"""Ends uploads that nobody goes on with, and tells commands how videos engage.
+"""Ends uploads that nobody goes on with, or that never end, and tells commands how videos engage.
 
 Any replica may run the job. One at a time does; two at once would do no harm, because a stream
 admits one end, and what follows from it in the object store can be repeated.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -21,11 +22,12 @@ from psycopg.rows import TupleRow
 
 from commands.catalog import EngagementCounts, EngagementOf
 from commands.queries import FindUploadStatus
-from commands.uploads import ExpireUpload, FinishUpload, drop, lock_key
+from commands.uploads import ENDS, ExpireUpload, FinishUpload, drop, lock_key
 from domain.model import SystemActor
 from domain.upload import Status
 from engine.command_bus import Command, CommandBus, Lookup, Reader
 from engine.projection import ReadModels
+from engine.reservations import Allowance, Reservations
 from engine.schedule import Job, repeat
 from engine.telemetry import Views
 from infra.batcher import QueueFull
@@ -65,9 +67,9 @@ EXPIRY_RUNS = counter(
 class Expiry:
     """Expires what was started, and got its latest part, longer ago than `idle`.
 
-    Asking for a state or for part URLs does not count: it leaves nothing behind, and a part that
-    follows does. The read model names the candidates, the store says when parts arrived, and the
-    log decides.
+    What was started longer ago than `longest` expires, whatever still comes. Asking for a state or
+    for part URLs does not count: it leaves nothing behind, and a part that follows does. The read
+    model names the candidates, the store says when parts arrived, and the log decides.
     """
 
     bus: CommandBus
@@ -76,6 +78,7 @@ class Expiry:
     catalog: Catalog
     database_url: str
     idle: timedelta
+    longest: timedelta
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     run_id: str = ""
 
@@ -88,8 +91,10 @@ class Expiry:
             self.run_id = f"expiry-{uuid4()}"
             before = self.clock() - self.idle
             done: Counter[str] = Counter()
+            async for row in self._candidates(self.clock() - self.longest):
+                done[await self._tidied(str(row.upload_id), self._end(row))] += 1
             async for row in self._candidates(before):
-                done[await self._tidied(str(row.upload_id), self._end(row, before))] += 1
+                done[await self._tidied(str(row.upload_id), self._end_idle(row, before))] += 1
             for upload in await self.objects.list_uploads(before):
                 done[await self._tidied(upload.key, self._sweep(upload))] += 1
             return done
@@ -116,9 +121,10 @@ class Expiry:
                     yield row
                 last = rows[-1].upload_id
 
-    async def _end(self, row: UploadRow, before: datetime) -> str:
-        if not await self._is_idle(row, before):
-            return KEPT
+    async def _end_idle(self, row: UploadRow, before: datetime) -> str:
+        return await self._end(row) if await self._is_idle(row, before) else KEPT
+
+    async def _end(self, row: UploadRow) -> str:
         try:
             async with self.locks.hold(lock_key(row.upload_id), LOCK_SECONDS):
                 standing = await self.objects.head(row.object_key)
@@ -185,8 +191,23 @@ def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
         catalog=parts.models[Catalog],
         database_url=parts.database_url,
         idle=timedelta(days=settings.idle_days),
+        longest=timedelta(days=settings.longest_days),
     )
     yield expiry_job(expiry, settings.expiry_interval_seconds)
+
+
+async def open_reservations(parts: Parts, stack: AsyncExitStack) -> Reservations | None:
+    """Return what limits the uploads of each user; None where nothing is limited."""
+    settings = parts.settings
+    if not settings.rate_limits.on:
+        return None
+    # One upload of the largest size fits into any day.
+    per_day = max(settings.quotas.bytes_per_day, settings.uploads.max_bytes)
+    allowance = Allowance(settings.quotas.open_uploads, per_day)
+    found = Reservations(parts.database_url, ENDS, allowance, limits=parts.limits)
+    await found.open()
+    stack.push_async_callback(found.aclose)
+    return found
 
 
 def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:

@@ -82,7 +82,7 @@ class UploadApi(UserClient):
         return _read(UploadStatus, answer)
 
     async def part_urls(self, upload_id: UUID, numbers: Sequence[int]) -> list[PartUrl]:
-        """Return the URLs to send these parts to (at most 1,000)."""
+        """Return the URLs to send these parts to (at most 100)."""
         path = f"/uploads/{upload_id}/part-urls"
         answer = await self.call("POST", path, json={"numbers": list(numbers)})
         return _read(PartUrls, answer).parts

@@ -1,4 +1,4 @@
-"""The application that both APIs are: its edge, its hot routes, its answers and its callers.
+"""The application that both APIs are: its edge, its hot routes and its answers.
 
 The edge is the outermost layer: request ids, limits of bodies, metrics, and no naked 500.
 """
@@ -8,30 +8,32 @@ from __future__ import annotations
 import logging
 import random
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from itertools import accumulate
-from typing import Annotated, Any, TypeVar, cast
+from functools import partial
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import structlog
-from fastapi import Depends, FastAPI, Request, Response
-from fastapi.dependencies.models import Dependant
+from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.auth import Authenticator, Identity, InvalidToken
-from infra.http.jwks import KeysUnavailable
+from infra.http.addresses import Hosts, Proxies
+from infra.http.auth import Authenticator, Identity
+from infra.http.callers import (
+    ADDED,
+    HEADERS,
+    caller_of,
+    client_address,
+    header,
+    recalled,
+)
+from infra.http.connections import check_size
 from infra.http.problems import (
     FRAMEWORK,
     PROBLEM_JSON,
@@ -43,26 +45,29 @@ from infra.http.problems import (
     problems,
     unknown_parameters,
 )
+from infra.http.rate_limits import OBJECTS, RateLimits, fields, rate_class, too_many
+from infra.http.request_metrics import HTTP
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
-from infra.metrics import REGISTRY, SECONDS
+from infra.rate_limits import LimitReached
 from infra.security_log import SecurityEvent, record
 
 log = structlog.get_logger(__name__)
 
 REQUESTS = logging.getLogger(__name__)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-REMEMBERED_PATHS = 10_000
-# What the edge keeps in a request's scope: its headers, those that its answer gets beside its own,
-# the method that the client sent in place of GET, and the problem of a body that is too large.
-HEADERS = "backlot.headers"
-ADDED = "backlot.added"
+REMEMBERED_BYTES = 8 * 1024 * 1024
+# About what an entry of the table takes beside its path.
+ENTRY_BYTES = 700
+# What the edge keeps in a request's scope beside who sends it: the method that the client sent in
+# place of GET, and the problem of a body that is too large.
 ASKED = "backlot.method"
 TOO_LARGE = "backlot.too_large"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
 FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
-ROLES = "backlot_roles"
+OF_THE_EDGE = problems(414, 421, 429, 431)
+"""What any call may answer before anybody looks what it is."""
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 """`openapi_extra=` of a public call that tells a known caller more."""
 REFUSED = problems(422)[422]
@@ -74,6 +79,9 @@ BEARER = {
 }
 
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Found = tuple[Answer | None, str | None]
+"""What answers a request at once, if anything does, and the request's class of rate limits."""
 
 Shortcut = Callable[[UUID, Request], Awaitable[Response | None]]
 """Answers a request for the one id in its path, or None: then it goes through the framework."""
@@ -112,6 +120,26 @@ def _id_in(route: APIRoute, path: str) -> UUID | None:
         return None
 
 
+class AnswersByPath:
+    """What answers at the paths that hot routes were found for; bounded by bytes, oldest first."""
+
+    def __init__(self, most_bytes: int = REMEMBERED_BYTES) -> None:
+        self._most = most_bytes
+        self._answers: dict[tuple[str, str], Found] = {}
+        self.bytes = 0
+
+    def get(self, method: str, path: str) -> Found | None:
+        return self._answers.get((method, path))
+
+    def put(self, method: str, path: str, answer: Found) -> None:
+        self._answers[method, path] = answer
+        self.bytes += ENTRY_BYTES + len(path)
+        while self.bytes > self._most:
+            oldest = next(iter(self._answers))
+            del self._answers[oldest]
+            self.bytes -= ENTRY_BYTES + len(oldest[1])
+
+
 def query_parameters(route: APIRoute) -> frozenset[str]:
     """Return the names of the query parameters of a call, as the client writes them."""
     params = get_flat_params(route.dependant)
@@ -133,61 +161,6 @@ def as_get(scope: Scope) -> Scope:
     return {**scope, "method": "GET", ASKED: "HEAD", "headers": headers}
 
 
-@dataclass(slots=True)
-class Timings:
-    """Requests of one method and route: how many fell into each bucket, and their seconds."""
-
-    counts: list[int]
-    seconds: float = 0.0
-    statuses: Counter[int] = field(default_factory=Counter)
-
-
-class RequestMetrics(Collector):
-    """Requests by method, route template and status, and the time that they took.
-
-    prometheus_client's own counters cost a request as much as its route. One event loop observes;
-    the figures get Prometheus' shape when somebody scrapes them.
-    """
-
-    def __init__(self, prefix: str, buckets: Sequence[float]) -> None:
-        """`buckets` are upper bounds in seconds, in rising order."""
-        self._prefix = prefix
-        self._bounds = list(buckets)
-        self._timed: dict[tuple[str, str], Timings] = {}
-
-    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Take in one answered request."""
-        timed = self._timed.get((method, route))
-        if timed is None:
-            timed = self._timed[method, route] = Timings([0] * (len(self._bounds) + 1))
-        timed.counts[bisect_left(self._bounds, seconds)] += 1
-        timed.seconds += seconds
-        timed.statuses[status] += 1
-
-    def collect(self) -> Iterable[Metric]:
-        requests = CounterMetricFamily(
-            f"{self._prefix}_requests",
-            "HTTP requests answered, by route template.",
-            labels=("method", "route", "status"),
-        )
-        seconds = HistogramMetricFamily(
-            f"{self._prefix}_request_seconds",
-            "Time to answer an HTTP request, by route template.",
-            labels=("method", "route"),
-        )
-        names = [*map(str, self._bounds), "+Inf"]
-        for labels, timed in list(self._timed.items()):
-            for status, count in list(timed.statuses.items()):
-                requests.add_metric((*labels, str(status)), count)
-            below = list(zip(names, accumulate(timed.counts), strict=True))
-            seconds.add_metric(labels, below, timed.seconds)
-        return (requests, seconds)
-
-
-HTTP = RequestMetrics("backlot_http", SECONDS)
-REGISTRY.register(HTTP)
-
-
 class HttpApp(FastAPI):
     """A FastAPI application behind the edge, which calls the endpoints of hot routes itself.
 
@@ -202,23 +175,28 @@ class HttpApp(FastAPI):
         body_limit: int,
         translate: Mapping[type[Exception], Make],
         unlimited: tuple[str, ...] = (),
+        proxies: Proxies | None = None,
+        hosts: Hosts | None = None,
         **options: Any,
     ) -> None:
         """`translate` maps exceptions to problems; `body_limit` is in bytes.
 
-        `unlimited` are path prefixes whose bodies are streamed and limit themselves; `options` are
-        FastAPI's.
+        `unlimited` are path prefixes whose bodies are streamed and limit themselves. Without
+        `hosts` a request may name any; `options` are FastAPI's.
         """
-        self._translate = {**FRAMEWORK, **translate}
+        self._translate = {**FRAMEWORK, LimitReached: too_many, **translate}
         handlers: dict[Any, Any] = dict.fromkeys(self._translate, self._refuse)
         super().__init__(exception_handlers=handlers, **options)
         self.state.authenticator = authenticator
         self._body_limit = body_limit
         self._unlimited = unlimited
+        self.proxies = proxies or Proxies()
+        self.rate_limits: RateLimits | None = None
+        self._hosts = hosts
         self._apart: dict[int, HttpApp] = {}
         self._known: list[tuple[APIRoute, frozenset[str]]] | None = None
         self._hot: list[tuple[APIRoute, Shortcut]] | None = None
-        self._find = lru_cache(REMEMBERED_PATHS)(self._search)
+        self._answers = AnswersByPath()
 
     def serve_apart(self, port: int, app: HttpApp) -> None:
         """Have requests that arrive at a port of their own answered by another application.
@@ -227,6 +205,11 @@ class HttpApp(FastAPI):
         """
         app.state = self.state
         self._apart[port] = app
+
+    def limit_rates(self, limits: RateLimits) -> None:
+        """Limit the rates of all requests, whichever port they come to."""
+        for app in (self, *self._apart.values()):
+            app.rate_limits = limits
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return the framework's layers, without the one that tells what breaks in plain text."""
@@ -239,12 +222,15 @@ class HttpApp(FastAPI):
         components = document.setdefault("components", {})
         components["securitySchemes"] = {"bearer": BEARER}
         components.setdefault("schemas", {})["ProblemDetails"] = ProblemDetails.model_json_schema()
-        for path in document.get("paths", {}).values():
+        for name, path in document.get("paths", {}).items():
             for operation in path.values():
                 # That is how query parameters are refused which a call does not have.
                 operation["responses"].setdefault("422", REFUSED)
-                if "401" in operation["responses"]:
+                answers = operation["responses"]
+                if "401" in answers:
                     operation.setdefault("security", [{"bearer": []}])
+                if rate_class("GET", name) is not None:
+                    answers.update({str(status): told for status, told in OF_THE_EDGE.items()})
         return document
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -277,12 +263,18 @@ class HttpApp(FastAPI):
                 raise HeadersSent
             await send(message)
 
-        answer = self._find(scope["method"], scope["path"]) or super().__call__
-        limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
         correlation = CORRELATION_ID.set(request_id)
         try:
+            check_size(scope)
+            if self._hosts is not None:
+                _check_host(scope, self._hosts)
+            found, kind = self._find(scope["method"], scope["path"])
+            if kind is not None and self.rate_limits is not None:
+                await _admit(scope, self.rate_limits, kind)
             if scope["query_string"]:
                 self._require_known_parameters(scope)
+            answer = found or super().__call__
+            limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
             guarded = _limit(receive, scope, self._body_limit) if limited else receive
             await answer(scope, guarded, send_with_id)
         except Exception as error:
@@ -293,6 +285,15 @@ class HttpApp(FastAPI):
         finally:
             _measure(scope, status or 500, time.perf_counter() - started)
             CORRELATION_ID.reset(correlation)
+
+    def _find(self, method: str, path: str) -> Found:
+        """Return what answers at once, if a hot route does, and the class of the request."""
+        known = self._answers.get(method, path)
+        if known is None:
+            known = self._search(method, path), rate_class(method, path)
+            if known[0] is not None:
+                self._answers.put(method, path, known)
+        return known
 
     def _require_known_parameters(self, scope: Scope) -> None:
         """Raise Problem 422 for query parameters that the call does not have.
@@ -312,7 +313,6 @@ class HttpApp(FastAPI):
                 return
 
     def _search(self, method: str, path: str) -> Answer | None:
-        """Return what answers at once, if a hot route has this method and path."""
         if self._hot is None:
             routes = [route for route in self.routes if isinstance(route, APIRoute)]
             self._hot = [(route, call) for route in routes if (call := _shortcut(route))]
@@ -359,27 +359,10 @@ def _measure(scope: Scope, status: int, seconds: float) -> None:
         log.debug("request", method=method, status=status, seconds=seconds, **told)
 
 
-def header(scope: Scope, name: bytes) -> str | None:
-    """Return a header of the request by its name in lower case; of several the first one."""
-    value: bytes | None = scope[HEADERS].get(name)
-    return None if value is None else value.decode("latin-1")
-
-
-def client_address(scope: Scope) -> str:
-    """Return the address that sends the request, such as a proxy's; '' on a socket file."""
-    host, _ = scope.get("client") or ("", 0)
-    return str(host)
-
-
 def _local_port(scope: Scope) -> int:
     """Return the port that the connection was made to, whatever the request says; 0 for a file."""
     _, port = scope.get("server") or ("", 0)
     return int(port or 0)
-
-
-def add_header(scope: Scope, name: bytes, value: str) -> None:
-    """Have the answer carry a header, whatever it is; the first value of a name stays."""
-    scope.setdefault(ADDED, {}).setdefault(name, value.encode("latin-1"))
 
 
 def _request_id(scope: Scope) -> str:
@@ -387,6 +370,29 @@ def _request_id(scope: Scope) -> str:
     if given and len(given) <= 128 and given.isascii() and given.isprintable():
         return given
     return f"{random.getrandbits(128):032x}"
+
+
+def _check_host(scope: Scope, hosts: Hosts) -> None:
+    """Raise Problem 421 where the request names a host that is not this server's."""
+    if not hosts.knows(header(scope, b"host"), scope) and rate_class("GET", scope["path"]):
+        detail = "This server is not known by that `Host`; its operator has to set "
+        raise Problem(421, "host-unknown", f"{detail}`BACKLOT_PUBLIC_URL`.")
+
+
+async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
+    """Let a request of a class pass within its caller's limits; raise LimitReached beyond them."""
+    path = scope["path"]
+    caller = None if path.startswith(OBJECTS) else recalled(scope) or await caller_of(scope)
+    user_id = caller.user_id if isinstance(caller, Identity) else None
+    address = client_address(scope)
+    try:
+        verdict = await limits.admit(kind, user_id, address, path)
+    except LimitReached:
+        record(SecurityEvent.LIMIT_HIT, user_id or address, limit=kind)
+        raise
+    if verdict.is_half_spent:
+        # The first of all that is added to the answer.
+        scope[ADDED] = fields(verdict)
 
 
 def request_id_of(scope: Scope) -> str:
@@ -450,90 +456,3 @@ def problem_response(scope: Scope, problem: Problem) -> Response:
 def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a JSON response made straight from a contract shape."""
     return JsonResponse(body.to_json(), status, headers or {})
-
-
-async def maybe_identity(request: Request) -> Identity | None:
-    """Return who calls, or None without a token; a token that proves nothing is refused (401)."""
-    given = header(request.scope, b"authorization")
-    if given is None:
-        return None
-    scheme, _, token = given.partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise _unauthenticated("Send `Authorization: Bearer <token>`.")
-    try:
-        return await _verify(request.app.state.authenticator, token.strip())
-    except InvalidToken as error:
-        record(SecurityEvent.TOKEN_REFUSED, client_address(request.scope), reason=error.reason)
-        raise _unauthenticated(f"The token was refused: {error.reason}.") from error
-
-
-async def require_identity(request: Request) -> Identity:
-    """Return who calls; 401 without a token."""
-    return require_known(await maybe_identity(request))
-
-
-def require_known(identity: Identity | None) -> Identity:
-    """Return who calls; 401 for nobody."""
-    if identity is None:
-        raise _unauthenticated("This call needs a token: `Authorization: Bearer <token>`.")
-    return identity
-
-
-def role_refused(request: Request, caller: Identity, detail: str) -> Problem:
-    """Return the answer (403) to a caller without the role that is needed, and record it."""
-    route = getattr(request.scope.get("route"), "path", "")
-    roles = ", ".join(sorted(caller.roles))
-    record(SecurityEvent.ROLE_REFUSED, caller.user_id, route=route, roles=roles)
-    return Problem(403, "forbidden", detail)
-
-
-def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
-    """Return what gives a caller with one of these roles; 403 for everybody else."""
-    needed = " or ".join(f"`{role}`" for role in roles)
-
-    async def require(request: Request) -> Identity:
-        identity = await require_identity(request)
-        if identity.roles.isdisjoint(roles):
-            raise role_refused(request, identity, f"This call needs the role {needed}.")
-        return identity
-
-    setattr(require, ROLES, frozenset(roles))
-    return require
-
-
-def required_roles(route: APIRoute) -> frozenset[str]:
-    """Return the roles of which every caller of a route needs one; none where it takes others."""
-    return _roles_of(route.dependant)
-
-
-def _roles_of(dependant: Dependant) -> frozenset[str]:
-    own: frozenset[str] = getattr(dependant.call, ROLES, frozenset())
-    return own.union(*map(_roles_of, dependant.dependencies))
-
-
-require_admin = _require_role("admin")
-require_moderator = _require_role("moderator", "admin")
-MaybeCaller = Annotated[Identity | None, Depends(maybe_identity)]
-Caller = Annotated[Identity, Depends(require_identity)]
-Admin = Annotated[Identity, Depends(require_admin)]
-Moderator = Annotated[Identity, Depends(require_moderator)]
-Auditor = Annotated[Identity, Depends(_require_role("auditor", "admin"))]
-"""Who may look into the event log."""
-
-
-async def _verify(authenticator: Authenticator, token: str) -> Identity:
-    known = authenticator.recall(token)
-    if known is not None:
-        return known
-    try:
-        await authenticator.prepare(token)
-        return authenticator.authenticate(token)
-    except KeysUnavailable as error:
-        log.warning("key_server_unavailable", error=str(error))
-        raise Problem(
-            503, "unavailable", "Tokens can't be verified right now.", headers={"Retry-After": "5"}
-        ) from error
-
-
-def _unauthenticated(detail: str) -> Problem:
-    return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": "Bearer"})

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import boto3
@@ -27,6 +27,7 @@ from botocore.credentials import ReadOnlyCredentials
 
 from infra.errors import OperatorError
 from infra.objects.port import (
+    BYTES,
     KEY,
     OBJECT_STORE_FAILURES,
     OPAQUE_ETAG,
@@ -229,7 +230,10 @@ class S3Store:
         client.head_bucket(Bucket=self._bucket)
 
     def _begin(self, key: str) -> str:
-        return self._client.create_multipart_upload(Bucket=self._bucket, Key=key)["UploadId"]
+        # For browsers that are sent here without our URLs, such as by a CDN.
+        safe: Any = {"ContentType": BYTES, "ContentDisposition": "attachment"}
+        begun = self._client.create_multipart_upload(Bucket=self._bucket, Key=key, **safe)
+        return begun["UploadId"]
 
     def _list_parts(self, key: str, upload_id: str) -> list[Part]:
         return [

@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 import structlog
 
+from infra.environment import bare_environment
 from infra.errors import OperatorError
 
 log = structlog.get_logger(__name__)
@@ -121,9 +122,8 @@ def programs() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment for PostgreSQL's programs: nothing of the caller's PG* variables."""
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return others | {"LC_ALL": "C", "TZ": "UTC"}
+    """Return the environment of PostgreSQL's programs."""
+    return bare_environment(LC_ALL="C", TZ="UTC")
 
 
 def check_major(cluster: Path) -> None:

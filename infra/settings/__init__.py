@@ -10,22 +10,33 @@ import os
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from infra.errors import UsageError
 from infra.settings import adapters, features
-from infra.settings.values import CommaSet, HttpUrl, SettingsGroup, UserPath, variables
+from infra.settings.values import CommaSet, HttpUrl, Networks, SettingsGroup, UserPath, variables
 
 MIN_S3_PART_BYTES = 5 * features.MIB
 MAY_HOLD_SECRETS = (
-    "DATABASE_URL", "REDIS_URL", "REDLOCK_URLS", "JWT_SECRET", "JWT_PUBLIC_KEY", "S3_ENDPOINT_URL",
-    "S3_PUBLIC_ENDPOINT_URL", "TASK_BROKER_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL",
-    "KAFKA_SASL_PASSWORD", "TIMESCALE_URL", "SEAL_TSA_URL",
+    "DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL", "REDLOCK_URLS", "JWT_SECRET",
+    "JWT_PUBLIC_KEY", "S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL", "S3_SECRET_ACCESS_KEY",
+    "TASK_BROKER_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "KAFKA_SASL_PASSWORD", "TIMESCALE_URL",
+    "SEAL_TSA_URL",
 )  # fmt: skip
+# What may come from a file beside every secret: it belongs to one, or has several lines.
+ALSO_IN_FILES = frozenset({"S3_ACCESS_KEY_ID", "JWT_PUBLIC_KEY"})
+MOST_SECRET_BYTES = 64 * 1024
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 
 
@@ -62,6 +73,10 @@ class ServerSettings(SettingsGroup, alias_generator=variables("BACKLOT_")):
     configured_public_url: HttpUrl = Field(default=None, alias="BACKLOT_PUBLIC_URL")
     roles: Annotated[frozenset[Role], CommaSet, AfterValidator(_some_roles)] = frozenset(Role)
     body_limit_bytes: int = Field(default=features.MIB, alias="BODY_LIMIT_BYTES", ge=1024)
+    trusted_proxies: Networks = Field(default=(), alias="TRUSTED_PROXIES")
+    head_seconds: PositiveFloat = Field(default=20.0, alias="HEAD_TIMEOUT_SECONDS", le=3600)
+    body_seconds: PositiveFloat = Field(default=60.0, alias="BODY_TIMEOUT_SECONDS", le=3600)
+    max_connections: int = Field(default=10_000, alias="MAX_CONNECTIONS", ge=16, le=1_000_000)
 
     @property
     def admin_host(self) -> str:
@@ -102,6 +117,8 @@ class Settings(SettingsGroup):
     auth: adapters.AuthSettings
     logs: adapters.LogSettings
     uploads: features.UploadSettings
+    rate_limits: features.RateLimitSettings
+    quotas: features.QuotaSettings
     likes: features.LikeSettings
     commands: features.CommandSettings
     projections: features.ProjectionSettings
@@ -132,6 +149,18 @@ class Settings(SettingsGroup):
         groups: list[Any] = [field.annotation for field in cls.model_fields.values()]
         return {str(field.alias) for group in groups for field in group.model_fields.values()}
 
+    @classmethod
+    def files(cls) -> dict[str, str]:
+        """Return the settings that may lie in a file, by the variable that names the file."""
+        groups: list[Any] = [field.annotation for field in cls.model_fields.values()]
+        secret = {
+            str(field.alias)
+            for group in groups
+            for field in group.model_fields.values()
+            if _is_secret(field.annotation)
+        }
+        return {f"{name}_FILE": name for name in secret | ALSO_IN_FILES}
+
     def given(self) -> set[str]:
         """Return the environment variables that are set."""
         groups: list[SettingsGroup] = [getattr(self, name) for name in type(self).model_fields]
@@ -142,19 +171,59 @@ class Settings(SettingsGroup):
         }
 
 
+def _is_secret(annotation: Any) -> bool:
+    return annotation is SecretStr or any(map(_is_secret, get_args(annotation)))
+
+
 def load_settings(env: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from ``env``, or from the environment and ``.env`` when it is None.
 
-    Raise SettingsError with one line that names each wrong variable; secrets are not repeated.
+    A secret may lie in a file that ``<its name>_FILE`` names. Raise SettingsError with one line
+    that names each wrong variable; secrets are not repeated.
     """
     given = _environment() if env is None else env
     present = {name: value for name, value in given.items() if value}
+    present |= _from_files(present)
     try:
         return Settings.model_validate(dict.fromkeys(Settings.model_fields, present))
     except ValidationError as error:
         # Groups that read the same variable find the same fault in it.
         faults = dict.fromkeys(_explain(item) for item in error.errors())
         raise SettingsError("; ".join(faults)) from None
+
+
+def _from_files(present: Mapping[str, str]) -> dict[str, str]:
+    """Return what the files hold that are named there; raise SettingsError."""
+    found, faults = {}, []
+    for variable, name in sorted(Settings.files().items()):
+        if variable not in present:
+            continue
+        if name in present:
+            faults.append(f"{name} and {variable}: set only one of them")
+            continue
+        try:
+            found[name] = _read_secret(Path(present[variable]).expanduser())
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            faults.append(f"{variable}: {present[variable]} can't be used: {reason}")
+    if faults:
+        raise SettingsError("; ".join(faults))
+    return found
+
+
+def _read_secret(path: Path) -> str:
+    """Return the text of a file without white space around it. Raise OSError and ValueError."""
+    with path.open("rb") as file:
+        content = file.read(MOST_SECRET_BYTES + 1)
+    if len(content) > MOST_SECRET_BYTES:
+        raise ValueError(f"it has more than {MOST_SECRET_BYTES} bytes")
+    try:
+        text = content.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError("it is no text in UTF-8") from None
+    if not text:
+        raise ValueError("it is empty")
+    return text
 
 
 def _environment() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Annotated, Literal, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, model_validator
 
@@ -21,6 +22,7 @@ from infra.settings.values import (
     Secret,
     Servers,
     SettingsGroup,
+    UserPath,
     variables,
 )
 
@@ -31,12 +33,23 @@ JwtAlgorithm = Literal["HS256", "RS256", "ES256"]
 
 
 class DatabaseSettings(SettingsGroup, alias_generator=variables("DATABASE_")):
-    """The PostgreSQL of the event log and the read models; without a URL it is embedded."""
+    """The PostgreSQL of the event log and the read models; without a URL it is embedded.
+
+    `owner_url` is the same database for the user who makes the log's tables; without it, the user
+    of `url` makes them.
+    """
 
     url: PostgresUrl = None
+    owner_url: PostgresUrl = None
     connect_seconds: int = Field(default=3, ge=2, le=60)
     pool_seconds: PositiveFloat = Field(default=4.0, le=60)
     statement_seconds: PositiveFloat = Field(default=3.0, le=300)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.owner_url is not None and self.url is None:
+            raise ValueError("DATABASE_URL: set it too when DATABASE_OWNER_URL is set")
+        return self
 
     @property
     def embedded(self) -> bool:
@@ -44,11 +57,50 @@ class DatabaseSettings(SettingsGroup, alias_generator=variables("DATABASE_")):
         return self.url is None
 
 
-class RedisSettings(SettingsGroup, alias_generator=variables("REDIS_")):
+class RedisTrust(SettingsGroup, alias_generator=variables("REDIS_")):
+    """Who vouches for every Redis at a `rediss://` URL, and as whom this program shows itself."""
+
+    ca_file: UserPath | None = None
+    cert_file: UserPath | None = None
+    key_file: UserPath | None = None
+
+    @model_validator(mode="after")
+    def _whole_certificate(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("REDIS_CERT_FILE and REDIS_KEY_FILE: set both or neither")
+        return self
+
+    def trusting(self, url: SecretStr) -> SecretStr:
+        """Return the URL with these files in it, as redis-py reads them; its own words stand."""
+        text = url.get_secret_value()
+        if not text.startswith("rediss://"):
+            return url
+        files = {
+            "ssl_ca_certs": self.ca_file,
+            "ssl_certfile": self.cert_file,
+            "ssl_keyfile": self.key_file,
+        }
+        parts = urlsplit(text)
+        said = parse_qsl(parts.query, keep_blank_values=True)
+        told = {name: str(path) for name, path in files.items() if path is not None}
+        return SecretStr(urlunsplit(parts._replace(query=urlencode({**told, **dict(said)}))))
+
+
+class RedisSettings(RedisTrust):
     """The Redis that processes share, and the servers that keep locks."""
 
-    url: RedisUrl = None
-    lock_urls: LockNodes = Field(default=(), alias="REDLOCK_URLS")
+    configured_url: RedisUrl = Field(default=None, alias="REDIS_URL")
+    configured_lock_urls: LockNodes = Field(default=(), alias="REDLOCK_URLS")
+
+    @property
+    def url(self) -> SecretStr | None:
+        """The server; None for the one inside this process."""
+        return None if self.configured_url is None else self.trusting(self.configured_url)
+
+    @property
+    def lock_urls(self) -> tuple[SecretStr, ...]:
+        """The servers that keep locks; none where the shared one does."""
+        return tuple(map(self.trusting, self.configured_lock_urls))
 
 
 class ObjectSettings(SettingsGroup, alias_generator=variables("S3_")):
@@ -153,6 +205,10 @@ class KafkaSettings(SettingsGroup, alias_generator=variables("KAFKA_")):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
+    ssl_ca_file: UserPath | None = None
+    ssl_cert_file: UserPath | None = None
+    ssl_key_file: UserPath | None = None
+    ssl_key_password: SecretStr | None = None
     relay_batch_events: PositiveInt = Field(default=1000, alias="RELAY_BATCH_EVENTS")
 
     @model_validator(mode="after")
@@ -162,17 +218,35 @@ class KafkaSettings(SettingsGroup, alias_generator=variables("KAFKA_")):
             raise ValueError("KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD: set both for SASL")
         return self
 
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Self:
+        if (self.ssl_cert_file is None) != (self.ssl_key_file is None):
+            raise ValueError("KAFKA_SSL_CERT_FILE and KAFKA_SSL_KEY_FILE: set both or neither")
+        if self.ssl_key_password is not None and self.ssl_key_file is None:
+            raise ValueError("KAFKA_SSL_KEY_FILE: set it too when KAFKA_SSL_KEY_PASSWORD is set")
+        if any((self.ssl_ca_file, self.ssl_cert_file)) and not self.encrypted:
+            raise ValueError("KAFKA_SECURITY_PROTOCOL: SSL or SASL_SSL, for KAFKA_SSL_* to be used")
+        return self
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether brokers are spoken to over TLS."""
+        return self.security_protocol.endswith("SSL")
+
     @property
     def configured(self) -> bool:
         """Whether there is a Kafka."""
         return bool(self.bootstrap_servers)
 
 
-class TaskSettings(SettingsGroup, alias_generator=variables("TASK_")):
+class TaskSettings(RedisTrust, alias_generator=variables("TASK_")):
     """The broker of background tasks, and how they are run and tried again."""
 
     own_broker_url: BrokerUrl = Field(default=None, alias="TASK_BROKER_URL")
     redis_url: RedisUrl = Field(default=None, alias="REDIS_URL")
+    ca_file: UserPath | None = Field(default=None, alias="REDIS_CA_FILE")
+    cert_file: UserPath | None = Field(default=None, alias="REDIS_CERT_FILE")
+    key_file: UserPath | None = Field(default=None, alias="REDIS_KEY_FILE")
     threads: PositiveInt = Field(default=8, le=1000)
     max_retries: int = Field(default=5, ge=0)
     min_backoff_seconds: PositiveFloat = 1.0
@@ -184,7 +258,8 @@ class TaskSettings(SettingsGroup, alias_generator=variables("TASK_")):
     @property
     def broker_url(self) -> SecretStr | None:
         """The broker's server; None for the one inside this process."""
-        return self.own_broker_url or self.redis_url
+        url = self.own_broker_url or self.redis_url
+        return None if url is None else self.trusting(url)
 
 
 class LanguageModelSettings(SettingsGroup, alias_generator=variables("LLM_")):

@@ -22,6 +22,8 @@ from infra.settings.values import (
     Lower,
     Numbers,
     PostgresUrl,
+    Rated,
+    RequestRate,
     SettingsGroup,
     Terms,
     TermsFile,
@@ -100,9 +102,40 @@ class UploadSettings(SettingsGroup, alias_generator=str.upper):
         default=64 * 1024 * MIB, alias="MAX_UPLOAD_BYTES", ge=1, le=MAX_PARTS * MAX_PART_BYTES
     )
     idle_days: PositiveFloat = Field(default=7.0, alias="UPLOAD_IDLE_DAYS", le=3650)
+    longest_days: PositiveFloat = Field(default=30.0, alias="UPLOAD_LONGEST_DAYS", le=3650)
     expiry_interval_seconds: PositiveFloat = 3600.0
     finalize_lock_seconds: float = Field(default=60.0, ge=0.1, le=3600)
     finalize_wait_seconds: float = Field(default=2.0, ge=0, le=60)
+
+
+class RateLimitSettings(SettingsGroup, alias_generator=variables("RATE_LIMIT_")):
+    """How often a user, an address and anonymous callers may ask, by class of request."""
+
+    switch: Annotated[Literal["on", "off"], Lower] = Field(default="on", alias="RATE_LIMITS")
+    write: Rated = RequestRate(1800, 600)
+    upload: Rated = RequestRate(1200, 600)
+    watch: Rated = RequestRate(1200, 600)
+    read: Rated = RequestRate(12_000, 6000)
+    live: Rated = RequestRate(120, 60)
+    admin: Rated = RequestRate(1200, 600)
+    address_factor: float = Field(default=5.0, ge=1, le=1e6)
+    anonymous: float = Field(default=0.5, alias="RATE_LIMIT_ANONYMOUS_FACTOR", gt=0, le=1e6)
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is limited; the quotas of users included."""
+        return self.switch == "on"
+
+
+class QuotaSettings(SettingsGroup, alias_generator=variables("QUOTA_")):
+    """How much one user may have and do, whatever the rate of requests."""
+
+    open_uploads: PositiveInt = 200
+    bytes_per_day: PositiveInt = 1024 * 1024 * MIB
+    comments_per_minute: PositiveInt = 120
+    liked_videos_per_minute: PositiveInt = 240
+    live_streams_per_user: PositiveInt = 50
+    live_streams_per_address: PositiveInt = 500
 
 
 class LikeSettings(SettingsGroup, alias_generator=variables("LIKE_")):

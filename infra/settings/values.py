@@ -9,8 +9,9 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
 from psycopg import ProgrammingError
@@ -260,6 +261,39 @@ def numbers(value: object) -> object:
         raise ValueError("must read name=number,…") from None
 
 
+class RequestRate(NamedTuple):
+    """How often something may be done: tokens that come back in a minute, and at most at once."""
+
+    per_minute: float
+    burst: int
+
+
+MOST_PER_MINUTE, MOST_AT_ONCE = 1e8, 10**8
+
+
+def rate(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    per_minute, _, burst = value.partition("/")
+    try:
+        found = RequestRate(float(per_minute), int(burst))
+    except ValueError:
+        raise ValueError("must read per minute/at once, such as 60/20") from None
+    if not (0 < found.per_minute <= MOST_PER_MINUTE and 0 < found.burst <= MOST_AT_ONCE):
+        raise ValueError(f"both numbers must be above 0, and {MOST_AT_ONCE} at most")
+    return found
+
+
+def networks(value: object) -> object:
+    words = split_commas(value)
+    if not isinstance(value, str) or not isinstance(words, list):
+        return value
+    try:
+        return tuple(ip_network(word) for word in words)
+    except ValueError as error:
+        raise ValueError(f"must be addresses or networks such as 10.0.0.0/8: {error}") from None
+
+
 CommaSet = BeforeValidator(split_commas)
 Lower = BeforeValidator(lower)
 BareUrl = Annotated[str, AfterValidator(bare_url)] | None
@@ -280,6 +314,10 @@ Prices = Annotated[dict[str, tuple[float, float]], BeforeValidator(prices)]
 """US dollars per million tokens of input and output, by model."""
 Numbers = Annotated[dict[str, float], BeforeValidator(numbers)]
 """Numbers by name, as `name=number,…`."""
+Rated = Annotated[RequestRate, BeforeValidator(rate)]
+"""A rate, as `per minute/at once`."""
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(networks)]
+"""Addresses or networks, with commas between."""
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path that may begin with `~`."""
 AnchorPlaces = Annotated[tuple[FilePlace | BucketPlace, ...], BeforeValidator(anchor_places)]

@@ -5,8 +5,9 @@ News is over within hours, and films are watched for years: no half-life is righ
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log
@@ -15,6 +16,7 @@ from typing import LiteralString, NamedTuple
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
+from infra.cache import SingleFlight
 from infra.postgres.connection import fetch_as
 from projections.recommendations.model import Weighing
 
@@ -25,6 +27,8 @@ LOOKED_AT = 10_000
 """So many views and likes, the latest, are looked at."""
 FINE = 32.0
 """Ages that differ by less than 1 / FINE are nearly one."""
+CACHED_SECONDS = 60.0
+"""As long as it is until the next measurement."""
 EXPECTED = 100.0
 """So many events of the default count with them: a site with few has not told yet."""
 
@@ -176,3 +180,20 @@ async def attention_of(conn: AsyncConnection[TupleRow], weighing: Weighing) -> A
     """Return what was measured last."""
     steps = await fetch_as(conn, AttentionStep, KEPT, ())
     return Attention(steps) if steps else default_attention(weighing)
+
+
+class AttentionCache:
+    """What was measured last, read about once a minute by this process; for one event loop."""
+
+    def __init__(self, weighing: Weighing, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._weighing, self._clock = weighing, clock
+        self._flight: SingleFlight[Attention] = SingleFlight()
+        self._attention = default_attention(weighing)
+        self._until = float("-inf")
+
+    async def get(self, conn: AsyncConnection[TupleRow]) -> Attention:
+        """Return the cached attention, or read it; concurrent callers share one query."""
+        if self._clock() >= self._until:
+            found = await self._flight.join("", lambda: attention_of(conn, self._weighing))
+            self._attention, self._until = found.result, self._clock() + CACHED_SECONDS
+        return self._attention

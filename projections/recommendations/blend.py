@@ -61,7 +61,7 @@ def blend(
     """Return the first `limit` candidates by falling score; equal scores are ordered by id."""
     scored = sorted(
         (
-            (_score(each, weights) * material.interest_in(each), each)
+            (_score(each, material, weights) * material.interest_in(each), each)
             for each in material.candidates
         ),
         key=lambda pair: (-pair[0], pair[1].video_id),
@@ -110,11 +110,11 @@ def _ties(candidate: Candidate) -> dict[str, float]:
     return {name: WEIGHTS[name] * getattr(candidate, name) for name in TIES}
 
 
-def _score(candidate: Candidate, weights: Mapping[str, float]) -> float:
+def _score(candidate: Candidate, material: Material, weights: Mapping[str, float]) -> float:
     signals = {name: weight * getattr(candidate, name) for name, weight in weights.items()}
-    signals["neighbour"] *= candidate.sure
+    signals["neighbour"] *= material.sure
     of_profile = sum(signals.pop(name) for name in TIES)
-    return float(candidate.telling * of_profile + sum(signals.values()))
+    return float(material.telling * of_profile + sum(signals.values()))
 
 
 def _vary(

@@ -15,9 +15,9 @@ from psycopg.rows import TupleRow
 
 from infra.postgres.connection import fetch_as
 from projections.analytics.videos import listed
-from projections.recommendations.attention import Attention, attention_of
+from projections.recommendations.attention import Attention
 from projections.recommendations.co_occurrence import ALL_VIDEOS
-from projections.recommendations.model import Candidate, Profile, Weighing
+from projections.recommendations.model import Candidate, Material, Profile, Weighing
 from projections.recommendations.prompt import MOST_CANDIDATES, MOST_TRENDING
 from projections.trending import Ranked
 
@@ -119,21 +119,22 @@ class FoundVideo(NamedTuple):
     pairs: float = 0.0
 
 
-async def candidates_for(
+async def material_for(
     conn: AsyncConnection[TupleRow],
     profile: Profile,
     trending: Sequence[Ranked],
+    attention: Attention,
     *,
     similar: Sequence[tuple[UUID, float]] = (),
     without: Collection[UUID] = (),
     limit: int = MOST_CANDIDATES,
     weighing: Weighing = WEIGHING,
-) -> list[Candidate]:
-    """Return at most `limit` candidates, each once; the sources take turns, each with its best.
+) -> Material:
+    """Return a profile with at most `limit` candidates; the sources take turns, each with its best.
 
     The first 20 of `trending` are candidates; the rest tells how popular the others are. `similar`
     are videos whose texts are like those of the profile, each from 0 to 1. None of `without` is a
-    candidate. For a new user the categories take turns.
+    candidate, and no video is one twice. For a new user the categories take turns.
     """
     seeds = seeds_of(profile, weighing)
     given: dict[str, Any] = {
@@ -169,14 +170,13 @@ async def candidates_for(
     alike = {video: min(max(value, 0.0), 1.0) for video, value in similar}
     these = await find(THESE, asked=[*trend[:MOST_TRENDING], *alike])
     found = {each.video_id: each for each in [*these, *popular, *tops, *near]}
-    attention = await attention_of(conn, weighing)
     latest = max((each.as_of for each in found.values() if each.as_of is not None), default=-inf)
     # As of then: a site may sleep.
     asleep = min((given["now"] - latest) * given["decay"], MOST_ASLEEP)
     pairs = near[0].pairs * exp(asleep) if near else 0.0
     telling = weighing.telling(latest - profile.latest.timestamp()) if profile.latest else 0.0
     sure = weighing.sure(pairs / sum(seeds.values())) if near else 0.0
-    weighed = _weigh(found, trending, alike, shares, attention, latest, telling, sure)
+    weighed = _weigh(found, trending, alike, shares, attention, latest)
     sources = [
         sorted(
             [each.video_id for each in near],
@@ -188,7 +188,12 @@ async def candidates_for(
         [each.video_id for each in popular],
     ]
     candidates = [weighed[video] for video in islice(take_turns(sources, found), limit)]
-    return vary(candidates) if profile.is_empty else candidates
+    return Material(
+        profile,
+        vary(candidates) if profile.is_empty else candidates,
+        telling=telling,
+        sure=sure,
+    )
 
 
 def _weigh(
@@ -198,8 +203,6 @@ def _weigh(
     categories: Mapping[str | None, float],
     attention: Attention,
     latest: float,
-    telling: float,
-    sure: float,
 ) -> dict[UUID, Candidate]:
     """Return what was found with its signals.
 
@@ -230,8 +233,6 @@ def _weigh(
             each.category,
             **{name: share.get(video, 0.0) for name, share in signals.items()},
             because=each.because,
-            telling=telling,
-            sure=sure,
         )
         for video, each in found.items()
     }

@@ -6,8 +6,8 @@ A viewer's engagement of one kind with a video counts once, however often it is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -18,56 +18,26 @@ from psycopg.rows import TupleRow
 from engine.projection import columns
 from infra.advisory_locks import Lock, lock_in_transaction
 from infra.postgres.connection import texts
-from projections.analytics.calendar import start_of_hour
 from projections.analytics.videos import listed
+from projections.recommendations import turns
 from projections.recommendations.attention import measure
 from projections.recommendations.model import EngagementKind, Weighing
-from projections.recommendations.neighbours import NOTHING, Mass, add_pairs, masses
+from projections.recommendations.neighbours import NOTHING, Mass, add_pairs
+from projections.recommendations.turns import Viewer, numbers
 
 KNOWN = b"""
-SELECT viewer, video_id::text, watched_at, stayed_at, liked_at, unliked_at, turn,
-       watch_paired_at, stay_paired_at, like_paired_at
+SELECT viewer, video_id::text, watched_at, stayed_at, liked_at, unliked_at, turn
 FROM unnest(%s::text[], %s::uuid[]) AS asked (viewer, video_id)
 JOIN analytics.engaged USING (viewer, video_id)
 """
-# What comes next is paired with these, of which only that is told: to write and to read times takes
-# most of the time.
-LAST = b"""
-SELECT asked.viewer, video_id::text, NULL, NULL, NULL, NULL, turn, watch_paired_at, stay_paired_at,
-       like_paired_at
-FROM unnest(%s::text[]) AS asked (viewer)
-CROSS JOIN LATERAL (
-    SELECT * FROM analytics.engaged AS e
-    WHERE e.viewer = asked.viewer AND turn IS NOT NULL ORDER BY turn DESC LIMIT %s) AS last
-"""
-# What had its turn before and after a video that is known already.
-AROUND = b"""
-SELECT e.viewer, video_id::text, NULL, NULL, NULL, NULL, e.turn, watch_paired_at, stay_paired_at,
-       like_paired_at
-FROM unnest(%(viewers)s::text[], %(turns)s::bigint[]) AS asked (viewer, turn)
-JOIN analytics.engaged AS e ON e.viewer = asked.viewer
- AND e.turn BETWEEN asked.turn - %(most)s AND asked.turn + %(most)s
-"""
-# Up to a limit, since it is only asked whether that is reached.
-BUSY = b"""
-SELECT viewer, hour, (
-    SELECT count(*) FROM (
-        SELECT FROM analytics.engaged AS e WHERE e.viewer = asked.viewer
-          AND engaged_at >= hour AND engaged_at < hour + interval '1 hour' LIMIT %s) AS found)
-FROM unnest(%s::text[], %s::timestamptz[]) AS asked (viewer, hour)
-"""
 MOVE = b"""
 INSERT INTO analytics.engaged AS e (
-    viewer, video_id, watched_at, stayed_at, liked_at, unliked_at, turn, watch_paired_at,
-    stay_paired_at, like_paired_at)
-SELECT * FROM unnest(
-    %s::text[], %s::uuid[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[],
-    %s::timestamptz[], %s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[])
+    viewer, video_id, watched_at, stayed_at, liked_at, unliked_at, turn)
+SELECT * FROM unnest(%s::text[], %s::uuid[], %s::timestamptz[], %s::timestamptz[],
+                     %s::timestamptz[], %s::timestamptz[], %s::bigint[])
 ON CONFLICT (viewer, video_id) DO UPDATE
 SET watched_at = excluded.watched_at, stayed_at = excluded.stayed_at,
-    liked_at = excluded.liked_at, unliked_at = excluded.unliked_at, turn = excluded.turn,
-    watch_paired_at = excluded.watch_paired_at, stay_paired_at = excluded.stay_paired_at,
-    like_paired_at = excluded.like_paired_at
+    liked_at = excluded.liked_at, unliked_at = excluded.unliked_at, turn = excluded.turn
 """
 # Two weights of their own times come to this at the later one.
 GAIN = b"""
@@ -127,8 +97,7 @@ class KnownVideo:
     """What is known of a viewer's engagement with a video.
 
     When it was last watched, since when the viewer stayed, when it was last liked, and no longer
-    liked; which turn it had among the viewer's videos, and the times of what was paired. Without a
-    turn nothing was.
+    liked; which turn it had among the viewer's videos. Without a turn nothing of it was paired.
     """
 
     watched_at: datetime | None = None
@@ -136,22 +105,10 @@ class KnownVideo:
     liked_at: datetime | None = None
     unliked_at: datetime | None = None
     turn: int | None = None
-    watch_paired_at: datetime | None = None
-    stay_paired_at: datetime | None = None
-    like_paired_at: datetime | None = None
 
     def columns(self) -> tuple[datetime | int | None, ...]:
         """Return the values in the order of `MOVE`."""
-        return (
-            self.watched_at,
-            self.stayed_at,
-            self.liked_at,
-            self.unliked_at,
-            self.turn,
-            self.watch_paired_at,
-            self.stay_paired_at,
-            self.like_paired_at,
-        )
+        return self.watched_at, self.stayed_at, self.liked_at, self.unliked_at, self.turn
 
     @property
     def is_liked(self) -> bool:
@@ -160,58 +117,27 @@ class KnownVideo:
             self.unliked_at is None or self.unliked_at < self.liked_at
         )
 
-    def paired(self, weighing: Weighing) -> list[tuple[float, datetime]]:
-        """Return the weight and the time of each engagement that counts in pairs."""
-        found = []
-        if self.watch_paired_at is not None:
-            found.append((weighing.watched, self.watch_paired_at))
-        if self.stay_paired_at is not None:
-            found.append((weighing.stayed, self.stay_paired_at))
-        if self.like_paired_at is not None:
-            found.append((weighing.liked, self.like_paired_at))
-        return found
 
-
-@dataclass(slots=True)
-class Viewer:
-    """What is known of a viewer: some videos, by id and by turn, and the last turn that was had."""
-
-    videos: dict[str, KnownVideo] = field(default_factory=dict)
-    turns: dict[int, str] = field(default_factory=dict)
-    last_turn: int = 0
-    # How many new engagements there are in each hour.
-    hours: dict[datetime, int] = field(default_factory=dict)
-
-    def recall(self, video_id: str, known: KnownVideo) -> None:
-        """Add what the database knows of a video."""
-        self.videos.setdefault(video_id, known)
-        if known.turn is not None:
-            self.turns[known.turn] = video_id
-            self.last_turn = max(self.last_turn, known.turn)
-
-    def turn_of(self, video_id: str) -> int:
-        """Return the turn of a video; it is the next one if it had none yet."""
-        known = self.videos[video_id]
-        if known.turn is None:
-            self.last_turn += 1
-            known.turn = self.last_turn
-            self.turns[known.turn] = video_id
-        return known.turn
+Key = tuple[str, str]
+"""A viewer and a video."""
 
 
 class Pairing:
     """Takes engagements in one by one, and holds what they come to.
 
-    `moved` are those of which something new is known, by viewer and video; `gained` the weights
-    that videos gained, and `pairs` those that pairs of videos did, the lesser id first. What an
-    unlike takes back is below zero.
+    `moved` are those of which something new is known; `gained` the weights that videos gained, and
+    `pairs` those that pairs of videos did, the lesser id first. What an unlike takes back is below
+    zero.
     """
 
-    def __init__(self, weighing: Weighing, viewers: dict[str, Viewer]) -> None:
-        """`viewers` know all videos that come, the last ones, and those around what is liked."""
+    def __init__(
+        self, weighing: Weighing, viewers: Mapping[str, Viewer], known: dict[Key, KnownVideo]
+    ) -> None:
+        """`viewers` are all that come, with the turns around the videos that are known."""
         self._weighing = weighing
         self._viewers = viewers
-        self.moved: dict[tuple[str, str], KnownVideo] = {}
+        self._known = known
+        self.moved: dict[Key, KnownVideo] = {}
         self.gained: defaultdict[str, Mass] = defaultdict(Mass)
         self.pairs: dict[tuple[str, str], Mass] = {}
         self.took_back = False
@@ -223,25 +149,26 @@ class Pairing:
         was given, and as if it had never been once it is taken back. Who watches comes before who
         stays.
         """
-        viewer = self._viewers[event.viewer]
-        known = viewer.videos.setdefault(event.video_id, KnownVideo())
+        key = event.viewer, event.video_id
+        known = self._known.setdefault(key, KnownVideo())
         if not self._is_news(known, event):
             return
-        self.moved[event.viewer, event.video_id] = known
+        self.moved[key] = known
         if event.kind is EngagementKind.WATCHED:
             first, known.watched_at = known.watched_at is None, event.at
+            self._viewers[event.viewer].watch(event.video_id, event.at.timestamp())
             if first:
-                self._count(viewer, event)
+                self._count(known, event)
             return
         if event.kind is EngagementKind.STAYED:
             known.stayed_at = event.at
-            self._count(viewer, event)
+            self._count(known, event)
             return
-        if known.is_liked:
-            self._take_back(viewer, event.video_id)
+        if known.liked_at is not None and known.is_liked:
+            self._take_back(known, event, known.liked_at)
         if event.kind is EngagementKind.LIKED:
             known.liked_at = event.at
-            self._count(viewer, event)
+            self._count(known, event)
         else:
             known.unliked_at = event.at
 
@@ -260,48 +187,46 @@ class Pairing:
             return False
         return all(at is None or at < event.at for at in (known.liked_at, known.unliked_at))
 
-    def _count(self, viewer: Viewer, event: Engagement) -> None:
-        weighing, known = self._weighing, viewer.videos[event.video_id]
-        weight, hour = weighing.of(event.kind), start_of_hour(event.at)
-        self.gained[event.video_id].add(weight, event.at.timestamp(), weighing.half_life_seconds)
-        viewer.hours[hour] = viewer.hours.get(hour, 0) + 1
-        if viewer.hours[hour] > weighing.paired_per_hour:
+    def _count(self, known: KnownVideo, event: Engagement) -> None:
+        weighing, viewer = self._weighing, self._viewers[event.viewer]
+        weight, seconds = weighing.of(event.kind), event.at.timestamp()
+        self.gained[event.video_id].add(weight, seconds, weighing.half_life_seconds)
+        if viewer.engage(event.at) > weighing.paired_per_hour:
             return
-        self._pair(viewer, event.video_id, weight, event.at)
-        if event.kind is EngagementKind.LIKED:
-            known.like_paired_at = event.at
-        elif event.kind is EngagementKind.STAYED:
-            known.stay_paired_at = event.at
-        else:
-            known.watch_paired_at = event.at
+        if known.turn is None:
+            known.turn = viewer.latest.append(event.video_id)
+        self._pair(viewer, event.video_id, known.turn, weight, seconds)
+        viewer.pair(known.turn, event.kind, seconds)
 
-    def _take_back(self, viewer: Viewer, video_id: str) -> None:
+    def _take_back(self, known: KnownVideo, event: Engagement, liked_at: datetime) -> None:
         """Take back what a like brought, wherever its video was paired since."""
-        known, weight = viewer.videos[video_id], self._weighing.liked
+        weight, viewer = -self._weighing.liked, self._viewers[event.viewer]
         self.took_back = True
-        if known.liked_at is not None:
-            at = known.liked_at.timestamp()
-            self.gained[video_id].add(-weight, at, self._weighing.half_life_seconds)
-        at_pairing, known.like_paired_at = known.like_paired_at, None
+        half_life = self._weighing.half_life_seconds
+        self.gained[event.video_id].add(weight, liked_at.timestamp(), half_life)
+        if known.turn is None:
+            return
+        at_pairing = viewer.pair(known.turn, EngagementKind.LIKED, None)
         if at_pairing is not None:
-            self._pair(viewer, video_id, -weight, at_pairing)
+            self._pair(viewer, event.video_id, known.turn, weight, at_pairing)
 
-    def _pair(self, viewer: Viewer, video_id: str, weight: float, at: datetime) -> None:
+    def _pair(self, viewer: Viewer, video_id: str, turn: int, weight: float, at: float) -> None:
         """Add a weight to the pairs of a video with those that had their turns around it."""
-        turn, most = viewer.turn_of(video_id), self._weighing.paired_with
-        half_life, seconds = self._weighing.half_life_seconds, at.timestamp()
-        for each in range(max(turn - most, 1), min(turn + most, viewer.last_turn) + 1):
-            other = viewer.turns.get(each)
-            if other is None or other == video_id:
+        weighing, pairs = self._weighing, self.pairs
+        weights = [weight * its for its in (weighing.watched, weighing.stayed, weighing.liked)]
+        for other, *times in viewer.around(turn, weighing.paired_with):
+            if other == video_id:
                 continue
             pair = (video_id, other) if video_id < other else (other, video_id)
-            for its, then in viewer.videos[other].paired(self._weighing):
-                time = seconds if then <= at else then.timestamp()
-                mass = self.pairs.get(pair)
+            for both, then in zip(weights, times, strict=True):
+                if then is None:
+                    continue
+                latest = max(then, at)
+                mass = pairs.get(pair)
                 if mass is None:
-                    self.pairs[pair] = Mass(weight * its, time)
+                    pairs[pair] = Mass(both, latest)
                 else:
-                    mass.add(weight * its, time, half_life)
+                    mass.add(both, latest, weighing.half_life_seconds)
 
 
 def keep(
@@ -314,11 +239,22 @@ def keep(
     lock_in_transaction(conn, Lock.RECOMMENDATION_ROWS)
     if not batch:
         return frozenset()
-    pairing = Pairing(weighing, _viewers(conn, batch, weighing))
+    known = _known(conn, batch)
+    viewers = turns.load(conn, {event.viewer for event in batch})
+    around = [
+        (event.viewer, known[key].turn or 0)
+        for event in batch
+        if (key := (event.viewer, event.video_id)) in known and _is_fresh(known[key], event)
+    ]
+    turns.load_earlier(conn, viewers, [each for each in around if each[1]], weighing.paired_with)
+    pairing = Pairing(weighing, viewers, known)
     for event in batch:
         pairing.take(event)
     _write(conn, pairing, weighing)
-    return frozenset(viewer for viewer, _ in pairing.moved)
+    changed = frozenset(viewer for viewer, _ in pairing.moved)
+    if changed:
+        turns.save(conn, {name: viewers[name] for name in changed})
+    return changed
 
 
 def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
@@ -340,48 +276,19 @@ def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
         conn.execute(TOPS, given)
 
 
-def _viewers(
-    conn: Connection[TupleRow], batch: Sequence[Engagement], weighing: Weighing
-) -> dict[str, Viewer]:
-    """Return what the pairing has to know of the batch's viewers."""
-    viewers = {event.viewer: Viewer() for event in batch}
+def _known(conn: Connection[TupleRow], batch: Sequence[Engagement]) -> dict[Key, KnownVideo]:
+    """Return what is known of the batch's videos by their viewers."""
     keys = {(event.viewer, event.video_id) for event in batch}
-    _recall(viewers, conn.execute(KNOWN, columns(keys), prepare=True))
-    fresh = [event for event in batch if _is_fresh(viewers[event.viewer], event)]
-    turns = {
-        (event.viewer, known.turn)
-        for event in fresh
-        if (known := viewers[event.viewer].videos.get(event.video_id)) and known.turn is not None
-    }
-    if turns:
-        names, numbers = columns(turns)
-        around = {"viewers": names, "turns": numbers, "most": weighing.paired_with}
-        _recall(viewers, conn.execute(AROUND, around, prepare=True))
-    if fresh:
-        names = texts(list({event.viewer for event in fresh}))
-        _recall(viewers, conn.execute(LAST, (names, weighing.paired_with), prepare=True))
-        hours = {(event.viewer, start_of_hour(event.at)) for event in fresh}
-        asked = weighing.paired_per_hour, *columns(hours)
-        for viewer, hour, engaged in conn.execute(BUSY, asked, prepare=True):
-            viewers[viewer].hours[start_of_hour(hour)] = engaged
-    return viewers
+    found = conn.execute(KNOWN, columns(keys), prepare=True)
+    return {(viewer, video_id): KnownVideo(*known) for viewer, video_id, *known in found}
 
 
-def _recall(viewers: Mapping[str, Viewer], rows: Iterable[TupleRow]) -> None:
-    for viewer, video_id, *known in rows:
-        viewers[viewer].recall(video_id, KnownVideo(*known))
-
-
-def _is_fresh(viewer: Viewer, event: Engagement) -> bool:
-    """Return whether the event may change pairs; whoever watches or stays again does not.
-
-    Where nothing is known of the video, who watched it first is among the same events.
-    """
-    known = viewer.videos.get(event.video_id)
+def _is_fresh(known: KnownVideo, event: Engagement) -> bool:
+    """Return whether the event may change pairs; whoever watches or stays again does not."""
     if event.kind is EngagementKind.WATCHED:
-        return known is None or known.watched_at is None
+        return known.watched_at is None
     if event.kind is EngagementKind.STAYED:
-        return known is not None and known.stayed_at is None
+        return known.stayed_at is None
     return True
 
 
@@ -395,7 +302,8 @@ def _write(conn: Connection[TupleRow], pairing: Pairing, weighing: Weighing) -> 
     if pairing.gained:
         gained: dict[str, Any] = {
             "videos": texts(list(pairing.gained)),
-            **masses(pairing.gained.values()),
+            "weights": numbers([mass.weight for mass in pairing.gained.values()]),
+            "times": numbers([mass.as_of for mass in pairing.gained.values()]),
             "half_life": weighing.half_life_seconds,
             "nothing": NOTHING,
         }

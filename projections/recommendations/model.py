@@ -11,6 +11,9 @@ from uuid import UUID
 from domain.feedback import Signal, Variant
 from infra.settings.features import RecommendationSettings
 
+MOST_WATCHED = 20
+"""So many videos, those watched last, are of a profile."""
+
 
 class RecommendationSource(StrEnum):
     """What made an answer; the first one that could."""
@@ -59,8 +62,7 @@ class Candidate:
 
     A signal is the video's share of all that was found by it, so that each is a guess at how likely
     the video is the next one. `because` is the video of the profile that it is the closest
-    neighbour of, if of any. How much the profile is `telling` still, and how `sure` neighbours are,
-    is the same for all of a user's candidates.
+    neighbour of, if of any.
     """
 
     video_id: UUID
@@ -71,8 +73,6 @@ class Candidate:
     similar: float = 0.0
     because: UUID | None = None
     popular: float = 0.0
-    telling: float = 1.0
-    sure: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,7 @@ class DescribedVideo:
 class Material:
     """What a ranking is made of.
 
+    How much the profile is `telling` still, and how `sure` its neighbours are, both from 0 to 1;
     `interest` is by what the scores of some categories are multiplied.
     """
 
@@ -143,6 +144,8 @@ class Material:
     candidates: Sequence[Candidate]
     described: dict[UUID, DescribedVideo] = field(default_factory=dict)
     interest: Mapping[str, float] = field(default_factory=dict)
+    telling: float = 1.0
+    sure: float = 1.0
 
     def interest_in(self, candidate: Candidate) -> float:
         """Return by what the candidate's score is multiplied."""

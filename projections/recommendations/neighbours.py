@@ -7,38 +7,46 @@ together are always exact: the view `analytics.neighbours` has both.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.projection import columns
 from infra.postgres.connection import array, texts
 from projections.recommendations.model import Weighing
+from projections.recommendations.turns import numbers
 
 MOST_HALVINGS = 1000.0
 # What is left of a weight of which all was taken back is a rounding error.
 NOTHING = 1e-9
 
 # Gives the videos that have enough deltas to be folded. To be planned each time, as is the next: a
-# plan for any number of rows reads whole tables for a few.
+# plan for any number of rows reads whole tables for a few. What is there is updated first, since ON
+# CONFLICT locks each row before that, and logs it.
 APPEND = b"""
 WITH pairs AS (
     SELECT * FROM unnest(%(ones)s::uuid[], %(others)s::uuid[], %(weights)s::float8[],
-                         %(times)s::float8[]) AS told (one, other, weight, as_of)),
-appended AS (
-    INSERT INTO analytics.neighbour_deltas AS kept (video_id, neighbour_ids, weights, as_of)
-    SELECT one, array_agg(other), array_agg(weight), array_agg(as_of)
-    FROM (SELECT one, other, weight, as_of FROM pairs
-          UNION ALL SELECT other, one, weight, as_of FROM pairs ORDER BY 1) AS both_ways
-    GROUP BY one
-    ON CONFLICT (video_id) DO UPDATE
-    SET neighbour_ids = excluded.neighbour_ids || kept.neighbour_ids,
-        weights = excluded.weights || kept.weights, as_of = excluded.as_of || kept.as_of
+                         %(times)s::float8[]) AS told (one, other, weight, at)),
+given AS MATERIALIZED (
+    SELECT one AS video_id, array_agg(other) AS ids, array_agg(weight) AS weights,
+           array_agg(at) AS times
+    FROM (SELECT one, other, weight, at FROM pairs
+          UNION ALL SELECT other, one, weight, at FROM pairs ORDER BY 1) AS both_ways
+    GROUP BY one),
+grown AS (
+    UPDATE analytics.neighbour_deltas AS kept
+    SET neighbour_ids = ids || kept.neighbour_ids, weights = given.weights || kept.weights,
+        as_of = times || kept.as_of
+    FROM given WHERE kept.video_id = given.video_id
+    RETURNING kept.video_id, cardinality(kept.neighbour_ids) AS deltas),
+begun AS (
+    INSERT INTO analytics.neighbour_deltas (video_id, neighbour_ids, weights, as_of)
+    SELECT * FROM given WHERE video_id NOT IN (SELECT video_id FROM grown)
     RETURNING video_id, cardinality(neighbour_ids) AS deltas)
-SELECT video_id::text FROM appended WHERE deltas >= %(most)s
+SELECT video_id::text FROM (TABLE grown UNION ALL TABLE begun) AS appended
+WHERE deltas >= %(most)s
 """
 # The weights of a pair are added as of its latest time, by way of the latest of the batch. When
 # there are too many neighbours, the best are kept by the weight that a reader sees; what was
@@ -119,26 +127,28 @@ def add_pairs(
     Every video of the pairs has its row in `analytics.engagement`. The caller's transaction holds
     the lock of these rows.
     """
-    ones, others = columns(pairs)
-    given = {"ones": ones, "others": others, **masses(pairs.values()), "most": weighing.neighbours}
-    full = {video for (video,) in conn.execute(APPEND, given, prepare=False)}
-    # A reader never meets a delta that takes something back.
-    full.update(video for pair, mass in pairs.items() if mass.weight < NOTHING for video in pair)
+    weights = [mass.weight for mass in pairs.values()]
+    times = [mass.as_of for mass in pairs.values()]
+    appended = {
+        "ones": array([one for one, _ in pairs]),
+        "others": array([other for _, other in pairs]),
+        "weights": numbers(weights),
+        "times": numbers(times),
+        "most": weighing.neighbours,
+    }
+    full = {video for (video,) in conn.execute(APPEND, appended, prepare=False)}
+    if min(weights) < NOTHING:
+        # A reader never meets a delta that takes something back.
+        full.update(
+            video for pair, mass in pairs.items() if mass.weight < NOTHING for video in pair
+        )
     if full:
         folded: dict[str, Any] = {
             "videos": texts(list(full)),
-            "now": max(mass.as_of for mass in pairs.values()),
+            "now": max(times),
             "half_life": weighing.half_life_seconds,
             "most": weighing.neighbours,
             "exponent": weighing.popularity_exponent,
             "nothing": NOTHING,
         }
         conn.execute(FOLD, folded, prepare=False)
-
-
-def masses(found: Collection[Mass]) -> dict[str, str]:
-    """Return array literals: psycopg's dumpers take far longer."""
-    return {
-        "weights": array([repr(mass.weight) for mass in found]),
-        "times": array([repr(mass.as_of) for mass in found]),
-    }

@@ -16,7 +16,12 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, WithJsonSchema, create_model
 
-from projections.recommendations.model import DescribedVideo, EngagedVideo, Material
+from projections.recommendations.model import (
+    MOST_WATCHED,
+    DescribedVideo,
+    EngagedVideo,
+    Material,
+)
 
 ELLIPSIS = "…"
 # Letters or marks by their category, and yet blank: fillers of Hangul, a joiner, vowels of Khmer,
@@ -32,7 +37,6 @@ LONGEST_GRAPHEME = 32
 PROMPT_VERSION = "recommendations.v1"
 """Logged with answers that are not as asked for: change it with every change of a text below."""
 
-MOST_WATCHED = 20
 MOST_LIKED = 10
 MOST_TRENDING = 20
 MOST_CANDIDATES = 60

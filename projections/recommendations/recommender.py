@@ -50,6 +50,7 @@ from projections.analytics.queries import (
 from projections.catalog import PUBLIC, Catalog
 from projections.dismissals import Dismissals
 from projections.likes import Likes
+from projections.recommendations.attention import AttentionCache
 from projections.recommendations.blend import (
     MOST_DISMISSED,
     TELLING,
@@ -61,7 +62,7 @@ from projections.recommendations.blend import (
     source_of,
     with_new,
 )
-from projections.recommendations.candidates import candidates_for, shares_of
+from projections.recommendations.candidates import material_for, shares_of
 from projections.recommendations.embeddings import nearest
 from projections.recommendations.model import (
     Candidate,
@@ -74,14 +75,17 @@ from projections.recommendations.model import (
     RecommendationSource,
     Weighing,
 )
-from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED
+from projections.recommendations.prompt import MOST_LIKED
 from projections.recommendations.ranker import Ranker, fuse, make_ranker
 from projections.trending import Ranked, Window
 
 log = structlog.get_logger(__name__)
 
 WATCHED = b"""
-SELECT video_id, at FROM analytics.watched WHERE viewer = %s ORDER BY at DESC, video_id LIMIT %s
+SELECT video_id, to_timestamp(at) AS at
+FROM analytics.viewers, unnest(last_watched_ids, last_watched_at)
+    WITH ORDINALITY AS last (video_id, at, place)
+WHERE viewer = %s ORDER BY place
 """
 LIKED_AT = b"""
 SELECT video_id, liked_at FROM analytics.engaged
@@ -181,6 +185,7 @@ class Recommender:
         self._variants = [BlendVariant(WEIGHTS, Weighing.from_settings(settings))]
         if settings.variant_b:
             self._variants.append(self._variants[0].changed(settings.variant_b))
+        self._attention = AttentionCache(self._variants[0].weighing)
         self.experiment = experiment_of(self._variants)
         ttl, outdated = settings.cache_ttl_seconds, settings.invalidate_seconds
         whole = Lifetimes(timedelta(seconds=ttl), timedelta(seconds=outdated))
@@ -302,11 +307,13 @@ class Recommender:
             )
             videos = list(dict.fromkeys(each.video_id for each in known))
             similar = await nearest(analytics, videos, limit=MOST_SIMILAR)
-            candidates = {
-                weighing: await candidates_for(
+            attention = await self._attention.get(analytics)
+            materials = {
+                weighing: await material_for(
                     analytics,
                     profile,
                     trending,
+                    attention,
                     similar=similar,
                     without=dismissed,
                     weighing=weighing,
@@ -314,21 +321,22 @@ class Recommender:
                 for weighing in {variant.weighing for variant in self._variants}
             }
             telling = dismissed[:TELLING]
-            offered = {each.video_id for found in candidates.values() for each in found}
+            offered = {each.video_id for one in materials.values() for each in one.candidates}
             asked = {*videos, *telling, *offered}
             query = self._catalog.sql(DESCRIBE)
             found = await fetch_as(conn, DescribedVideo, query, (list(asked),))
         described = {each.video_id: each for each in found}
         # What the catalog no longer lists, the analytics may not have heard of.
-        there = {
-            weighing: [each for each in found if each.video_id in described]
-            for weighing, found in candidates.items()
+        complete = {
+            weighing: replace(
+                one,
+                candidates=[each for each in one.candidates if each.video_id in described],
+                described=described,
+                interest=interest(telling, described),
+            )
+            for weighing, one in materials.items()
         }
-        less = interest(telling, described)
-        return [
-            Material(profile, there[variant.weighing], described, less)
-            for variant in self._variants
-        ]
+        return [complete[variant.weighing] for variant in self._variants]
 
     async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> set[UUID]:
         """Return those that the user has seen; none while the analytics are away."""
@@ -372,7 +380,7 @@ async def profile_of(analytics: Conn, likes: Likes, main: Conn, user_id: str) ->
     `main` is a connection to the database of `likes`. A like that the analytics have not seen yet
     is taken to be of now.
     """
-    watched = await fetch_as(analytics, EngagedVideo, WATCHED, (user_id, MOST_WATCHED))
+    watched = await fetch_as(analytics, EngagedVideo, WATCHED, (user_id,))
     standing = await likes.liked_page(main, user_id, END_OF_LOG, MOST_LIKED)
     given = user_id, [like.video_id for like in standing]
     times: dict[UUID, datetime] = dict(await (await analytics.execute(LIKED_AT, given)).fetchall())

@@ -25,7 +25,8 @@ from engine.seals.anchors import AnchorsUnusable
 from engine.seals.chain import connect
 from engine.seals.proofs import Proofs
 from engine.seals.verification import Verification
-from infra.http.app import Admin, Auditor, role_refused, wire
+from infra.http.app import wire
+from infra.http.callers import Admin, Auditor, role_refused
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Wire
 from infra.security_log import SecurityEvent, record

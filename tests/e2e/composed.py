@@ -27,6 +27,7 @@ from tests.e2e.program import OWN_VARIABLES, NotStarted
 from tests.integration.s3_server import s3_server
 from tests.nginx import Proxy, running_nginx
 from tests.support import eventually, requires, unused_port
+from tests.two_users import TwoUsers, two_users
 
 START_SECONDS = 180.0
 PROGRAMS = {name: [sys.executable, "-m", name] for name in ("backlot", "dramatiq")}
@@ -85,7 +86,14 @@ class RoleProcess:
             "BACKLOT_DATA_DIR": str(self.home / "data"),
             "PYTHONPATH": str(PROJECT),
         }
-        return {**foreign, **self.service.environment, **self.variables, **own}
+        mine = self.service.environment
+        # Who has no key of the store in the composition has none here.
+        given = {
+            name: text
+            for name, text in self.variables.items()
+            if name in mine or not name.startswith("S3_")
+        }
+        return {**foreign, **mine, **given, **own}
 
     def is_healthy(self) -> bool:
         """What the service's health check asks. Raises NotStarted when the process has ended."""
@@ -191,7 +199,7 @@ def composed(
     kafka: str = "",
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[Composed]:
-    """The services of these roles and what they need, all healthy.
+    """The services of these roles and what they need, all healthy, on an empty database.
 
     `kafka` is host:port of a broker; without one consumers follow the event log. `variables` are
     more settings for all of them, as `backlot.env` holds them.
@@ -202,7 +210,9 @@ def composed(
         addresses = {"redis:6379": f"127.0.0.1:{redis_port}", "kafka:9092": kafka}
         services = {role: _local(composition.roles[role], addresses) for role in roles}
         s3 = stack.enter_context(s3_server())
-        own = {"DATABASE_URL": database_url, **s3.settings(), **(variables or {})}
+        users = stack.enter_context(two_users(database_url))
+        _migrate(composition.services["migrations"], folder / "migrations", users)
+        own = {"DATABASE_URL": users.user_url, **s3.settings(), **(variables or {})}
         processes = {
             role: RoleProcess(service, folder / role, own) for role, service in services.items()
         }
@@ -220,6 +230,14 @@ def composed(
             stack.callback(process.clean_up)
         system.start(*roles)
         yield system
+
+
+def _migrate(service: Service, home: Path, users: TwoUsers) -> None:
+    """What the service `migrations` does, with the only URL of the owner."""
+    home.mkdir(parents=True)
+    assert service.words == ["backlot", "migrate"]
+    ran = RoleProcess(service, home, users.settings()).run("migrate")
+    assert ran.returncode == 0, ran.stderr
 
 
 def _local(service: Service, addresses: Mapping[str, str]) -> Service:

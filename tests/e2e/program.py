@@ -27,7 +27,7 @@ from tests.fork_server import ForkedProcess
 from tests.support import DEADLINE_SECONDS, PROJECT
 
 Process = ForkedProcess | subprocess.Popen[bytes]
-OWN_VARIABLES = Settings.variables()
+OWN_VARIABLES = Settings.variables() | Settings.files().keys()
 
 
 class NotStarted(Exception):
@@ -144,6 +144,8 @@ class Program:
             "BACKLOT_PORT": str(self.port),
             "BACKLOT_DATA_DIR": str(self.data),
             "LOG_FORMAT": "json",
+            # Tests of other things ask faster than any person.
+            "RATE_LIMITS": "off",
             # The source beside these tests, whichever copy of it is installed.
             "PYTHONPATH": str(PROJECT),
         }

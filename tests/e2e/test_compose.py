@@ -133,8 +133,8 @@ def test_the_doctor_finds_everything_well(system: Composed) -> None:
     assert system.secret not in report.stdout
 
 
-def test_a_token_from_any_container_is_taken(system: Composed) -> None:
-    minted = system.processes["workers"].run("token", "--user", "me", "--admin").stdout.strip()
+def test_a_token_from_a_container_that_knows_the_secret_is_taken(system: Composed) -> None:
+    minted = system.processes["commands"].run("token", "--user", "me", "--admin").stdout.strip()
     authorized = {"Authorization": f"Bearer {minted}"}
     answer = plain.get(f"{system.processes['queries'].admin_url}/projections", headers=authorized)
     assert len(read(answer)["items"]) > 0
@@ -151,6 +151,14 @@ def test_what_is_for_operators_can_not_be_reached_from_outside(system: Composed,
     for role in ("commands", "queries"):
         direct = f"http://{system.processes[role].address}{path}"
         assert plain.get(direct, headers=authorized).status_code == 404
+
+
+def test_no_role_can_change_what_is_recorded(system: Composed) -> None:
+    url = system.processes["commands"].variables["DATABASE_URL"]
+    with psycopg.connect(url, autocommit=True) as conn:
+        for statement in (b"DELETE FROM backlot_events", b"UPDATE backlot_seals SET last = 0"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(statement)
 
 
 def test_a_killed_side_comes_back_and_the_other_goes_on(

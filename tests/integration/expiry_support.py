@@ -26,6 +26,8 @@ from tests.support import DEADLINE_SECONDS, eventually
 from workers.uploads import KEPT, Expiry
 
 IDLE = timedelta(days=7)
+# What these uploads don't reach, unless a test says so.
+LONGEST = timedelta(days=365)
 NOW = datetime.now(UTC)
 # However long ago this file was imported, what arrives now is idle by then.
 LATER = NOW + IDLE + timedelta(hours=12)
@@ -77,7 +79,13 @@ class Place:
         record(self.recorder, upload)
         return upload
 
-    def job(self, at: datetime = LATER, *, redis: FakeServer | None = None) -> Expiry:
+    def job(
+        self,
+        at: datetime = LATER,
+        *,
+        redis: FakeServer | None = None,
+        longest: timedelta = LONGEST,
+    ) -> Expiry:
         """A replica's job, at this time, with a bus and a connection of its own."""
         recorder = self.stack.enter_context(recording(self.database_url))
         bus = CommandBus(recorder)
@@ -89,6 +97,7 @@ class Place:
             catalog=Catalog(),
             database_url=self.database_url,
             idle=IDLE,
+            longest=longest,
             clock=lambda: at,
         )
 

@@ -19,6 +19,8 @@ from structlog.testing import capture_logs
 from engine.installation import UnknownMigration
 from projections.analytics import schema
 from projections.analytics.schema import ANALYTICS, SchemaState, Shape, migrate, state
+from projections.recommendations.co_occurrence import Engagement, keep
+from projections.recommendations.model import EngagementKind, Weighing
 from tests.integration.analytics_support import (
     expect_viewers,
     history,
@@ -41,6 +43,18 @@ SELECT DISTINCT video_id, ("timestamp" AT TIME ZONE 'UTC')::date,
        coalesce(user_id, 'session:' || (metadata->>'session'))
 FROM analytics.video_analytics
 """
+ENGAGED_BEFORE = """
+INSERT INTO analytics.engaged (viewer, video_id, watched_at, liked_at, turn, watch_paired_at,
+                               like_paired_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
+"""
+TURNS = (
+    """
+SELECT viewer, hour, parts, video_ids, watched, stayed, liked, last_watched_ids, last_watched_at
+FROM analytics.viewers WHERE viewer <> 'busy' ORDER BY viewer
+""",
+    "SELECT * FROM analytics.earlier_turns ORDER BY viewer, part",
+)
 GONE = "INSERT INTO analytics.video_viewers VALUES (lpad('1', 32, '0')::uuid, '2026-01-02', 'ann')"
 TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'analytics'"
 
@@ -153,6 +167,39 @@ def test_the_neighbours_of_a_former_release_become_lists(
     lists = "SELECT count(*), sum(cardinality(neighbour_ids)) FROM analytics.neighbour_lists"
     assert rows(database_url, lists) == [(4, 6)]
     assert rows(database_url, "SELECT * FROM analytics.engagement") == [(one, 7, 1e9)]
+
+
+def test_the_turns_of_a_former_release_are_packed(
+    database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As this release packs them itself. The hour's engagements were counted by video before."""
+    without(copied, "turns")
+    migrated(database_url)
+    begun, minute = datetime(2026, 3, 1, tzinfo=UTC), timedelta(minutes=1)
+    told, before = [], []
+    for turns in (1, 39, 40, 65):
+        for number in range(turns):
+            key, at = (f"viewer-{turns}", str(UUID(int=number))), begun + timedelta(hours=number)
+            liked = at + minute if number % 7 == 0 else None
+            told.append(Engagement(*key, EngagementKind.WATCHED, at))
+            if liked is not None:
+                told.append(Engagement(*key, EngagementKind.LIKED, liked))
+            before.append((*key, at, liked, number + 1, at, liked))
+    # Came when the hour was full, and was not paired.
+    unpaired = ("busy", str(UUID(int=1)), begun, None, None, None, None)
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.cursor().executemany(ENGAGED_BEFORE, [*before, unpaired])
+        monkeypatch.undo()
+        migrate(conn)
+        packed = [conn.execute(query).fetchall() for query in TURNS]
+        conn.execute(
+            "TRUNCATE analytics.engaged, analytics.viewers, analytics.earlier_turns, "
+            "analytics.engagement"
+        )
+        with conn.transaction():
+            keep(conn, told, Weighing())
+        assert [conn.execute(query).fetchall() for query in TURNS] == packed
+        assert [len(each) for each in packed] == [4, 3]
 
 
 def test_both_shapes_have_the_same_versions() -> None:

@@ -31,6 +31,7 @@ from projections.analytics.schema import migrate
 from projections.recommendations import embeddings
 from projections.recommendations.embeddings import Embedded
 from tests.support import hung
+from tests.two_users import as_user
 
 FIELDS = [field.name for field in fields(DoctorPart)]
 
@@ -58,6 +59,24 @@ def test_a_running_embedded_database(folder: Path) -> None:
         # The folder is held, so something should answer; it does not.
         assert not api.ok
     assert "not running" in part("database").detail
+
+
+@pytest.mark.no_analytics
+def test_a_user_who_may_rewrite_the_log_is_told(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as root:
+        root.execute("CREATE ROLE only_adds LOGIN")
+        try:
+            root.execute("GRANT SELECT, INSERT ON backlot_events, backlot_seals TO only_adds")
+            for user, told in (("postgres", True), ("only_adds", False)):
+                monkeypatch.setenv("DATABASE_URL", as_user(database_url, user))
+                database = part("database")
+                assert database.ok
+                assert ("may rewrite the log" in database.detail) is told
+        finally:
+            root.execute("DROP OWNED BY only_adds")
+            root.execute("DROP ROLE only_adds")
 
 
 def test_an_external_database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

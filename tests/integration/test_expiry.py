@@ -91,6 +91,19 @@ async def test_what_arrived_within_the_time_keeps_an_upload(place: Place) -> Non
     assert len(await place.store.list_parts(upload.object_key, upload.store_upload_id)) == 1
 
 
+async def test_an_upload_that_never_ends_expires_by_its_age(place: Place) -> None:
+    endless = await place.start(NOW - timedelta(days=30))
+    long = await place.start(NOW - timedelta(days=29))
+    for upload in (endless, long):
+        await send(place.store, upload)
+    # Whatever arrives a moment before.
+    job = place.job(NOW + timedelta(hours=1), longest=timedelta(days=30))
+    assert await run(job, place) == {"expired": 1}
+    assert place.history(endless) == ["started", "expired"]
+    assert await gone(place.store, endless)
+    assert place.history(long) == ["started"]
+
+
 async def test_a_video_stays(place: Place) -> None:
     upload = await place.start()
     stored = await place.store.complete(

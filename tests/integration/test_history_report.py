@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from benchmarks.peers import ALS, CHANCE, EASE, KNN
 from benchmarks.product import Product
 from infra.errors import ExitCode
 from infra.settings import load_settings
+from projections.trending import Trending, Window
 from tests import site_history
 
 HOUR = timedelta(hours=1)
@@ -125,6 +127,36 @@ def _made(users: int, videos: int) -> History:
     ]
     there = [Film(each.video_id, each.title, None, "maker", begin - HOUR) for each in films]
     return History(there, events)
+
+
+def test_questions_of_one_time_share_what_trends(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = read_history(site_history.PATH, HOUR)
+    at = told.events[-1].at + HOUR
+    ranked: list[tuple[Window, int]] = []
+    rank = Trending.rank
+
+    async def counted(self: Trending, conn: Any, window: Window, **given: Any) -> Any:
+        ranked.append((window, given["limit"]))
+        return await rank(self, conn, window, **given)
+
+    monkeypatch.setattr(Trending, "rank", counted)
+    with Product(database_url, load_settings({})) as product:
+        for film in told.films:
+            product.publish(film)
+        for event in told.events:
+            product.take(event)
+        first, second, third = (
+            product.ask(f"viewer-{number}", at, trending=most).trending
+            for number, most in enumerate((50, 20, 60))
+        )
+        assert [most for window, most in ranked if window is Window.WEEK] == [50, 120]
+        assert [most for window, most in ranked if window is Window.MONTH] == [50, 50]
+        assert list(first) == list(second) == list(third)[:50]
+        assert len(third) > 50
+        product.ask("viewer-0", at + HOUR)
+        assert len(ranked) == 6
 
 
 def test_the_own_history_is_what_the_sinks_have_stored(database_url: str) -> None:

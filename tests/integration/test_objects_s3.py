@@ -28,7 +28,7 @@ from infra.settings.adapters import ObjectSettings
 from tests.integration.object_store_contract import FIRST, LAST, ObjectStoreContract
 from tests.integration.object_upload import Upload, etag_of, ref
 from tests.integration.s3_faults import Fault, passage
-from tests.integration.s3_server import S3Server, s3_server, s3_store
+from tests.integration.s3_server import BUCKET, S3Server, s3_server, s3_store
 from tests.support import until
 
 # An ordinary call waits so long for an answer, and asks three times.
@@ -88,6 +88,17 @@ class TestS3(ObjectStoreContract):
     @pytest.fixture
     def base_url(self) -> str:
         return "http://unused.example"
+
+
+async def test_what_lies_in_the_bucket_is_nothing_that_a_browser_would_show(
+    server: S3Server, upload: Upload
+) -> None:
+    await upload.begin()
+    await upload.send({1: LAST})
+    await upload.complete(ref(1, LAST))
+    found = server.client().head_object(Bucket=BUCKET, Key=upload.key)
+    assert found["ContentType"] == "application/octet-stream"
+    assert found["ContentDisposition"] == "attachment"
 
 
 def a_key() -> str:

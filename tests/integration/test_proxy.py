@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -17,13 +18,14 @@ from tests.nginx import Proxy, running_nginx
 from tests.support import DEADLINE_SECONDS, unused_port
 
 PROBLEM = "application/problem+json"
+SIGNED = f"X-Amz-Signature={'0123456789abcdef' * 4}"
 
 
 class Told(BaseHTTPRequestHandler):
     """Answers with what was asked, and by whom it is answered."""
 
     protocol_version = "HTTP/1.1"
-    go_on = Event()
+    go_on, arrived = Event(), Event()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("do_"):
@@ -33,7 +35,10 @@ class Told(BaseHTTPRequestHandler):
     def answer(self) -> None:
         if self.path == "/stream":
             return self.stream()
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        size = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(min(size, 4))
+        self.arrived.set()
+        body += self.rfile.read(size - len(body))
         told = {
             "by": cast("ThreadingHTTPServer", self.server).server_port,
             "method": self.command,
@@ -43,9 +48,15 @@ class Told(BaseHTTPRequestHandler):
         }
         text = json.dumps(told).encode()
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        if "X-Send-Type" not in self.headers:
+            self.send_header("Content-Type", "application/json")
+        if sent := self.headers.get("X-Send-Disposition"):
+            self.send_header("Content-Disposition", sent)
         self.send_header("Content-Length", str(len(text)))
         self.send_header("X-Asked", json.dumps([told["by"], told["method"]]))
+        if self.path == "/page":
+            self.send_header("Content-Security-Policy", "default-src 'self'")
+            self.send_header("X-Request-Id", "of-the-page")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(text)
@@ -160,15 +171,88 @@ def test_the_object_store_sees_the_host_that_was_signed(
     proxy: Proxy, ports: dict[str, int]
 ) -> None:
     with httpx.Client(base_url=proxy.media_url, trust_env=False) as media:
-        part = media.put("/media/videos/1?X-Amz-Signature=a%2Fb", content=b"x" * 9 * 1024 * 1024)
+        url = f"/media/videos/1?uploadId=a%2Fb&{SIGNED}"
+        part = media.put(url, content=b"x" * 9 * 1024 * 1024)
         assert part.json()["size"] == 9 * 1024 * 1024
-        assert part.json()["path"] == "/media/videos/1?X-Amz-Signature=a%2Fb"
+        assert part.json()["path"] == url
         assert part.json()["headers"]["host"] == proxy.media_url.removeprefix("http://")
         assert part.json()["by"] == ports["objects"]
-        ranged = media.get("/media/videos/1", headers={"Range": "bytes=2-5"}).json()
+        ranged = media.get(f"/media/videos/1?{SIGNED}", headers={"Range": "bytes=2-5"}).json()
         assert ranged["headers"]["range"] == "bytes=2-5"
-        assert media.delete("/media/videos/1").status_code == 403
-        assert media.get("/minio/admin/v3/info").status_code == 404
+
+
+@pytest.mark.parametrize("side", ["api", "media"])
+def test_a_body_is_handed_on_as_it_comes(proxy: Proxy, side: str) -> None:
+    """Spooled first, it would fill the memory that is this container's /tmp."""
+    url, path = (
+        (proxy.url, "/uploads") if side == "api" else (proxy.media_url, f"/media/v?{SIGNED}")
+    )
+    Told.arrived.clear()
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as sending:
+        sending.settimeout(DEADLINE_SECONDS)
+        head = f"PUT {path} HTTP/1.1\r\nHost: here\r\nContent-Length: 8\r\n\r\n"
+        sending.sendall(head.encode() + b"half")
+        assert Told.arrived.wait(DEADLINE_SECONDS), "the server heard nothing before the end"
+        sending.sendall(b"rest")
+        assert b" 200 " in sending.recv(4096)
+
+
+def test_answers_say_what_browsers_must_not_do(client: httpx.Client) -> None:
+    for answer in (client.get("/videos"), client.get("/metrics")):
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    # A page's own words stand.
+    own = client.get("/page").headers
+    assert own.get_list("Content-Security-Policy") == ["default-src 'self'"]
+    assert own.get_list("X-Request-Id") == ["of-the-page"]
+
+
+@pytest.fixture(scope="module")
+def strict(ports: dict[str, int], short_dir: Path) -> Iterator[Proxy]:
+    """The same limits, reached sooner."""
+    upstreams = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+    changes = {
+        "set_real_ip_from 10.0.0.0/8": "set_real_ip_from 127.0.0.1",
+        "rate=200r/s": "rate=1r/m",
+        "burst=1000": "burst=2",
+        "limit_conn connections 256": "limit_conn connections 2",
+        "client_header_timeout 10s": "client_header_timeout 1s",
+        "client_body_timeout 30s": "client_body_timeout 1s",
+    }
+    with running_nginx(short_dir / "strict-proxy", upstreams, changes) as running:
+        yield running
+
+
+@pytest.mark.parametrize("side", ["api", "media"])
+def test_one_address_gets_a_share_only(strict: Proxy, side: str) -> None:
+    url = f"{strict.url}/videos" if side == "api" else f"{strict.media_url}/media/videos/1?{SIGNED}"
+    with httpx.Client(trust_env=False) as client:
+        answers = [client.get(url) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert answers[-1].headers["Retry-After"] == "1"
+    if side == "api":
+        assert answers[-1].headers["Content-Type"] == PROBLEM
+        assert answers[-1].json()["type"] == "rate-limited"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"GET / HTTP/1.1\r\nHost: he", b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n"],
+)
+def test_who_sends_no_more_is_cut_off(strict: Proxy, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", int(strict.url.rpartition(":")[2]))) as idle:
+        idle.settimeout(DEADLINE_SECONDS)
+        idle.sendall(sent)
+        with suppress(ConnectionResetError):
+            while idle.recv(4096):
+                pass
+
+
+def test_what_a_client_says_of_its_address_is_not_believed(client: httpx.Client) -> None:
+    told = client.get("/videos", headers={"X-Forwarded-For": "198.51.100.7"}).json()
+    assert told["headers"]["x-forwarded-for"] == "127.0.0.1"
 
 
 def test_a_side_that_is_down_is_a_problem_and_leaves_the_other_alone(short_dir: Path) -> None:
@@ -186,3 +270,41 @@ def test_a_side_that_is_down_is_a_problem_and_leaves_the_other_alone(short_dir: 
         assert answer.headers["Retry-After"] == "5"
         assert answer.headers["X-Request-Id"] == answer.json()["requestId"] == "mine-3"
         assert client.post("/videos/1/like").status_code == 200
+
+
+def test_what_ends_tls_before_it_is_believed(strict: Proxy) -> None:
+    """Each client behind that has a share of its own."""
+    with httpx.Client(base_url=strict.url, trust_env=False) as client:
+        for number in range(8):
+            address = f"198.51.100.{number}"
+            said = {"X-Forwarded-For": f"203.0.113.9, {address}"}
+            answer = client.get("/videos", headers=said)
+            assert answer.json()["headers"]["x-forwarded-for"] == address
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent", "told"),
+    [
+        ("inline%3B%20filename%2A%3DUTF-8%27%27clip.mp4", "", "inline; filename*=UTF-8''clip.mp4"),
+        ("inline%3B%20filename%2A%3DUTF-8%27%27D%25C3%25A9j%25C3%25A0.mp4", "", "inline"),
+        (
+            "attachment%3B%20filename%2A%3DUTF-8%27%27a.html",
+            "",
+            "attachment; filename*=UTF-8''a.html",
+        ),
+        ("attachment%3B%20filename%2A%3DUTF-8%27%27%25C3.html", "", "attachment"),
+        ("inline%3B%20filename%2A%3DUTF-8%27%27clip.mp4", "its own", "its own"),
+    ],
+)
+def test_a_range_has_the_type_and_the_name_that_were_signed(
+    proxy: Proxy, asked: str, sent: str, told: str
+) -> None:
+    """Garage leaves them out of ranges."""
+    asking = f"response-content-disposition={asked}&response-content-type=video%2Fmp4"
+    headers = {"X-Send-Disposition": sent, "X-Send-Type": "no"}
+    url = f"{proxy.media_url}/media/videos/1?{asking}&{SIGNED}"
+    answer = httpx.get(url, headers=headers, trust_env=False)
+    assert answer.headers.get_list("Content-Disposition") == [told]
+    assert answer.headers.get_list("Content-Type") == ["video/mp4"]
+    plain = httpx.get(f"{proxy.media_url}/media/videos/1?{SIGNED}", headers=headers)
+    assert plain.headers["Content-Type"] == "application/octet-stream"

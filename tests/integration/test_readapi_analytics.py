@@ -15,7 +15,7 @@ import pytest
 
 from domain.upload import Upload, Visibility
 from infra.http.shapes import encode_position
-from projections.trending import GENERATION, TrendingInvalidation
+from projections.trending import GENERATION, Trending, TrendingInvalidation
 from tests.integration.event_log import rows
 from tests.integration.projection_support import origin
 from tests.integration.readapi_support import UNSETTLED, Site, serving
@@ -144,6 +144,7 @@ def test_new_events_have_it_made_again_at_most_every_few_seconds(site: Site) -> 
 
 
 def test_rankings_have_keys_of_their_own_and_expire(site: Site) -> None:
+    site.writer.video(category="art")
     site.get(TRENDING)
     site.get(TRENDING, timeRange="all", limit=7, category="art")
     site.run(TrendingInvalidation(site.rankings).touch())
@@ -155,6 +156,29 @@ def test_rankings_have_keys_of_their_own_and_expire(site: Site) -> None:
     keys, left = site.run(kept())
     assert keys == {b"trending:7d:20", b"trending:all:7:art", GENERATION.encode()}
     assert 290_000 < left <= 300_000
+
+
+def test_made_up_categories_have_nothing_ranked_and_fill_no_cache(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = site.writer.video(category="art")
+    happened(site, (video, 3))
+    assert ranked(site, category="art") == [str(video.id)]
+
+    async def kept() -> set[Any]:
+        return set(await site.rankings.keys("trending:*"))
+
+    keys = site.run(kept())
+
+    async def rank(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was ranked")
+
+    monkeypatch.setattr(Trending, "rank", rank)
+    for number in range(50):
+        body = site.get(TRENDING, category=f"made up {number}").json()
+        assert (body["items"], body["cached"]) == ([], False)
+    assert site.run(kept()) == keys
+    assert site.get(TRENDING, category="art").json()["cached"]
 
 
 def test_a_removed_video_is_gone_at_once_and_leaves_no_gap(site: Site) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
 
 from domain.dismissals import Dismissal
@@ -20,115 +17,28 @@ from domain.feedback import GivenList
 from domain.upload import Upload, Visibility
 from infra.http.shapes import encode_position
 from infra.metrics import value
-from infra.settings import Settings, load_settings
-from projections.catalog import Catalog
-from projections.comments import Comments
-from projections.dismissals import Dismissals
 from projections.integration_events import VIDEO_VIEWED
-from projections.likes import Likes
-from projections.recommendations.co_occurrence import Engagement, keep
-from projections.recommendations.model import EngagementKind, Weighing
-from projections.recommendations.recommender import (
-    ENGAGED_PREFIX,
-    PREFIX,
-    RecommendationInvalidation,
-)
+from projections.recommendations.recommender import ENGAGED_PREFIX, PREFIX
 from readapi.recommendations import PLAIN
-from tests import openai_server
 from tests.integration.analytics_sinks import record
 from tests.integration.event_log import rows
-from tests.integration.projection_support import caught_up, hosting, origin
-from tests.integration.readapi_support import Site
-from tests.openai_server import Answer, Call, OpenAIServer
-
-ALL = "/recommendations"
-SECONDS = 4.0
-UNSETTLED = 1.5
-VIDEO = """
-INSERT INTO analytics.videos (video_id, owner, category, completed_at) VALUES (%s, %s, %s, %s)
-"""
-
-
-@dataclass
-class Place:
-    """A site, and who has done what there."""
-
-    site: Site
-    settings: Settings
-
-    def video(self, title: str = "Tides", owner: str = "owner", category: str = "art") -> Upload:
-        video = self.site.writer.video(owner, title=title, category=category)
-        with self.connected() as conn:
-            at = datetime.now(UTC) - timedelta(days=1)
-            conn.execute(VIDEO, (video.id, owner, category, at))
-        return video
-
-    def watch(self, viewer: str, *videos: Upload) -> None:
-        now = datetime.now(UTC) - timedelta(minutes=len(videos))
-        told = [
-            Engagement(
-                viewer, str(each.id), EngagementKind.WATCHED, now + timedelta(minutes=number)
-            )
-            for number, each in enumerate(videos)
-        ]
-        with self.connected() as conn, conn.transaction():
-            changed = keep(conn, told, Weighing.from_settings(self.settings.recommendations))
-        self.site.run(
-            RecommendationInvalidation(self.site.rankings, self.settings.recommendations).touch(
-                changed
-            )
-        )
-
-    def ask(self, user: str = "ann", path: str = ALL, **params: Any) -> dict[str, Any]:
-        answer = self.site.get(path, user, **params)
-        assert answer.status_code == 200, answer.text
-        body: dict[str, Any] = answer.json()
-        return body
-
-    def connected(self) -> psycopg.Connection[tuple[Any, ...]]:
-        return psycopg.connect(self.site.database_url, autocommit=True)
-
-
-def titles(body: dict[str, Any]) -> list[str]:
-    return [each["video"]["title"] for each in body["items"]]
-
-
-def settings_of(**more: str) -> Settings:
-    given = {
-        "RECOMMENDATIONS_INVALIDATE_SECONDS": str(UNSETTLED),
-        "RECOMMENDATIONS_TIMEOUT_SECONDS": str(SECONDS),
-        **more,
-    }
-    return load_settings(given)
-
-
-def serving(database_url: str, folder: Path, settings: Settings) -> Iterator[Place]:
-    site = Site(database_url, folder, settings=settings)
-    try:
-        with hosting(database_url, Catalog(), Likes(), Comments(), Dismissals()):
-            yield Place(site, settings)
-    finally:
-        site.close()
+from tests.integration.projection_support import caught_up, origin
+from tests.integration.recommendation_support import (
+    ALL,
+    UNSETTLED,
+    Place,
+    change_details,
+    kept_items,
+    serving,
+    settings_of,
+    titles,
+)
 
 
 @pytest.fixture
 def place(database_url: str, tmp_path: Path) -> Iterator[Place]:
     """Without a language model."""
     yield from serving(database_url, tmp_path, settings_of())
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[OpenAIServer]:
-    with openai_server.openai_server() as server:
-        yield server
-
-
-@pytest.fixture
-def asking(database_url: str, tmp_path: Path, provider: OpenAIServer) -> Iterator[Place]:
-    """With a language model, which is asked once per minute at most by each test."""
-    provider.forget()
-    settings = settings_of(OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="key")
-    yield from serving(database_url, tmp_path, settings)
 
 
 @pytest.mark.parametrize("path", [ALL, "/videos/recommendations"])
@@ -268,20 +178,6 @@ def test_no_reason_names_a_video_that_is_not_public(place: Place) -> None:
     assert (made["cached"], made["items"][0]["reason"]) == (False, "Because of what you watched")
 
 
-def test_no_prompt_holds_a_video_that_is_not_public(asking: Place, provider: OpenAIServer) -> None:
-    told = {name: asking.video(name) for name in ("Seen", "Near", "Quiet", "Secret", "Gone")}
-    asking.watch("bob", *told.values())
-    asking.watch("ann", told["Seen"], told["Secret"])
-    for name, visibility in (("Quiet", "unlisted"), ("Secret", "private"), ("Gone", "private")):
-        asking.site.writer.show(told[name], Visibility(visibility))
-    assert titles(asking.ask()) == ["Near"]
-    (call,) = provider.calls
-    asked = json.dumps(call.body)
-    assert "Near" in asked
-    assert "Seen" in asked
-    assert not [name for name in ("Quiet", "Secret", "Gone") if name in asked]
-
-
 def test_what_was_dismissed_makes_room_and_says_what_is_liked_less(place: Place) -> None:
     seen = place.video("Seen", category="news")
     others = {name: place.video(name, category=name[:3]) for name in ("art 1", "art 2", "fun 1")}
@@ -374,19 +270,6 @@ def test_what_was_removed_leaves_no_gap(place: Place) -> None:
     assert (body["cached"], titles(body)) == (True, [second])
 
 
-def changed(place: Place, video: Upload, title: str, category: str = "art") -> None:
-    video.change_details(origin("owner"), title=title, description=None, category=category)
-    place.site.writer.save(video)
-
-
-def kept_items(place: Place) -> dict[str, str]:
-    """Titles and reasons of what was kept, once the catalog shows what was written."""
-    assert place.site.get("/videos").status_code == 200
-    body = place.ask(fresh=False)
-    assert body["cached"] is True
-    return {each["video"]["title"]: each["reason"] for each in body["items"]}
-
-
 def near_seen(place: Place) -> tuple[Upload, Upload, Upload]:
     """One that ann has seen, and two that are recommended because of it."""
     seen, near, third = (place.video(each) for each in ("Seen", "Near", "Third"))
@@ -398,7 +281,7 @@ def near_seen(place: Place) -> tuple[Upload, Upload, Upload]:
 
 def test_a_reason_does_not_repeat_a_title_of_before(place: Place) -> None:
     seen, _, _ = near_seen(place)
-    changed(place, seen, "Seen, with sound")
+    change_details(place, seen, "Seen, with sound")
     assert kept_items(place) == {"Near": PLAIN, "Third": PLAIN}
 
 
@@ -412,7 +295,7 @@ def test_a_reason_does_not_repeat_the_title_of_what_was_removed(place: Place) ->
 @pytest.mark.parametrize(("title", "category"), [("Nearer", "art"), ("Near", "nature")])
 def test_what_has_changed_is_shown_as_it_is_now(place: Place, title: str, category: str) -> None:
     _, near, _ = near_seen(place)
-    changed(place, near, title, category)
+    change_details(place, near, title, category)
     assert kept_items(place) == {title: PLAIN, "Third": "Because you watched “Seen”"}
 
 
@@ -470,82 +353,3 @@ def test_without_the_analytics_there_is_what_is_new(place: Place) -> None:
     place.site.run(place.site.queries.analytics.pool.close())
     body = place.ask()
     assert (body["source"], titles(body)) == ("trending", ["New"])
-
-
-def test_the_model_orders_and_says_why(asking: Place, provider: OpenAIServer) -> None:
-    asked = watched(asking)
-    provider.otherwise = backwards
-    body = asking.ask()
-    assert (body["source"], body["cached"]) == ("llm", False)
-    assert "The model's." in {each["reason"] for each in body["items"]}
-    assert asking.ask() == body | {"cached": True}
-    assert len(provider.calls) == 1
-    # The whole blend is still there.
-    assert sorted(titles(body)) == sorted(asked)
-
-
-def test_the_models_words_go_with_the_texts_that_it_read(
-    asking: Place, provider: OpenAIServer
-) -> None:
-    seen = asking.video("Watched once")
-    expected = watched(asking)
-    asking.watch("ann", seen)
-    provider.otherwise = backwards
-    assert {each["reason"] for each in asking.ask()["items"]} == {"The model's."}
-    changed(asking, seen, "Watched twice")
-    assert kept_items(asking) == dict.fromkeys(expected, PLAIN)
-    assert len(provider.calls) == 1
-
-
-def test_nobody_else_is_in_the_prompt(asking: Place, provider: OpenAIServer) -> None:
-    watched(asking)
-    asking.watch("bob", asking.video("Bob's secret taste", category="other"))
-    provider.otherwise = backwards
-    asking.ask()
-    whole = json.dumps(provider.calls[0].body)
-    with asking.connected() as conn:
-        ids = {str(row[0]) for row in conn.execute("SELECT video_id FROM analytics.videos")}
-    for private in ("ann", "bob", "owner", *ids):
-        assert f'"{private}' not in whole
-        assert f'{private}"' not in whole
-    assert not any(each in whole for each in ids)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        openai_server.status(500),
-        openai_server.status(429),
-        openai_server.hang(),
-        openai_server.hang_up(),
-        openai_server.refusal(),
-        openai_server.malformed(),
-        openai_server.truncated(),
-        openai_server.answered(picks=[]),
-    ],
-    ids=["500", "429", "hangs", "hangs-up", "refusal", "malformed", "truncated", "nothing"],
-)
-def test_whatever_the_provider_does_there_is_an_answer(
-    asking: Place, provider: OpenAIServer, answer: Answer
-) -> None:
-    expected = watched(asking)
-    provider.otherwise = lambda call: answer
-    body = asking.ask()
-    assert (body["source"], sorted(titles(body))) == ("blend", sorted(expected))
-
-
-def watched(place: Place) -> list[str]:
-    """What is recommended to ann now."""
-    seen = place.video("Seen")
-    others = [place.video(f"Number {number}") for number in range(5)]
-    for viewer in ("bob", "cat"):
-        place.watch(viewer, seen, *others)
-    place.watch("ann", seen)
-    return [each.title for each in others]
-
-
-def backwards(call: Call) -> Answer:
-    """The candidates in reverse, with a reason."""
-    ids = [each["id"] for each in call.data["candidates"]]
-    picks = [{"id": each, "reason": "The model's."} for each in reversed(ids)]
-    return openai_server.answered(picks=picks)

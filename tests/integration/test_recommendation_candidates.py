@@ -16,13 +16,19 @@ from psycopg.types.json import Jsonb
 
 from projections.analytics.schema import migrate
 from projections.likes import Likes
-from projections.recommendations.attention import default_attention
-from projections.recommendations.candidates import candidates_for
+from projections.recommendations.attention import (
+    CACHED_SECONDS,
+    AttentionCache,
+    attention_of,
+    default_attention,
+)
+from projections.recommendations.candidates import material_for
 from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
 from projections.recommendations.model import (
     Candidate,
     EngagedVideo,
     EngagementKind,
+    Material,
     Profile,
     Weighing,
 )
@@ -116,12 +122,26 @@ class World:
         trending: Sequence[int] = (),
         similar: Sequence[tuple[int, float]] = (),
         limit: int = 60,
-    ) -> list[Candidate]:
+    ) -> Sequence[Candidate]:
+        return self.material(profile, trending, similar, limit).candidates
+
+    def material(
+        self,
+        profile: Profile,
+        trending: Sequence[int] = (),
+        similar: Sequence[tuple[int, float]] = (),
+        limit: int = 60,
+    ) -> Material:
         rank_categories(self.conn, WEIGHING)
         alike = [(UUID(int=number), value) for number, value in similar]
-        return self.ask(
-            lambda conn: candidates_for(conn, profile, ranked(trending), similar=alike, limit=limit)
-        )
+
+        async def go(conn: AsyncConnection[TupleRow]) -> Material:
+            attention = await attention_of(conn, WEIGHING)
+            return await material_for(
+                conn, profile, ranked(trending), attention, similar=alike, limit=limit
+            )
+
+        return self.ask(go)
 
 
 def ranked(numbers: Sequence[int]) -> list[Ranked]:
@@ -157,11 +177,12 @@ def test_what_others_like_beside_it_is_near(world: World) -> None:
     for viewer in ("bob", "eve"):
         world.watch(viewer, 1, 2)
     world.watch("dan", 1, 3)
-    found = world.candidates(profile([1]))
+    material = world.material(profile([1]))
+    found = material.candidates
     assert numbers_of(found) == [2, 3]
     assert found[0].neighbour > found[1].neighbour > 0
     assert found[0].neighbour + found[1].neighbour == pytest.approx(1)
-    assert found[0].sure == pytest.approx(WEIGHING.sure(3), rel=1e-3)
+    assert material.sure == pytest.approx(WEIGHING.sure(3), rel=1e-3)
     assert found[0].because == UUID(int=1)
 
 
@@ -306,40 +327,56 @@ def test_what_age_leaves_is_measured_by_what_happened(world: World) -> None:
     assert found[2].popular > 50 * found[50].popular > 0
 
 
+def test_what_age_leaves_is_read_once_for_as_long_as_it_holds(world: World) -> None:
+    """Concurrent callers share the query, and who comes within the time needs none."""
+    minutes = iter((0.0, 0.0, CACHED_SECONDS - 1, CACHED_SECONDS, CACHED_SECONDS))
+    cache = AttentionCache(WEIGHING, clock=lambda: next(minutes))
+
+    async def go(conn: AsyncConnection[TupleRow]) -> list[float]:
+        found = []
+        for share in (0.5, 0.25, 0.125):
+            await conn.execute("DELETE FROM analytics.attention")
+            await conn.execute("INSERT INTO analytics.attention VALUES (0, %s)", (share,))
+            found.append((await cache.get(conn)).left(0))
+        return found
+
+    assert world.ask(go) == [0.5, 0.5, 0.125]
+
+
 def test_what_a_profile_tells_fades_while_the_user_is_away(world: World) -> None:
     world.videos(range(1, 4), "art")
     world.watch("bob", 1, 2)
     world.watch("eve", 3)
     found, away = (
-        world.candidates(Profile("ann", [EngagedVideo(UUID(int=1), NOW - ago)]))
+        world.material(Profile("ann", [EngagedVideo(UUID(int=1), NOW - ago)]))
         for ago in (timedelta(0), WEIGHING.profile_half)
     )
-    assert {each.telling for each in found} == {1.0}
-    assert [each.telling for each in away] == [pytest.approx(0.5)] * len(found)
-    assert {each.telling for each in world.candidates(profile())} == {0.0}
+    assert found.telling == 1.0
+    assert away.telling == pytest.approx(0.5)
+    assert world.material(profile()).telling == 0.0
 
 
 def test_few_pairs_are_not_sure(world: World) -> None:
     """Ten times as many brought the same together: that is the likelier."""
     world.videos(range(1, 5))
     world.watch("v", 1, 2)
-    one = by_number(world.candidates(profile([1])))[2].sure
+    one = world.material(profile([1])).sure
     assert one == pytest.approx(1 / (1 + WEIGHING.sure_pairs), rel=1e-3)
     for number in range(9):
         world.watch(f"v-{number}", 1, 2)
-    ten = by_number(world.candidates(profile([1])))[2].sure
+    ten = world.material(profile([1])).sure
     assert ten == pytest.approx(10 / (10 + WEIGHING.sure_pairs), rel=1e-3)
 
 
 def test_a_site_that_sleeps_is_as_sure_as_ever(world: World) -> None:
     world.videos(range(1, 4))
     world.watch("bob", 1, 2)
-    awake = by_number(world.candidates(profile([1])))[2]
+    awake = world.material(profile([1]))
     long_ago = 50 * WEIGHING.half_life_seconds
     earlier = "SET as_of = ARRAY (SELECT at - %s FROM unnest(as_of) AS at)"
     world.conn.execute(f"UPDATE analytics.neighbour_deltas {earlier}".encode(), (long_ago,))
     world.conn.execute("UPDATE analytics.engagement SET as_of = as_of - %s", (long_ago,))
-    asleep = by_number(world.candidates(profile([1])))[2]
+    asleep = world.material(profile([1]))
     assert asleep.sure == pytest.approx(awake.sure, rel=1e-3)
 
 

@@ -22,8 +22,8 @@ WEIGHING = Weighing()
 LONG_AGO = timedelta(days=400)
 
 TRUNCATE = """
-TRUNCATE analytics.engaged, analytics.engagement, analytics.neighbour_lists,
-         analytics.neighbour_deltas
+TRUNCATE analytics.engaged, analytics.viewers, analytics.earlier_turns, analytics.engagement,
+         analytics.neighbour_lists, analytics.neighbour_deltas
 """
 
 Weights = dict[tuple[str, str], float]
@@ -179,6 +179,70 @@ def test_an_unlike_of_long_after_takes_back_no_more_than_its_like_brought(
     assert neighbours(tables) == pytest.approx(before[0])
     assert totals(tables) == pytest.approx(before[1])
     assert take(tables, [unlike, liked("ann", 4, timedelta(hours=5))], weighing) == frozenset()
+
+
+def test_what_had_its_turn_long_ago_is_paired_with_what_was_around_it(
+    tables: Connection[TupleRow],
+) -> None:
+    """Of ninety videos: whether it is stayed with, liked, or liked no more."""
+    weighing, long = Weighing(), timedelta(hours=300)
+    views = [watched("ann", number, long - timedelta(hours=number)) for number in range(90)]
+    for begin in range(0, 90, 7):
+        take(tables, views[begin : begin + 7], weighing)
+    (row,) = tables.execute("SELECT parts, cardinality(video_ids) FROM analytics.viewers")
+    assert row == (3, 30)
+    for number in (0, 45, 89):
+        before = neighbours(tables), totals(tables)
+        stays = Engagement("ann", video(number), EngagementKind.STAYED, NOW - timedelta(hours=2))
+        take(tables, [stays, liked("ann", number, timedelta(hours=1))], weighing)
+        now = neighbours(tables)
+        changed = {other for one, other in now if one == video(number) and now[one, other] >= 3}
+        around = range(max(number - 20, 0), min(number + 20, 89) + 1)
+        assert changed == {video(each) for each in around if each != number}
+        take(tables, [Engagement("ann", video(number), EngagementKind.UNLIKED, NOW)], weighing)
+        take(tables, [stays], weighing)
+        gained = 2 ** -(2 / 720)
+        assert totals(tables)[video(number)] == pytest.approx(before[1][video(number)] + gained)
+        now = neighbours(tables)
+        for other in changed:
+            added = now[video(number), other] - before[0][video(number), other]
+            assert added == pytest.approx(gained, rel=1e-3)
+
+
+def test_the_twenty_watched_last_are_listed(tables: Connection[TupleRow]) -> None:
+    hour = timedelta(hours=1)
+    take(tables, [liked("ann", 100, hour)])
+    for number in range(50):
+        take(tables, [watched("ann", number, (60 - number) * hour)])
+    take(tables, [watched("ann", 3, 2 * hour), watched("ann", 49, 20 * hour)])
+    (found,) = tables.execute(
+        "SELECT last_watched_ids::text[], last_watched_at FROM analytics.viewers"
+    )
+    last = {
+        each[1]: each[2]
+        for each in tables.execute(
+            "SELECT viewer, video_id::text, at FROM analytics.watched ORDER BY at DESC LIMIT 20"
+        )
+    }
+    assert found[0] == [video(3), *(video(number) for number in range(49, 30, -1))]
+    assert [datetime.fromtimestamp(at, UTC) for at in found[1]] == list(last.values())
+
+
+def test_an_hour_that_is_full_is_full_for_what_comes_late_too(tables: Connection[TupleRow]) -> None:
+    weighing = Weighing(paired_per_hour=10)
+    take(tables, [watched("bot", number) for number in range(8)], weighing)
+    late = [watched("bot", 100 + number, timedelta(hours=2)) for number in range(8)]
+    take(tables, late, weighing)
+    (row,) = tables.execute("SELECT engaged, cardinality(video_ids) FROM analytics.viewers")
+    assert row == (16, 10)
+    # Also likes that are given and taken back, over and over.
+    toggling = [
+        liked("bot", 1, -timedelta(seconds=number))._replace(kind=kind)
+        for number, kind in enumerate([EngagementKind.LIKED, EngagementKind.UNLIKED] * 9)
+    ]
+    before = neighbours(tables)
+    take(tables, toggling, weighing)
+    assert neighbours(tables) == before
 
 
 def assert_bounded(conn: Connection[TupleRow], weighing: Weighing = WEIGHING) -> None:

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from engine.subscription import Notifications
+from infra.metrics import REGISTRY
 from projections.recommendations.model import Weighing
 from tests.integration.analytics_sinks import record
 from tests.integration.analytics_support import Event
@@ -159,6 +160,32 @@ def test_rows_and_places_change_together_and_what_comes_again_changes_nothing(
         async with keeping(stage):
             await until(lambda: bool(place(url, "recommendations")))
         assert found(url, NEIGHBOURS) == before
+
+    run(scenario)
+
+
+def test_how_long_a_transaction_is_open_is_told(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it has looked at something: one that only waits keeps nothing alive."""
+    monkeypatch.setattr(sinks, "RANK_SECONDS", 0.0)
+    sinks.OLDEST_TRANSACTION_SECONDS.set(0)
+
+    def told() -> float:
+        value = REGISTRY.get_sample_value("backlot_database_oldest_transaction_seconds")
+        return value or 0.0
+
+    async def scenario() -> None:
+        url = stage.database_url
+        with psycopg.connect(url) as conn:
+            conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            (since,) = conn.execute("SELECT now()").fetchone() or (NOW,)
+            async with keeping(stage):
+                await record(url, [view(uuid4(), "bob")])
+                await stage.published()
+                await until(lambda: bool(found(url)) and told() > 0)
+            age = (datetime.now(UTC) - since).total_seconds()
+            assert 0 < told() <= age
 
     run(scenario)
 

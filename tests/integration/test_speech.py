@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +15,7 @@ from threading import Thread
 import pytest
 
 from infra import speech, whisper
-from infra.settings import load_settings
+from infra.settings import Settings, load_settings
 from infra.speech import (
     MediaTooLarge,
     MediaUnreadable,
@@ -213,3 +215,25 @@ async def test_on_without_what_it_needs_names_all_of_it(monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SpeechUnavailable, match=r"backlot\[whisper\].* and ffmpeg and ffprobe"):
         available(load_settings({"SPEECH_TRANSCRIPTION": "on"}).speech)
+
+
+async def test_programs_that_read_a_stranger_s_film_hold_no_secret(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for program in ("ffprobe", "ffmpeg"):
+        script = tmp_path / program
+        script.write_text('#!/bin/sh\n/usr/bin/env > "$0.env"\nexit 1\n')
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in (*Settings.variables(), *Settings.files(), "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"):
+        monkeypatch.setenv(name, "hunter2")
+    with pytest.raises(MediaUnreadable):
+        await speech.probe("film.mp4")
+    with pytest.raises(MediaUnreadable):
+        await speech.decode("film.mp4", tmp_path / "samples", 1.0)
+    # Whisper's process is started the same way.
+    shown = await speech.run_program(sys.executable, "-c", "import os; print(dict(os.environ))")
+    told = [(tmp_path / f"{program}.env").read_text() for program in ("ffprobe", "ffmpeg")]
+    for environment in (*told, shown.output.decode()):
+        assert "PATH" in environment
+        assert "hunter2" not in environment

@@ -104,7 +104,7 @@ def test_what_comes_of_the_profile_counts_as_far_as_that_tells() -> None:
     near = candidate(1, neighbour=0.2, same_category=0.3, similar=0.4, popular=0.5, trending=0.6)
 
     def score(telling: float = 1.0, sure: float = 1.0) -> float:
-        (found,) = blend(Material(KNOWN, [replace(near, telling=telling, sure=sure)]), limit=1)
+        (found,) = blend(Material(KNOWN, [near], telling=telling, sure=sure), limit=1)
         return found.score
 
     others = 0.5 * WEIGHTS["popular"] + 0.6 * WEIGHTS["trending"]

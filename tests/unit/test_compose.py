@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tomllib
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 from dramatiq.cli import make_argument_parser
 from typer.testing import CliRunner
 
@@ -26,7 +29,21 @@ from tests.composition import (
 COMPOSITION = read_composition()
 SERVICES = list(COMPOSITION.services.values())
 ROLES = list(COMPOSITION.roles.values())
-LASTING = [service for service in SERVICES if service.name != "minio-init"]
+PREPARING = ("migrations", "garage-init")
+LASTING = [service for service in SERVICES if service.name not in PREPARING]
+# Which secret is for whom; all that others could do with it, they can't.
+HOLDERS = {
+    "JWT_SECRET": {"commands", "queries"},
+    "REDIS_URL": {*map(str, Role)} - {"relay"},
+    "S3_ACCESS_KEY_ID": {"commands", "queries", "workers", "tasks", "garage-init"},
+    "S3_SECRET_ACCESS_KEY": {"commands", "queries", "workers", "tasks", "garage-init"},
+    "DATABASE_URL": {*map(str, Role), "migrations"},
+    "DATABASE_OWNER_URL": {"migrations"},
+    "GARAGE_ADMIN_TOKEN": {"garage", "garage-init"},
+    "GARAGE_RPC_SECRET": {"garage"},
+    "POSTGRES_PASSWORD": {"timescale"},
+}
+OF_OBJECTS = {"S3_BUCKET", "S3_REGION", "S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL"}
 ALIASES = Settings.variables()
 HTTP_PATHS = {"/healthz", "/metrics"}
 
@@ -39,7 +56,6 @@ def test_each_role_is_one_service_of_its_name() -> None:
     assert {role: service.name for role, service in COMPOSITION.roles.items()} == {
         role: role for role in Role
     }
-    assert len(ROLES) == sum(service.is_backlot for service in SERVICES)
 
 
 @pytest.mark.parametrize("service", ROLES, ids=named)
@@ -48,17 +64,56 @@ def test_the_variables_are_settings_that_are_accepted(service: Service) -> None:
     settings = load_settings(service.environment)
     assert settings.server.roles == {Role(service.name)}
     assert not settings.database.embedded
-    assert not settings.auth.local
-    assert settings.objects.bucket is not None
-    assert settings.redis.url is not None
+    assert settings.auth.local is (service.name not in HOLDERS["JWT_SECRET"])
+    assert (settings.objects.bucket is None) is (service.name not in HOLDERS["S3_ACCESS_KEY_ID"])
+    assert (settings.redis.url is None) is (service.name not in HOLDERS["REDIS_URL"])
     assert settings.kafka.bootstrap_servers
 
 
 @pytest.mark.parametrize("service", ROLES, ids=named)
 def test_every_role_has_the_same_settings_but_its_own(service: Service) -> None:
-    own = {"BACKLOT_ROLES", "TASK_THREADS", "SEAL_ANCHOR"}
+    own = {"BACKLOT_ROLES", "TASK_THREADS", "OPENAI_API_KEY", "SEAL_ANCHOR", *HOLDERS, *OF_OBJECTS}
     first = {key: value for key, value in ROLES[0].environment.items() if key not in own}
     assert {key: value for key, value in service.environment.items() if key not in own} == first
+
+
+@pytest.mark.parametrize("secret", HOLDERS)
+def test_a_secret_is_known_to_who_needs_it_and_to_nobody_else(secret: str) -> None:
+    holders = {service.name for service in SERVICES if service.environment.get(secret)}
+    assert holders == HOLDERS[secret]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_is_in_no_other_variable_or_argument(name: str) -> None:
+    """Where it appears at all is a variable that is known as a secret, or Redis's own argument."""
+    known = {*HOLDERS, "REDISCLI_AUTH"}
+    for service in SERVICES:
+        told = {v for v, text in service.environment.items() if SECRETS[name] in text}
+        assert told <= known, service.name
+        rest = {key: value for key, value in service.given.items() if key != "environment"}
+        assert (SECRETS[name] in json.dumps(rest)) is (
+            (name, service.name) == ("REDIS_PASSWORD", "redis")
+        )
+
+
+@pytest.mark.parametrize("service", ROLES, ids=named)
+def test_the_key_of_the_language_model_is_kept_from_who_calls_none(service: Service) -> None:
+    """`backlot.env` has it for everybody; what is empty here counts as unset, and wins."""
+    kept = service.environment.get("OPENAI_API_KEY") == ""
+    assert kept is (service.name in ("commands", "projections", "relay"))
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=named)
+def test_nobody_has_a_capability_or_can_get_one(service: Service) -> None:
+    assert service.given["cap_drop"] == ["ALL"]
+    assert service.given["security_opt"] == ["no-new-privileges:true"]
+    assert not {"cap_add", "privileged", "devices", "pid", "network_mode"} & service.given.keys()
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=named)
+def test_what_is_not_a_volume_is_read_only(service: Service) -> None:
+    # Kafka's image writes its configuration beside its programs.
+    assert service.given.get("read_only", False) is (service.name != "kafka")
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -70,9 +125,26 @@ def test_a_missing_or_empty_secret_stops_it(name: str) -> None:
 
 def test_what_the_file_says_to_put_into_env_is_what_it_needs() -> None:
     head = COMPOSE_FILE.read_text().partition("\nname:")[0]
-    (loop,) = re.findall(r"for name in ([A-Z_ ]+);", head)
-    assert {f"{word}_PASSWORD" for word in loop.split()} | {"JWT_SECRET"} == set(SECRETS)
-    assert 'echo "JWT_SECRET=' in head
+    passwords, others = re.findall(r"for name in ([A-Z0-9_ ]+);", head)
+    named_there = {f"{word}_PASSWORD" for word in passwords.split()} | {*others.split()}
+    assert named_there | {"S3_ACCESS_KEY_ID"} == set(SECRETS)
+
+
+def test_the_line_that_makes_the_secrets_makes_good_ones(tmp_path: Path) -> None:
+    """Each is random, of its server's form, and fit to be a part of a URL."""
+    head = COMPOSE_FILE.read_text().partition("\nname:")[0]
+    lines = [line.removeprefix("#   ") for line in head.splitlines() if ".env" in line]
+    script = "\n".join(line for line in lines if line.startswith(("for ", "echo ")))
+    made = []
+    for _ in range(2):
+        subprocess.run(["sh", "-ec", script], cwd=tmp_path, check=True)
+        made.append(dotenv_values(tmp_path / ".env"))
+    assert made[0].keys() == SECRETS.keys()
+    for name, text in made[0].items():
+        assert text != made[1][name]
+        assert re.fullmatch(r"GK[0-9a-f]{24}|[0-9a-f]{48}|[0-9a-f]{64}", text or ""), name
+    assert (made[0]["S3_ACCESS_KEY_ID"] or "").startswith("GK")
+    read_composition({name: text or "" for name, text in made[0].items()})
 
 
 @pytest.mark.parametrize("service", ROLES, ids=named)
@@ -113,7 +185,8 @@ def test_images_are_pinned(service: Service) -> None:
 
 def test_our_images_carry_the_version_of_the_project() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    assert {service.image.rpartition(":")[2] for service in ROLES} == {project["version"]}
+    ours = [service for service in SERVICES if "build" in service.given]
+    assert {service.image.rpartition(":")[2] for service in ours} == {project["version"]}
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=named)
@@ -176,7 +249,9 @@ def _addresses(service: Service) -> list[tuple[str, str, int]]:
 
 def _listens(server: Service) -> set[int]:
     told = json.dumps([server.environment, server.words])
-    usual = {"timescale": 5432, "redis": 6379, "minio": 9000}
+    garage = tomllib.loads((PROJECT / "deploy" / "garage.toml").read_text())
+    objects = int(garage["s3_api"]["api_bind_addr"].rpartition(":")[2])
+    usual = {"timescale": 5432, "redis": 6379, "garage": objects}
     return (
         {usual[server.name]}
         if server.name in usual
@@ -186,38 +261,46 @@ def _listens(server: Service) -> set[int]:
 
 def test_each_server_is_named_by_a_setting() -> None:
     named_servers = {host for service in ROLES for _, host, _ in _addresses(service)}
-    assert named_servers == {"timescale", "redis", "kafka", "minio"}
+    assert named_servers == {"timescale", "redis", "kafka", "garage"}
 
 
 def test_the_servers_take_the_passwords_that_the_roles_use() -> None:
     env = ROLES[0].environment
     postgres = COMPOSITION.services["timescale"].environment
+    owner = COMPOSITION.services["migrations"].environment["DATABASE_OWNER_URL"]
     account = f"{postgres['POSTGRES_USER']}:{postgres['POSTGRES_PASSWORD']}"
-    assert f"//{account}@" in env["DATABASE_URL"]
-    assert env["DATABASE_URL"].endswith(f"/{postgres['POSTGRES_DB']}")
+    assert f"//{account}@" in owner
+    for url in (owner, env["DATABASE_URL"]):
+        assert url.endswith(f"@timescale:5432/{postgres['POSTGRES_DB']}")
+    # Another user, whom the migrations make with the password that is in the URL.
+    assert f"//backlot_app:{SECRETS['POSTGRES_APP_PASSWORD']}@" in env["DATABASE_URL"]
     redis = COMPOSITION.services["redis"]
     command = redis.given["command"]
     assert f":{command[command.index('--requirepass') + 1]}@" in env["REDIS_URL"]
-    bucket = COMPOSITION.services["minio-init"].environment
+    bucket = COMPOSITION.services["garage-init"].environment
     for name in ("S3_BUCKET", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"):
         assert bucket[name] == env[name]
 
 
-def test_the_bucket_s_policy_is_of_the_bucket() -> None:
-    policy = json.loads((PROJECT / "deploy" / "minio-policy.json").read_text())
-    bucket = ROLES[0].environment["S3_BUCKET"]
-    rights: dict[str, set[str]] = {}
-    for statement in policy["Statement"]:
-        rights.setdefault(statement["Resource"][0], set()).update(statement["Action"])
-    assert set(rights) == {f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"}
-    told = (PROJECT / "docs" / "operations.md").read_text()
-    for action in set.union(*rights.values()) - {"s3:GetBucketLocation"}:
-        assert action.removeprefix("s3:") in told
+def test_the_object_store_is_configured_as_the_roles_expect() -> None:
+    garage = tomllib.loads((PROJECT / "deploy" / "garage.toml").read_text())
+    env = ROLES[0].environment
+    assert garage["s3_api"]["s3_region"] == env["S3_REGION"]
+    # Acknowledged means on the disk.
+    assert (garage["metadata_fsync"], garage["data_fsync"]) == (True, True)
+    ((volume, target), *_) = COMPOSITION.services["garage"].mounts
+    assert volume == "garage"
+    assert all(garage[f"{kind}_dir"].startswith(f"{target}/") for kind in ("metadata", "data"))
+    admin = COMPOSITION.services["garage-init"].environment["GARAGE_ADMIN_URL"]
+    assert admin.rpartition(":")[2] == garage["admin"]["api_bind_addr"].rpartition(":")[2]
+    # No secret stands in a file that is committed.
+    assert not [key for table in (garage, garage["admin"]) for key in table if "secret" in key]
 
 
-def test_unfinished_uploads_outlive_backlot_s_patience() -> None:
-    kept = COMPOSITION.services["minio"].environment["MINIO_API_STALE_UPLOADS_EXPIRY"]
-    assert seconds(kept) > load_settings(ROLES[0].environment).uploads.idle_days * 86_400
+def test_every_role_waits_for_the_tables() -> None:
+    for service in ROLES:
+        assert service.depends_on["migrations"] == "service_completed_successfully"
+    assert COMPOSITION.services["migrations"].words == ["backlot", "migrate"]
 
 
 def test_redis_never_evicts_a_task() -> None:

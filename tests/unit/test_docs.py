@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from uuid import UUID
@@ -148,6 +149,7 @@ def test_every_problem_type_is_described() -> None:
 
 
 def test_every_metric_is_described() -> None:
+    import_module("backlot.up")
     families = {family.name: family.type for family in metrics.REGISTRY.collect()}
     own = {
         f"{name}_total" if kind == "counter" else name

@@ -9,7 +9,8 @@ from typing import Any
 
 from engine.command_bus import COMMANDS
 from infra import metrics
-from infra.http.app import HTTP
+from infra.http.request_metrics import HTTP
+from infra.rate_limits import DECISIONS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"
 
@@ -20,7 +21,7 @@ def declared() -> Iterator[str]:
         own: Any = collector
         if hasattr(own, "_labelnames"):
             yield " ".join([own._name, own._type, *own._labelnames])
-    for family in HTTP.collect():
+    for family in (*HTTP.collect(), *DECISIONS.collect()):
         own = family
         yield " ".join([own.name, own.type, *own._labelnames])
 

@@ -10,9 +10,10 @@ from random import Random
 
 import pytest
 
-from projections.recommendations.co_occurrence import Engagement, Pairing, Viewer
+from projections.recommendations.co_occurrence import Engagement, Pairing
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.neighbours import Mass
+from projections.recommendations.turns import Viewer
 
 NOW = datetime(2026, 3, 14, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -59,7 +60,7 @@ def weight_now(at: datetime, weight: float) -> float:
 def test_what_is_taken_back_might_never_have_been(seed: int) -> None:
     random = Random(seed)
     streams, standing = streams_of(random)
-    pairing = Pairing(WEIGHING, defaultdict(Viewer))
+    pairing = Pairing(WEIGHING, defaultdict(Viewer), {})
     events = between_each_other(random, streams)
     # All of it a second time changes nothing.
     for event in (*events, *events):

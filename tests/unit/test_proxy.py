@@ -29,7 +29,7 @@ def test_upstreams_are_services_that_listen_there_and_can_be_reached() -> None:
     for host, port in servers().values():
         service = COMPOSITION.services[host]
         assert set(PROXY.given["networks"]) <= set(service.given["networks"])
-        expected = service.environment.get("BACKLOT_PORT", "9000")
+        expected = service.environment.get("BACKLOT_PORT", "3900")
         assert port == int(expected)
 
 

@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projections.recommendations.model import DescribedVideo, Material
+from projections.recommendations.model import MOST_WATCHED, DescribedVideo, Material
 from projections.recommendations.prompt import (
     DETAILS,
     MOST_CANDIDATES,
     MOST_CHARACTERS,
     MOST_LIKED,
     MOST_PICKS,
-    MOST_WATCHED,
     SYSTEM,
     answer_form,
     question,

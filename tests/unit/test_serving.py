@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from backlot.up import FLUSH_BYTES, OneWrite
+from infra.http.connections import FLUSH_BYTES, OneWrite
 
 
 class Wire:

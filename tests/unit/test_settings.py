@@ -289,3 +289,82 @@ def test_secrets_stay_out_of_representations() -> None:
     )
     assert LONG not in repr(settings)
     assert "hunter2" not in repr(settings)
+
+
+def test_a_secret_may_lie_in_a_file(tmp_path: Path) -> None:
+    secret, url = tmp_path / "jwt", tmp_path / "database"
+    secret.write_text(f"{LONG}\n")
+    url.write_text("postgresql://backlot:hunter2@db/backlot\n")
+    settings = load_settings({"JWT_SECRET_FILE": str(secret), "DATABASE_URL_FILE": str(url)})
+    assert settings == load_settings(
+        {"JWT_SECRET": LONG, "DATABASE_URL": "postgresql://backlot:hunter2@db/backlot"}
+    )
+
+
+def test_every_secret_may_lie_in_a_file() -> None:
+    assert set(Settings.files()) >= {
+        *("DATABASE_URL_FILE", "DATABASE_OWNER_URL_FILE", "TIMESCALE_URL_FILE", "REDIS_URL_FILE"),
+        *("REDLOCK_URLS_FILE", "JWT_SECRET_FILE", "JWT_PUBLIC_KEY_FILE", "S3_ACCESS_KEY_ID_FILE"),
+        *("S3_SECRET_ACCESS_KEY_FILE", "OPENAI_API_KEY_FILE", "KAFKA_SASL_PASSWORD_FILE"),
+        *("KAFKA_SSL_KEY_PASSWORD_FILE", "TASK_BROKER_URL_FILE"),
+    }
+    # A setting of that name would be read twice, as two things.
+    assert Settings.files().keys().isdisjoint(Settings.variables())
+
+
+def test_a_secret_and_its_file_at_once_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "jwt").write_text(LONG)
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"JWT_SECRET": LONG, "JWT_SECRET_FILE": str(tmp_path / "jwt")})
+    assert str(caught.value) == "JWT_SECRET and JWT_SECRET_FILE: set only one of them"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "No such file"), (b" \n", "it is empty"), (b"\xff", "UTF-8"), (b"x" * 65537, "65536")],
+)
+def test_a_file_without_a_secret_is_told(tmp_path: Path, content: bytes | None, why: str) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError, match=f"OPENAI_API_KEY_FILE: {path} can't be used: .*{why}"):
+        load_settings({"OPENAI_API_KEY_FILE": str(path)})
+
+
+def test_a_wrong_secret_of_a_file_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "s3").write_text("hunter2")
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"JWT_SECRET_FILE": str(tmp_path / "s3")})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_files_of_certificates_are_part_of_the_url_of_an_encrypted_redis() -> None:
+    files = {"REDIS_CA_FILE": "/pki/ca.pem", "REDIS_CERT_FILE": "/c.pem", "REDIS_KEY_FILE": "/k"}
+    urls = {"REDIS_URL": "rediss://:p%2Cw@one/1", "REDLOCK_URLS": "rediss://two,redis://three"}
+    settings = load_settings({**files, **urls})
+    query = "ssl_ca_certs=%2Fpki%2Fca.pem&ssl_certfile=%2Fc.pem&ssl_keyfile=%2Fk"
+    told = [settings.redis.url, settings.tasks.broker_url, *settings.redis.lock_urls]
+    assert [url.get_secret_value() for url in told if url] == [
+        *(f"rediss://:p%2Cw@one/1?{query}",) * 2,
+        f"rediss://two?{query}",
+        "redis://three",
+    ]
+    own = "rediss://one?ssl_ca_certs=%2Fmine.pem"
+    redis = load_settings({"REDIS_CA_FILE": "/pki/ca.pem", "REDIS_URL": own}).redis
+    assert redis.url is not None
+    assert redis.url.get_secret_value() == own
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"REDIS_CERT_FILE": "/c"}, "REDIS_CERT_FILE and REDIS_KEY_FILE: set both or neither"),
+        ({"KAFKA_SSL_CERT_FILE": "/c"}, "KAFKA_SSL_CERT_FILE and KAFKA_SSL_KEY_FILE: set both"),
+        ({"KAFKA_SSL_CA_FILE": "/c"}, "KAFKA_SECURITY_PROTOCOL: SSL or SASL_SSL"),
+        ({"KAFKA_SSL_KEY_PASSWORD": "hunter2"}, "KAFKA_SSL_KEY_FILE: set it too"),
+        ({"DATABASE_OWNER_URL": "postgresql://owner@db/b"}, "DATABASE_URL: set it too"),
+    ],
+)
+def test_half_a_trust_is_refused(given: dict[str, str], told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        load_settings(given)

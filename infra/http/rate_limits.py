@@ -1,0 +1,116 @@
+"""Rate limits at the edge: which class a request belongs to, who pays for it, what they are told.
+
+The fields are those of draft-ietf-httpapi-ratelimit-headers-10: `RateLimit-Policy` has the quota
+and its window in seconds, `RateLimit` what remains of it and in how many seconds it is whole again.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from infra.http.addresses import REMEMBERED, subscriber
+from infra.http.problems import Problem
+from infra.rate_limits import BucketAnswer, Buckets, Limit, LimitReached, whole_seconds
+from infra.settings.features import RateLimitSettings
+
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+# What only operators and auditors ask for, by the first part of its path.
+ADMIN = frozenset({"admin", "audit", "metrics", "moderation", "operations", "projections", "webhooks"})
+# Whoever watches over the program asks these, and may not be told to come back later.
+UNLIMITED = frozenset({"/healthz", "/readyz"})
+WATCHING = ("/watch", "/watch-time", "/share", "/shown", "/chosen")
+LIVE = "/events"
+# Signed URLs are their own permission: whoever has one was somebody when it was made.
+OBJECTS = "/objects/"
+POLICY, LEFT = b"ratelimit-policy", b"ratelimit"
+
+
+@lru_cache(REMEMBERED)
+def _of_address(kind: str, address: str) -> str:
+    return f"{kind}:a:{subscriber(address)}"
+
+
+def rate_class(method: str, path: str) -> str | None:
+    """Return the class of a request; None for one that is never limited."""
+    if path in UNLIMITED:
+        return None
+    if path.startswith(OBJECTS):
+        return "watch" if method in READING else "upload"
+    first = path[1:].partition("/")[0]
+    if first in ADMIN:
+        return "admin"
+    if method in READING:
+        return "live" if path.endswith(LIVE) and first == "videos" else "read"
+    if first == "uploads":
+        return "upload"
+    return "watch" if path.endswith(WATCHING) else "write"
+
+
+class RateLimits:
+    """What every caller may ask of this program."""
+
+    def __init__(self, buckets: Buckets, settings: RateLimitSettings) -> None:
+        self._buckets = buckets
+        self._classes = {
+            name: (limit, limit.times(settings.address_factor), limit.times(settings.anonymous))
+            for name, limit in limits_of(settings).items()
+        }
+
+    async def admit(self, kind: str, user_id: str | None, address: str, path: str) -> BucketAnswer:
+        """Take a token of the caller's buckets for a request of this class, at this address.
+
+        A user pays, and the address too, for all users there; an anonymous caller has a smaller
+        bucket by its address. Raise LimitReached.
+        """
+        user, whole, anonymous = self._classes[kind]
+        take = self._buckets.take_at_once
+        if user_id is not None:
+            key = f"{kind}:u:{user_id}"
+            verdict = take(key, user) or await self._await(kind, key, user)
+            if not verdict.wait:
+                key = _of_address(kind, address)
+                total = take(key, whole) or await self._await(kind, key, whole)
+                verdict = total if total.wait else verdict
+        else:
+            signed = path.startswith(OBJECTS)
+            limit = whole if signed else anonymous
+            key = _of_address(kind, address)
+            key = key if signed else key.replace(":a:", ":n:", 1)
+            verdict = take(key, limit) or await self._await(kind, key, limit)
+        verdict.record()
+        if verdict.wait:
+            raise LimitReached(verdict)
+        return verdict
+
+    async def _await(self, kind: str, key: str, limit: Limit) -> BucketAnswer:
+        # What only reads does no harm for the seconds until Redis is back.
+        return await self._buckets.take(key, limit, fails_open=kind == "read")
+
+
+def limits_of(settings: RateLimitSettings) -> dict[str, Limit]:
+    """Return the limit of a user in each class."""
+    rates = {
+        "write": settings.write,
+        "upload": settings.upload,
+        "watch": settings.watch,
+        "read": settings.read,
+        "live": settings.live,
+        "admin": settings.admin,
+    }
+    return {name: Limit(name, *rate) for name, rate in rates.items()}
+
+
+def fields(verdict: BucketAnswer) -> dict[bytes, bytes]:
+    """Return the header fields that tell of a verdict."""
+    limit, seconds = verdict.limit, max(0, round(verdict.ahead))
+    left = f'"{limit.name}";r={verdict.remaining};t={seconds}'
+    return {POLICY: limit.policy, LEFT: left.encode()}
+
+
+def too_many(error: LimitReached) -> Problem:
+    """Return the problem of a request beyond its limit: when to come back."""
+    verdict = error.verdict
+    seconds = whole_seconds(verdict.wait)
+    told = {name.decode(): value.decode() for name, value in fields(verdict).items()}
+    detail = f"Too many requests of the class `{verdict.limit.name}`; come back in {seconds} s."
+    return Problem(429, "rate-limited", detail, headers={"Retry-After": str(seconds), **told})
