@@ -39,6 +39,7 @@ BENCHMARKS = (
     "translating",
     "trending",
     "viewers",
+    "puppets",
     "attraction",
     "recommending",
     "recommended",

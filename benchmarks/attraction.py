@@ -50,7 +50,8 @@ HOURLY = b"COPY analytics.video_hourly FROM STDIN"
 DAILY = b"""
 INSERT INTO analytics.video_daily
 SELECT date_trunc('day', bucket, 'UTC'), video_id, sum(views), sum(trending_views), sum(likes),
-       sum(comments), sum(shares), sum(watch_seconds), sum(trending_watch_seconds)
+       sum(comments), sum(shares), sum(watch_seconds), sum(trending_watch_seconds),
+       sum(trending_likes), sum(trending_comments)
 FROM analytics.video_hourly GROUP BY 1, 2
 """
 VIDEOS = b"""

@@ -65,12 +65,13 @@ WITH drawn AS MATERIALIZED (
     FROM drawn GROUP BY 1, 2
 ), hourly AS (
     INSERT INTO analytics.video_hourly
-    SELECT bucket, video_id, views, views, likes, comments, shares, seconds, seconds
+    SELECT bucket, video_id, views, views, likes, comments, shares, seconds, seconds,
+           likes, comments
     FROM hours ORDER BY bucket
 ), daily AS (
     INSERT INTO analytics.video_daily
     SELECT date_trunc('day', bucket, 'UTC'), video_id, sum(views), sum(views), sum(likes),
-           sum(comments), sum(shares), sum(seconds), sum(seconds)
+           sum(comments), sum(shares), sum(seconds), sum(seconds), sum(likes), sum(comments)
     FROM hours GROUP BY 1, 2
 ), viewers AS (
     INSERT INTO analytics.video_viewers

@@ -34,7 +34,7 @@ from engine.messages import (
 from engine.subscription import Place
 from infra.cancellation import alongside
 from projections.analytics.ingest import COPY
-from projections.analytics.rules import TOPICS
+from projections.analytics.rules import TOPICS, Rules
 from projections.analytics.schema import migrate
 from projections.integration_events import from_telemetry
 from workers.analytics import Analytics
@@ -167,7 +167,7 @@ def prepared(url: str, told: Sequence[Event] = ()) -> str:
 
 async def keep(url: str, source: MessageSource, events: int) -> float:
     """Count all that the source gives, as in a process of Backlot; seconds, the start included."""
-    sink = Analytics(timedelta(hours=1))
+    sink = Analytics(Rules())
     runner = subscribe_sink(url, sink, source, log_url=url, batch_events=100, flush_seconds=0.01)
     with psycopg.connect(url, autocommit=True) as conn:
         started = time.perf_counter()

@@ -37,7 +37,7 @@ from projections.recommendations.model import (
 )
 from projections.recommendations.recommender import MOST, profile_of
 from projections.trending import Formula, Ranked, Trending, Window
-from workers.analytics import Analytics, AnalyticsVideos
+from workers.analytics import Analytics, AnalyticsVideos, rules_of
 from workers.recommendations import EngagementSink
 
 T = TypeVar("T")
@@ -106,9 +106,9 @@ class Product:
         self._url = url
         self._trending = Trending(Formula.from_settings(settings.trending))
         self.weighing = Weighing.from_settings(settings.recommendations)
-        repeat = settings.watch.view_repeat
-        self._videos = AnalyticsVideos(repeat)
-        self._sinks: list[Sink] = [Analytics(repeat), EngagementSink(self.weighing)]
+        rules = rules_of(settings)
+        self._videos = AnalyticsVideos(rules)
+        self._sinks: list[Sink] = [Analytics(rules), EngagementSink(self.weighing)]
         self._likes = StandingLikes()
         self._described: dict[UUID, DescribedVideo] = {}
         self._uploads: list[IncomingMessage] = []

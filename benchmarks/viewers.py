@@ -23,7 +23,7 @@ from engine.connections import connect
 from projections.analytics.calendar import start_of_hour
 from projections.analytics.ingest import Store
 from projections.analytics.queries import Bucket, Range, stats_of
-from projections.analytics.rules import VIEW, Row
+from projections.analytics.rules import VIEW, Row, Rules
 from projections.analytics.schema import Shape, migrate
 from projections.analytics.viewers import recount_viewers
 
@@ -81,7 +81,7 @@ class Place:
 
     def store(self) -> None:
         """Count views of some who were here before and some who were not, and take them back."""
-        store, now = Store(Shape.PLAIN, timedelta(hours=1)), self.now
+        store, now = Store(Shape.PLAIN, Rules()), self.now
         views = [
             Row(str(uuid4()), str(VIDEO), f"viewer-{each}", VIEW, now, {}, str(uuid4()))
             for each in random.sample(range(2 * self.viewers), VIEWS)

@@ -51,8 +51,8 @@ BASE = POINTS.format(**{name: name for name in COUNTS}) + " + " + BOOST
 # Of one row of the hourly rollup, all of which is recent.
 RECENT_HOUR = "%(recent_boost)s::float8 * " + POINTS.format(
     views="trending_views",
-    likes="likes",
-    comments="comments",
+    likes="trending_likes",
+    comments="trending_comments",
     minutes="(trending_watch_seconds / 60)",
 )
 
@@ -63,27 +63,27 @@ RECENT_HOUR = "%(recent_boost)s::float8 * " + POINTS.format(
 FROM_ROLLUPS = """
 SELECT video_id,
        sum(trending_views)::float8 AS views,
-       sum(likes)::float8 AS likes,
-       sum(comments)::float8 AS comments,
+       sum(trending_likes)::float8 AS likes,
+       sum(trending_comments)::float8 AS comments,
        sum(trending_watch_seconds) / 60 AS minutes,
        coalesce(sum(trending_views) FILTER (WHERE recent), 0)::float8 AS recent_views,
-       coalesce(sum(likes) FILTER (WHERE recent), 0)::float8 AS recent_likes,
-       coalesce(sum(comments) FILTER (WHERE recent), 0)::float8 AS recent_comments,
+       coalesce(sum(trending_likes) FILTER (WHERE recent), 0)::float8 AS recent_likes,
+       coalesce(sum(trending_comments) FILTER (WHERE recent), 0)::float8 AS recent_comments,
        coalesce(sum(trending_watch_seconds) FILTER (WHERE recent), 0) / 60 AS recent_minutes
 FROM (
-    SELECT video_id, trending_views, likes, comments, trending_watch_seconds,
+    SELECT video_id, trending_views, trending_likes, trending_comments, trending_watch_seconds,
            bucket >= %(recent)s AS recent
     FROM analytics.video_hourly
     WHERE bucket >= %(last_day)s AND bucket < %(until)s
     UNION ALL
-    SELECT video_id, trending_views, likes, comments, trending_watch_seconds,
+    SELECT video_id, trending_views, trending_likes, trending_comments, trending_watch_seconds,
            bucket >= %(recent)s
     FROM analytics.video_hourly
     WHERE bucket >= %(since)s AND bucket < %(first_day)s
     UNION ALL
-    SELECT video_id, trending_views, likes, comments, trending_watch_seconds, false
-    FROM analytics.video_daily
-    WHERE bucket >= %(first_day)s AND bucket < %(last_day)s
+    SELECT video_id, trending_views, trending_likes, trending_comments, trending_watch_seconds,
+           false
+    FROM analytics.video_daily WHERE bucket >= %(first_day)s AND bucket < %(last_day)s
 ) AS happened
 GROUP BY video_id
 """
@@ -102,8 +102,8 @@ FROM (
     FROM analytics.trending_sums WHERE time_range = %(time_range)s{{of_videos}}
 ) AS settled
 FULL JOIN (
-    SELECT video_id, sum(trending_views)::float8 AS views, sum(likes)::float8 AS likes,
-           sum(comments)::float8 AS comments, sum(trending_watch_seconds) / 60 AS minutes
+    SELECT video_id, sum(trending_views)::float8 AS views, sum(trending_likes)::float8 AS likes,
+           sum(trending_comments)::float8 AS comments, sum(trending_watch_seconds) / 60 AS minutes
     FROM analytics.video_hourly
     WHERE bucket >= %(settled_until)s AND bucket < %(until)s{{of_videos}}
     GROUP BY video_id

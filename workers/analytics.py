@@ -28,7 +28,7 @@ from projections.analytics import videos
 from projections.analytics.ingest import Store, StoredBatch
 from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.rebuild import AnalyticsMeans
-from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
+from projections.analytics.rules import TOPICS, NotCountable, Row, Rules, row_of
 from projections.analytics.schema import Shape, migrate, prune, refresh
 from projections.trending import Formula, TrendingInvalidation, Window, settle
 from workers.parts import Parts
@@ -79,21 +79,21 @@ class AnalyticsSink:
     """Writes the tables of one database, which all sinks of the analytics share."""
 
     def __init__(
-        self, repeat: timedelta, *, counted: Callable[[], Awaitable[None]] = tell_nobody
+        self, rules: Rules, *, counted: Callable[[], Awaitable[None]] = tell_nobody
     ) -> None:
-        """`repeat` is how long a view of a session stands for its repetitions.
+        """`rules` say what counts.
 
         `counted` is called when counts have changed, and must not raise.
         """
         self._counted = counted
-        self._repeat = repeat
-        self._store = Store(Shape.PLAIN, repeat)
+        self._rules = rules
+        self._store = Store(Shape.PLAIN, rules)
         self._last = StoredBatch()
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
         found = migrate(conn)
         log.info("analytics_ready", on=str(found))
-        self._store = Store(found.shape, self._repeat)
+        self._store = Store(found.shape, self._rules)
 
     async def stored(self, conn: ThreadedConnection) -> None:
         """Bring late events into the rollups, where the storing does not write these itself."""
@@ -145,11 +145,11 @@ def uploads_feed(batch_events: int) -> EventFeed:
 
 def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
     """Count what happens; know the videos, which only the event log tells all of."""
-    repeat = parts.settings.watch.view_repeat
-    yield parts.feed(Analytics(repeat, counted=TrendingInvalidation(parts.redis).touch))
+    rules = rules_of(parts.settings)
+    yield parts.feed(Analytics(rules, counted=TrendingInvalidation(parts.redis).touch))
     wake = parts.notifications.subscribe(EVENTS)
     source = LogSource([uploads_feed(BEHIND_EVENTS)], wake=wake)
-    yield parts.feed(AnalyticsVideos(repeat), source)
+    yield parts.feed(AnalyticsVideos(rules), source)
 
 
 def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
@@ -198,13 +198,23 @@ def settle_once(analytics_url: str, formula: Formula) -> None:
         log.debug("trending_settled", seconds=seconds)
 
 
+def rules_of(settings: Settings) -> Rules:
+    """Return the rules that the settings name."""
+    trending = settings.trending
+    return Rules(
+        settings.watch.view_repeat,
+        trending.viewer_comments,
+        trending.viewer_watch_minutes * 60,
+    )
+
+
 def analytics_means(settings: Settings, database_url: str) -> AnalyticsMeans:
     """Return what the analytics are verified and mended with."""
     # A batch is complete by then, and what follows it is refreshed.
     settled = 2 * settings.analytics.flush_seconds + 5
     return AnalyticsMeans(
         settings.analytics.url(database_url),
-        settings.watch.view_repeat,
+        rules_of(settings),
         timedelta(days=settings.analytics.retention_days),
         arrival_seconds=60 + 4 * settled,
         settle_seconds=settled,

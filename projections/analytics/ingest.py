@@ -1,7 +1,6 @@
 """Stores events and all that they count for in the caller's transaction, each once by its id.
 
-One transaction stores at a time, so what it has read stays true until it commits. A session that
-gets a late event is judged from its beginning.
+One transaction stores at a time, so what it has read stays true until it commits.
 """
 
 from __future__ import annotations
@@ -9,46 +8,51 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
-from itertools import chain, islice
-from operator import attrgetter
-from typing import Any, NamedTuple
+from datetime import UTC, date, datetime
+from itertools import islice
 
 import orjson
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from infra.advisory_locks import Lock, lock_in_transaction
-from projections.analytics.calendar import by_days
+from projections.analytics.participants import ParticipantJudgement, ParticipantKey
 from projections.analytics.rules import (
     COMMENT,
     LIKE,
     SHARE,
     VIEW,
     WATCH_TIME,
+    Change,
+    KnownVideos,
     Metadata,
     Row,
-    Session,
+    Rules,
+    Verdict,
     WatchedVideo,
-    in_order,
+    columns,
 )
 from projections.analytics.schema import Shape, retention_of
+from projections.analytics.sessions import Key, SessionJudgement
 from projections.analytics.viewers import add_viewers
 
-VIEWS, TRENDING_VIEWS, LIKES, COMMENTS, SHARES, SECONDS, TRENDING_SECONDS = range(7)
+COUNTS = (
+    "views", "trending_views", "likes", "trending_likes", "comments", "trending_comments", "shares",
+)  # fmt: skip
+SECONDS = ("watch_seconds", "trending_watch_seconds")
+COLUMNS = ", ".join((*COUNTS, *SECONDS))
+# For each type of event: the column of what counts, and that of what counts in trending.
+PLACES = {VIEW: (0, 1), LIKE: (2, 3), COMMENT: (4, 5), WATCH_TIME: (7, 8)}
+SHARES = 6
 
-Key = tuple[str, str]
-"""A video and a session."""
 Bucket = tuple[int, str]
 """An hour and a video. Hours are counted from the year 1 in UTC: datetimes are slow to hash."""
-Verdict = tuple[Row, Metadata]
-"""A row, and the metadata that it is stored with."""
 
-COLUMNS = "views, trending_views, likes, comments, shares, watch_seconds, trending_watch_seconds"
 ADD = """
 INSERT INTO analytics.{table} AS r (bucket, video_id, {columns})
 SELECT * FROM unnest(%b::timestamptz[], %b::uuid[], %b::bigint[], %b::bigint[], %b::bigint[],
-                     %b::bigint[], %b::bigint[], %b::double precision[], %b::double precision[])
+                     %b::bigint[], %b::bigint[], %b::bigint[], %b::bigint[],
+                     %b::double precision[], %b::double precision[])
 ON CONFLICT (video_id, bucket) DO UPDATE SET {added}
 """
 ADDED = ", ".join(f"{name} = r.{name} + excluded.{name}" for name in COLUMNS.split(", "))
@@ -72,43 +76,13 @@ CHANGE = b"""
 UPDATE analytics.video_analytics SET metadata = %b::text::jsonb
 WHERE event_id = %b::uuid AND "timestamp" = %b AND event_type = %b
 """
-CONTROLS = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
-# Rows in one piece of a COPY.
-AT_ONCE = 200
-
-LOAD = b"""
-SELECT video_id::text, session::text, first_view, counted_view, last_report, watched, earliest,
-       latest
-FROM analytics.sessions JOIN unnest(%b::uuid[], %b::uuid[]) AS k(video_id, session)
-    USING (video_id, session)
-"""
-SAVE = b"""
-INSERT INTO analytics.sessions
-    (video_id, session, first_view, counted_view, last_report, watched, earliest, latest)
-SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::timestamptz[], %b::timestamptz[],
-                     %b::timestamptz[], %b::double precision[], %b::timestamptz[],
-                     %b::timestamptz[])
-ON CONFLICT (video_id, session) DO UPDATE SET
-    first_view = excluded.first_view, counted_view = excluded.counted_view,
-    last_report = excluded.last_report, watched = excluded.watched,
-    earliest = excluded.earliest, latest = excluded.latest
-"""
-FIELDS = attrgetter("first_view", "counted_view", "last_report", "watched", "earliest", "latest")
-# The bounds of time are given apart as well: with them TimescaleDB leaves other chunks alone, of
-# which it would lock every one, with all its indexes.
-HISTORY = b"""
-SELECT a.event_id::text, a.video_id::text, k.session::text, a.user_id, a.event_type,
-       a."timestamp", a.metadata
-FROM unnest(%b::uuid[], %b::uuid[]) AS k(video_id, session)
-JOIN analytics.video_analytics a
-    ON a.metadata->>'session' = k.session::text AND a.video_id = k.video_id
-WHERE a.event_type IN ('view', 'watch_time') AND a."timestamp" BETWEEN %b AND %b
-"""
 VIDEOS = b"""
 SELECT video_id::text, owner, duration_seconds FROM analytics.videos
 WHERE video_id = ANY (%b::uuid[])
 """
-UNKNOWN = WatchedVideo()
+CONTROLS = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+# Rows in one piece of a COPY.
+AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,23 +97,28 @@ class StoredBatch:
 
 
 class Store:
-    """One shape of tables, and how long a view of a session stands for its repetitions."""
+    """One shape of tables, and the rules by which it counts."""
 
-    def __init__(self, shape: Shape, repeat: timedelta) -> None:
+    def __init__(self, shape: Shape, rules: Rules) -> None:
         self.shape = shape
-        self._repeat = repeat
+        self._rules = rules
 
     def add(self, conn: Connection[TupleRow], rows: Iterable[Row]) -> StoredBatch:
         """Store the rows that are new. Run it in a transaction, which then holds a lock."""
         since = self._begin(conn)
         given = list(rows)
         timely = [row for row in given if row.at >= since]
-        stored = self._store(conn, _new_rows(conn, timely), (), since)
+        stored = self._store(conn, _new_rows(conn, timely), (), (), since)
         return replace(stored, too_late=len(given) - len(timely))
 
-    def recount(self, conn: Connection[TupleRow], again: Collection[Key]) -> StoredBatch:
-        """Judge sessions again, whose video is better known now."""
-        return self._store(conn, (), again, self._begin(conn))
+    def recount(
+        self,
+        conn: Connection[TupleRow],
+        sessions: Collection[Key],
+        participants: Collection[ParticipantKey] = (),
+    ) -> StoredBatch:
+        """Judge sessions and viewers again, whose video is better known now."""
+        return self._store(conn, (), sessions, participants, self._begin(conn))
 
     def _begin(self, conn: Connection[TupleRow]) -> datetime:
         """Take the lock of those that store; return since when counts may change."""
@@ -152,17 +131,24 @@ class Store:
         self,
         conn: Connection[TupleRow],
         fresh: Sequence[Row],
-        again: Collection[Key],
+        sessions: Collection[Key],
+        participants: Collection[ParticipantKey],
         since: datetime,
     ) -> StoredBatch:
-        if not fresh and not again:
+        if not fresh and not sessions and not participants:
             return StoredBatch()
-        judgement, deltas = Judgement(conn, fresh, again, since=since), Deltas()
-        without_session = ((row, row.metadata) for row in fresh if row.session is None)
-        verdicts = chain(without_session, judgement.decide(self._repeat))
+        again = {video for video, _ in (*sessions, *participants)}
+        videos = _videos(conn, again.union(row.video_id for row in fresh))
+        watched = SessionJudgement(conn, fresh, sessions, since=since)
+        told = [(row, row.metadata) for row in fresh if row.session is None]
+        told += watched.decide(videos, self._rules)
+        people = ParticipantJudgement(
+            conn, told, watched.save(conn), participants, videos, since=since
+        )
+        verdicts, deltas = people.decide(self._rules), Deltas()
         _copy(conn, deltas.counting(verdicts) if self.shape is Shape.PLAIN else verdicts)
         add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
-        changes = judgement.save(conn)
+        changes = people.save(conn)
         with conn.cursor() as cursor:
             cursor.executemany(CHANGE, [_change_values(change.row) for change in changes])
         if self.shape is Shape.PLAIN:
@@ -172,128 +158,19 @@ class Store:
         return StoredBatch(Counter(row.event_type for row in fresh), len(changes), times)
 
 
-class Change(NamedTuple):
-    """A stored row that counts otherwise now, and its metadata before."""
-
-    row: Row
-    before: Metadata
-
-
-class Judgement:
-    """Sessions with new events, or whose video is better known now: loaded, decided on, saved."""
-
-    def __init__(
-        self,
-        conn: Connection[TupleRow],
-        fresh: Iterable[Row],
-        again: Iterable[Key],
-        *,
-        since: datetime,
-    ) -> None:
-        """Look up what is known of the sessions of `fresh`, and of the sessions `again`.
-
-        The sessions `again`, and those with a late event, are judged from their beginning. What
-        happened before `since` changes no more.
-        """
-        self._since = since
-        self._new: dict[Key, list[Row]] = {key: [] for key in again}
-        repeated = set(self._new)
-        for row in fresh:
-            if row.session is not None:
-                self._new.setdefault((row.video_id, row.session), []).append(row)
-        self._sessions: dict[Key, Session] = {}
-        self._videos: dict[str, WatchedVideo] = {}
-        if self._new:
-            with conn.cursor(binary=True) as cursor:
-                found = cursor.execute(LOAD, _columns(self._new), prepare=True).fetchall()
-                self._sessions = {(row[0], row[1]): Session(*row[2:]) for row in found}
-                ids = list({video for video, _ in self._new})
-                found = cursor.execute(VIDEOS, (ids,), prepare=True).fetchall()
-                self._videos = {row[0]: WatchedVideo(*row[1:]) for row in found}
-        self._late = {
-            key
-            for key, session in self._sessions.items()
-            if key in repeated or _is_late(session, self._new[key])
-        }
-        late = {key: self._sessions[key] for key in self._late}
-        self._stored = _history(conn, late, since) if late else {}
-        self._changes: list[Change] = []
-
-    def decide(self, repeat: timedelta) -> Iterator[Verdict]:
-        """Yield each new event with its metadata; go through it once, to its end."""
-        for key, rows in self._new.items():
-            session = self._sessions.setdefault(key, Session())
-            video = self._videos.get(key[0], UNKNOWN)
-            if key in self._late:
-                yield from self._decide_again(key, session, video, repeat)
-                continue
-            rows.sort(key=in_order)
-            decide = session.decide
-            for row in rows:
-                yield row, decide(row, video, repeat)
-            session.extend(rows[0].at, rows[-1].at)
-
-    def save(self, conn: Connection[TupleRow]) -> Sequence[Change]:
-        """Save the sessions; return the stored rows that count otherwise now."""
-        rows = [(*key, *FIELDS(session)) for key, session in sorted(self._sessions.items())]
-        if rows:
-            conn.execute(SAVE, _columns(rows), prepare=True)
-        return self._changes
-
-    def _decide_again(
-        self, key: Key, known: Session, video: WatchedVideo, repeat: timedelta
-    ) -> Iterator[Verdict]:
-        """Yield the new events of a session that begins anew, and note which stored ones change."""
-        stored = self._stored.get(key, ())
-        session = self._sessions[key] = known.as_before(self._since, stored)
-        before = {row.event_id for row in stored}
-        rows = sorted((*self._new[key], *stored), key=in_order)
-        for row in rows:
-            after = session.decide(row, video, repeat)
-            if row.event_id not in before:
-                yield row, after
-            elif after != row.metadata:
-                self._changes.append(Change(row._replace(metadata=after), row.metadata))
-        if rows:
-            session.extend(rows[0].at, rows[-1].at)
-
-
-def _is_late(session: Session, rows: Iterable[Row]) -> bool:
-    """Return whether one of these rows is not later than all events that are known."""
-    latest = session.latest
-    return latest is not None and any(row.at <= latest for row in rows)
-
-
-def _history(
-    conn: Connection[TupleRow], sessions: Mapping[Key, Session], since: datetime
-) -> dict[Key, list[Row]]:
-    """Return what is stored of these sessions since then, with what is counted of it so far."""
-    found: dict[Key, list[Row]] = defaultdict(list)
-    spans = [
-        (key, max(session.earliest, since), session.latest)
-        for key, session in sessions.items()
-        if session.earliest is not None and session.latest is not None and session.latest >= since
-    ]
-    for together, first, last in by_days(spans):
-        with conn.cursor(binary=True) as cursor:
-            rows = cursor.execute(HISTORY, (*_columns(together), first, last)).fetchall()
-        for id_, video, session, user, kind, at, metadata in rows:
-            reported = 0.0 if kind == VIEW else metadata["reported"]
-            row = Row(id_, video, user, kind, at.astimezone(UTC), metadata, session, reported)
-            found[video, session].append(row)
-    return found
-
-
-def _columns(rows: Iterable[Iterable[Any]]) -> list[list[Any]]:
-    """Return the columns of rows, of which there is at least one."""
-    return [list(column) for column in zip(*rows, strict=True)]
+def _videos(conn: Connection[TupleRow], ids: Collection[str]) -> KnownVideos:
+    with conn.cursor(binary=True) as cursor:
+        found = cursor.execute(VIDEOS, (list(ids),), prepare=True).fetchall()
+    return {row[0]: WatchedVideo(*row[1:]) for row in found}
 
 
 class Deltas:
     """What a batch changes in the rollups; hours and days in UTC."""
 
     def __init__(self) -> None:
-        self._hourly: dict[Bucket, list[float]] = defaultdict(lambda: [0] * 5 + [0.0] * 2)
+        self._hourly: dict[Bucket, list[float]] = defaultdict(
+            lambda: [0] * len(COUNTS) + [0.0] * len(SECONDS)
+        )
 
     def counting(self, verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
         """Yield the events again, and count each as it passes."""
@@ -320,26 +197,31 @@ class Deltas:
     def _count(self, row: Row, metadata: Metadata, sign: int) -> None:
         at = row.at
         sums = self._hourly[at.toordinal() * 24 + at.hour, row.video_id]
-        for column, value in _values(row.event_type, metadata):
-            sums[column] += sign * value
+        if row.event_type == SHARE:
+            sums[SHARES] += sign
+            return
+        counts, trending = PLACES[row.event_type]
+        whole, part = _values(row.event_type, metadata)
+        sums[counts] += sign * whole
+        sums[trending] += sign * part
 
 
-def _values(kind: str, metadata: Metadata) -> Iterable[tuple[int, float]]:
-    """Return which columns an event adds to, and how much."""
+def _values(kind: str, metadata: Metadata) -> tuple[float, float]:
+    """Return how much an event counts, and how much it counts in trending."""
     if kind == VIEW:
         counts = int(metadata["counts"])
-        return (VIEWS, counts), (TRENDING_VIEWS, counts * (not metadata["own"]))
+        return counts, counts * (not metadata["own"])
     if kind == WATCH_TIME:
         seconds = metadata["seconds"]
-        return (SECONDS, seconds), (TRENDING_SECONDS, seconds * (not metadata["own"]))
-    column = {LIKE: LIKES, COMMENT: COMMENTS, SHARE: SHARES}[kind]
-    return ((column, metadata.get("delta", 1)),)
+        return seconds, metadata.get("trending", seconds) * (not metadata["own"])
+    delta = metadata["delta"]
+    return delta, metadata.get("trending", delta)
 
 
 def _add(conn: Connection[TupleRow], statement: bytes, sums: Mapping[Bucket, list[float]]) -> None:
     if sums:
         rows = [(_begin(hour), video, *sums[hour, video]) for hour, video in sorted(sums)]
-        conn.execute(statement, _columns(rows), prepare=True)
+        conn.execute(statement, columns(rows), prepare=True)
 
 
 def _begin(hour: int) -> datetime:

@@ -32,7 +32,7 @@ from projections.analytics.calendar import DAY, start_of_day
 from projections.analytics.ingest import Store
 from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.reconciliation import Digest, day_of
-from projections.analytics.rules import AHEAD, TOPICS, NotCountable, row_of
+from projections.analytics.rules import AHEAD, TOPICS, NotCountable, Rules, row_of
 from projections.analytics.schema import Shape, refresh, retention_of, state
 from projections.analytics.videos import WRITES
 from projections.analytics.viewers import recount_viewers
@@ -202,12 +202,12 @@ class NotTakenIn(OperatorError):
 class AnalyticsMeans:
     """Where the analytics are stored, how they are counted, and for how long they are kept.
 
-    `repeat` is how long a view stands for its repetitions, `arrival_seconds` how long is waited for
-    what is on its way, and `settle_seconds` without change after which nothing more is expected.
+    `arrival_seconds` is how long is waited for what is on its way, and `settle_seconds` without
+    change after which nothing more is expected.
     """
 
     url: str
-    repeat: timedelta
+    rules: Rules
     retention: timedelta = timedelta(days=730)
     arrival_seconds: float = 60.0
     settle_seconds: float = 10.0
@@ -226,8 +226,8 @@ class ConsumerPosition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a comparison came to: what is known of the videos, each day that differs, and the counts
-    of viewers.
+    """What a comparison came to: what is known of the videos, each day that differs, the counts
+    of viewers, and what single viewers bring to trending.
 
     `position` is how far the analytics have taken in the log, of which `events` were read.
     """
@@ -237,11 +237,12 @@ class Found:
     videos: Difference
     days: Mapping[datetime, Difference]
     counts: Difference
+    participants: Difference
 
     @property
     def difference(self) -> Difference:
         days = [self.days[day] for day in sorted(self.days)]
-        return reconciliation.merged([self.videos, *days, self.counts])
+        return reconciliation.merged([self.videos, *days, self.counts, self.participants])
 
 
 class Rebuild:
@@ -265,7 +266,7 @@ class Rebuild:
             raise NotTakenIn("There are no analytics yet; a start with any role makes them.")
         self._log_conn, self._conn = log_conn, conn
         self._means = means
-        self._store = Store(found.shape, means.repeat)
+        self._store = Store(found.shape, means.rules)
         self._report, self._stopping = report, stopping
         self._started = time.monotonic()
         conn.execute(reconciliation.TABLES)
@@ -287,8 +288,9 @@ class Rebuild:
             self._compare_day(since, differing, viewers.get(since.date(), NO_VIEWERS))
             self._tell(ReplayState.COMPARING, number, len(every))
         self._settle(differing)
-        counts = self._compare_counts()
-        return Found(self._due(), self._staging.events, videos, differing, counts)
+        counts, participants = self._compare_counts(), self._compare_participants()
+        events = self._staging.events
+        return Found(self._due(), events, videos, differing, counts, participants)
 
     def mend(self, found: Found) -> int:
         """Make what differs what it should be; return in how many places it still does.
@@ -304,13 +306,13 @@ class Rebuild:
         for number, since in enumerate(sorted(found.days), start=1):
             self._mend_day(since)
             self._tell(ReplayState.CATCHING_UP, number, len(found.days))
-        counts = self._mend_counts()
+        counts, participants = self._mend_counts(), self._mend_participants()
         left: dict[datetime, Difference] = {}
         for since in found.days:
             self._compare_day(since, left, UNKNOWN)
         self._settle(left)
         videos = self._compare_videos() if found.videos.differs else found.videos
-        return reconciliation.merged([videos, *left.values(), counts]).total
+        return reconciliation.merged([videos, *left.values(), counts, participants]).total
 
     def _mend_counts(self) -> Difference:
         """Make the counts what the viewers of the mended days come to; return what is left."""
@@ -319,6 +321,18 @@ class Rebuild:
                 with reconciliation.alone(self._conn, self._store.shape):
                     recount_viewers(self._conn, ids)
         return self._compare_counts()
+
+    def _mend_participants(self) -> Difference:
+        """Judge again who brings something else to trending; return what is left."""
+        if self._compare_participants().differs:
+            for keys in reconciliation.misjudged_participants(self._conn):
+                with reconciliation.alone(self._conn, self._store.shape):
+                    times = reconciliation.mend_participants(
+                        self._conn, self._store, keys, self._counted_since()
+                    )
+                if self._store.shape is Shape.TIMESCALE:
+                    refresh(self._conn, times, datetime.now(UTC))
+        return self._compare_participants()
 
     def _mend_day(self, since: datetime) -> None:
         day, differs = day_of(since, self._due()), reconciliation.nothing_differs()
@@ -344,6 +358,17 @@ class Rebuild:
         with self._snapshot():
             reconciliation.compare_counts(self._conn, found)
         return found
+
+    def _compare_participants(self) -> Difference:
+        found = reconciliation.nothing_differs()
+        with self._snapshot():
+            self._staging.read_videos(self._known_until())
+            since, rules = self._counted_since(), self._means.rules
+            reconciliation.compare_participants(self._conn, rules, since, found)
+        return found
+
+    def _counted_since(self) -> datetime:
+        return retention_of(self._conn).counted_since(datetime.now(UTC))
 
     def _compare_day(
         self, since: datetime, differing: dict[datetime, Difference], viewers: Digest

@@ -6,7 +6,7 @@ memory however much differs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from typing import Any
@@ -28,17 +28,19 @@ from engine.comparison import (
 from engine.telemetry import TelemetryEvent
 from infra.advisory_locks import Lock, hold, lock_in_transaction
 from infra.http.shapes import rfc3339
+from projections.analytics import participants
 from projections.analytics.calendar import DAY, start_of_hour
 from projections.analytics.ingest import COLUMNS, NO_LIMIT, Store
-from projections.analytics.rules import NotCountable, Row, row_of
+from projections.analytics.ingest import COUNTS as WHOLE
+from projections.analytics.ingest import SECONDS as PARTS
+from projections.analytics.participants import PARTICIPATED, TRENDING, ParticipantKey
+from projections.analytics.rules import NotCountable, Row, Rules, row_of
 from projections.analytics.schema import Shape
 from projections.analytics.viewers import COUNTED, FLOOR
 from projections.integration_events import NotPublishable, from_telemetry
 
 SUMS = {"video_hourly": "counted_hourly", "video_daily": "counted_daily"}
 
-WHOLE = ("views", "trending_views", "likes", "comments", "shares")
-PARTS = ("watch_seconds", "trending_watch_seconds")
 DAILY = ", ".join(
     [
         *(f"sum({name})::bigint AS {name}" for name in WHOLE),
@@ -54,7 +56,9 @@ CREATE TEMPORARY VIEW counted_daily AS
     SELECT date_trunc('day', bucket, 'UTC') AS bucket, video_id, {DAILY}
     FROM counted_hourly GROUP BY 1, 2;
 CREATE TEMPORARY TABLE wrong_videos (video_id uuid PRIMARY KEY);
-CREATE TEMPORARY TABLE miscounted_videos (video_id uuid PRIMARY KEY)
+CREATE TEMPORARY TABLE miscounted_videos (video_id uuid PRIMARY KEY);
+CREATE TEMPORARY TABLE misjudged (video_id uuid, viewer text COLLATE "C",
+    PRIMARY KEY (video_id, viewer))
 """.encode()
 
 KIND = """
@@ -69,7 +73,9 @@ INSERT INTO wrong ("table", kind, event_id, at, changes)
 SELECT 'video_analytics', {KIND.format(kept="kept.video_id", right="told.video_id")}, event_id,
        "timestamp", {CHANGES.format(one="kept", two="told")}
 FROM (SELECT * FROM told_rows WHERE {OF_DAY}) AS told
-FULL JOIN (SELECT * FROM analytics.video_analytics
+FULL JOIN (SELECT event_id, video_id, user_id, event_type, "timestamp",
+                  metadata - 'trending' AS metadata
+           FROM analytics.video_analytics
            WHERE event_type IN ('like', 'comment') AND {OF_DAY}) AS kept
     USING (event_id, "timestamp")
 WHERE (kept.video_id, kept.user_id, kept.event_type, kept.metadata)
@@ -97,11 +103,13 @@ SELECT date_trunc('hour', "timestamp", 'UTC'), video_id,
        count(*) FILTER (WHERE event_type = 'view' AND (metadata->>'counts')::boolean
                           AND NOT (metadata->>'own')::boolean),
        coalesce(sum((metadata->>'delta')::bigint) FILTER (WHERE event_type = 'like'), 0),
+       coalesce(sum({TRENDING}::bigint) FILTER (WHERE event_type = 'like'), 0),
        coalesce(sum((metadata->>'delta')::bigint) FILTER (WHERE event_type = 'comment'), 0),
+       coalesce(sum({TRENDING}::bigint) FILTER (WHERE event_type = 'comment'), 0),
        count(*) FILTER (WHERE event_type = 'share'),
        coalesce(sum((metadata->>'seconds')::double precision)
            FILTER (WHERE event_type = 'watch_time'), 0),
-       coalesce(sum((metadata->>'seconds')::double precision)
+       coalesce(sum({TRENDING}::double precision)
            FILTER (WHERE event_type = 'watch_time' AND NOT (metadata->>'own')::boolean), 0)
 FROM ({RIGHT_ROWS}) AS r GROUP BY 1, 2
 """.encode()
@@ -177,6 +185,26 @@ WHERE (kept.viewers, kept.latest) IS DISTINCT FROM (counted.viewers, counted.lat
 KEEP_MISCOUNTED = b"INSERT INTO miscounted_videos SELECT DISTINCT video_id FROM wrong"
 FORGET_MISCOUNTED = b"TRUNCATE miscounted_videos"
 
+WRONG_PARTICIPANTS = f"""
+INSERT INTO wrong ("table", kind, video_id, viewer)
+SELECT 'participants', {KIND.format(kept="kept.earliest", right="told.video_id")}, video_id, viewer
+FROM ({PARTICIPATED}) AS told FULL JOIN analytics.participants AS kept USING (video_id, viewer)
+WHERE told.wrong
+   OR kept.earliest IS NULL AND told.earliest IS NOT NULL
+   OR kept.commented_at IS DISTINCT FROM coalesce(told.commented_at, kept.commented_at)
+   OR kept.reported_at IS DISTINCT FROM coalesce(told.reported_at, kept.reported_at)
+   OR kept.earliest >= %(since)s
+      AND (kept.comments <> coalesce(told.comments, 0)
+           OR abs(kept.seconds - coalesce(told.seconds, 0))
+                 > 1e-6 + 1e-9 * kept.seconds)
+""".encode()
+KEEP_MISJUDGED = b"INSERT INTO misjudged SELECT DISTINCT video_id, viewer FROM wrong"
+FORGET_MISJUDGED = b"TRUNCATE misjudged"
+NEXT_MISJUDGED = b"""
+SELECT video_id::text, viewer FROM misjudged WHERE (video_id, viewer) > (%b::uuid, %b)
+ORDER BY video_id, viewer LIMIT %b
+"""
+
 # Whatever lies under the id of an event of the log is what its row has become.
 DROP_ROWS = f"""
 DELETE FROM analytics.video_analytics AS kept USING wrong AS w
@@ -207,7 +235,7 @@ ORDER BY at, event_id, video_id LIMIT %b
 """
 
 ROWS, VIEWERS, VIDEOS = "video_analytics", "video_viewers", "videos"
-COUNTS = "viewers_hourly"
+COUNTS, PARTICIPANTS = "viewers_hourly", "participants"
 
 Digest = tuple[int, int]
 """How many viewers, and a hash of them all."""
@@ -300,6 +328,19 @@ def compare_counts(conn: Connection[TupleRow], found: Difference) -> None:
     conn.execute(WRONG_COUNTS)
     conn.execute(KEEP_MISCOUNTED)
     _tell(conn, COUNTS, found)
+
+
+def compare_participants(
+    conn: Connection[TupleRow], rules: Rules, since: datetime, found: Difference
+) -> None:
+    """Compare what is known of the viewers of each video, and what of theirs counts in trending,
+    with their rows since a time; note those of whom something differs.
+    """
+    conn.execute(FORGET_MISJUDGED)
+    caps = {"viewer_comments": rules.viewer_comments, "viewer_seconds": rules.viewer_seconds}
+    conn.execute(WRONG_PARTICIPANTS, {"since": since, **caps})
+    conn.execute(KEEP_MISJUDGED)
+    _tell(conn, PARTICIPANTS, found)
 
 
 def viewers_by_day(conn: Connection[TupleRow]) -> dict[date, Digest]:
@@ -396,6 +437,23 @@ def _batches(conn: Connection[TupleRow], table: str) -> Iterator[list[UUID]]:
         found = [video_id for (video_id,) in rows]
         yield found
         last = found[-1]
+
+
+def misjudged_participants(conn: Connection[TupleRow]) -> Iterator[list[ParticipantKey]]:
+    """Yield the viewers of videos of whom something differs, in batches."""
+    last = (str(NOBODY), "")
+    while rows := conn.execute(NEXT_MISJUDGED, (*last, MANY)).fetchall():
+        found = [(video, viewer) for video, viewer in rows]
+        yield found
+        last = found[-1]
+
+
+def mend_participants(
+    conn: Connection[TupleRow], store: Store, keys: list[ParticipantKey], since: datetime
+) -> Sequence[datetime]:
+    """Judge these viewers again, by their rows since a time; return the times that change."""
+    participants.count(conn, keys, since)
+    return store.recount(conn, (), keys).times
 
 
 def mend_videos(conn: Connection[TupleRow], store: Store, ids: list[UUID]) -> list[datetime]:

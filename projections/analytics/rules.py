@@ -1,7 +1,9 @@
-"""The rules of counting: what a message becomes, which views count, how long a viewer watched.
+"""The rules of counting: what a message becomes, which views count, how long a viewer watched, and
+how much of that one viewer brings to trending.
 
-The rules look at a session's events in order of time, never of arrival: the counts are the same
-whatever order they came in, however often, and cut into whatever batches.
+The rules look at the events of a session, and of a viewer of a video, in order of time, never of
+arrival: the counts are the same whatever order they came in, however often, and cut into whatever
+batches.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ AHEAD = timedelta(days=1)
 CANONICAL = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 Metadata = Mapping[str, Any]
+Verdict = tuple["Row", Metadata]
+"""A row, and the metadata that it is stored with."""
 Details = Callable[[Mapping[str, Any]], tuple[Metadata, str | None, float]]
 """What a message says beside the rest: metadata, session, reported seconds."""
 
@@ -49,6 +53,34 @@ class Row(NamedTuple):
     reported: float = 0.0
 
 
+class Change(NamedTuple):
+    """A stored row that counts otherwise now, and its metadata before."""
+
+    row: Row
+    before: Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator sets.
+
+    `repeat` is how long a view of a session stands for its repetitions. In trending count at most
+    `viewer_comments` comments and `viewer_seconds` of watch time of one viewer on one video.
+    """
+
+    repeat: timedelta = timedelta(hours=1)
+    viewer_comments: int = 3
+    viewer_seconds: float = 300 * 60.0
+
+    def trending_comments(self, standing: int) -> int:
+        """Return how many of a viewer's standing comments on a video count in trending."""
+        return max(0, min(standing, self.viewer_comments))
+
+    def trending_seconds(self, before: float, seconds: float) -> float:
+        """Return how many of these seconds count in trending, after so many before them."""
+        return min(seconds, max(0.0, self.viewer_seconds - before))
+
+
 def in_order(row: Row) -> tuple[datetime, str, str]:
     """Return the sort key of a session's events: by time, and at one instant a view first."""
     return row.at, row.event_type, row.event_id
@@ -60,6 +92,11 @@ class WatchedVideo:
 
     owner: str | None = None
     duration_seconds: float | None = None
+
+
+UNKNOWN = WatchedVideo()
+KnownVideos = Mapping[str, WatchedVideo]
+"""What the rules ask of videos, by their ids."""
 
 
 @dataclass(slots=True)
@@ -92,20 +129,26 @@ class Session:
         watched = self.watched - sum(row.metadata.get("seconds", 0.0) for row in later)
         return Session(first, counted, report, max(0.0, watched), self.earliest, self.latest)
 
-    def decide(self, row: Row, video: WatchedVideo, repeat: timedelta) -> Metadata:
+    def decide(self, row: Row, video: WatchedVideo, rules: Rules) -> Metadata:
         """Return what counts of the session's next event in order: its row's metadata.
 
-        What the owner does is stored, and is no part of trending.
+        What the owner does is stored, and is no part of trending. A viewer without a name is its
+        session; of one with a name, `Participant` says what counts in trending.
         """
         own = row.user_id is not None and row.user_id == video.owner
         if row.event_type == VIEW:
-            return {"counts": self._view(row.at, repeat), "own": own, "session": row.session}
-        return {
-            "seconds": self._watch(row, video.duration_seconds),
+            return {"counts": self._view(row.at, rules.repeat), "own": own, "session": row.session}
+        before = self.watched
+        seconds = self._watch(row, video.duration_seconds)
+        metadata = {
+            "seconds": seconds,
             "own": own,
             "session": row.session,
             "reported": row.reported,
         }
+        if row.user_id is None and self.watched > rules.viewer_seconds:
+            return _trending(metadata, seconds, rules.trending_seconds(before, seconds))
+        return metadata
 
     def _view(self, at: datetime, repeat: timedelta) -> bool:
         """Return whether a view counts: not if one that counts was less than `repeat` before it."""
@@ -131,6 +174,84 @@ class Session:
             seconds = min(seconds, max(0.0, duration - self.watched))
         self.watched += seconds
         return seconds
+
+
+@dataclass(slots=True)
+class Participant:
+    """What the rules remember of a viewer who has a name, and of one video: the comments that
+    stand, and the seconds watched, without those of the owner.
+
+    All its events lie between `earliest` and `latest`; the last comment was at `commented_at`, the
+    last report of watch time at `reported_at`. All are None before there is one.
+    """
+
+    comments: int = 0
+    seconds: float = 0.0
+    commented_at: datetime | None = None
+    reported_at: datetime | None = None
+    earliest: datetime | None = None
+    latest: datetime | None = None
+
+    def extend(self, first: datetime, last: datetime) -> None:
+        """Note that the viewer has events from the one time to the other."""
+        if self.earliest is None or first < self.earliest:
+            self.earliest = first
+        if self.latest is None or last > self.latest:
+            self.latest = last
+
+    def is_late(self, row: Row) -> bool:
+        """Return whether an event is not later than all of its kind that are known."""
+        if row.event_type == LIKE:
+            return False
+        last = self.commented_at if row.event_type == COMMENT else self.reported_at
+        return last is not None and row.at <= last
+
+    def as_before(self, since: datetime, later: Iterable[Row]) -> Participant:
+        """Return the participant as it was before a time; `later` are the rows since then."""
+        if self.earliest is None or self.earliest >= since:
+            return Participant(earliest=self.earliest, latest=self.latest)
+        comments, seconds = self.comments, self.seconds
+        for row in later:
+            if row.event_type == COMMENT:
+                comments -= row.metadata["delta"]
+            elif row.event_type == WATCH_TIME and not row.metadata["own"]:
+                seconds -= row.metadata["seconds"]
+        times = self.commented_at, self.reported_at
+        return Participant(comments, max(0.0, seconds), *times, self.earliest, self.latest)
+
+    def decide(self, row: Row, metadata: Metadata, video: WatchedVideo, rules: Rules) -> Metadata:
+        """Return the metadata of the viewer's next event on the video, in order: with `trending`
+        where less counts in trending than elsewhere.
+
+        `metadata` are what counts elsewhere, of watch time as `Session` has decided.
+        """
+        if row.event_type == WATCH_TIME:
+            self.reported_at = row.at
+            if metadata["own"]:
+                return metadata
+            before, seconds = self.seconds, metadata["seconds"]
+            self.seconds = before + seconds
+            if self.seconds <= rules.viewer_seconds:
+                return metadata
+            return _trending(metadata, seconds, rules.trending_seconds(before, seconds))
+        delta: int = metadata["delta"]
+        counts = delta if row.event_type == LIKE else self._comment(row.at, delta, rules)
+        return _trending(metadata, delta, 0 if row.user_id == video.owner else counts)
+
+    def _comment(self, at: datetime, delta: int, rules: Rules) -> int:
+        self.commented_at = at
+        before = rules.trending_comments(self.comments)
+        self.comments += delta
+        return rules.trending_comments(self.comments) - before
+
+
+def _trending(metadata: Metadata, whole: float, counts: float) -> Metadata:
+    return metadata if counts == whole else {**metadata, "trending": counts}
+
+
+def columns(rows: Iterable[Iterable[Any]]) -> list[list[Any]]:
+    """Return the columns of rows, of which there is at least one."""
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def row_of(topic: str, id_: UUID, value: Mapping[str, Any], now: datetime) -> Row:

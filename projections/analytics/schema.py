@@ -82,6 +82,7 @@ SET floor = greatest(floor, date_trunc('day', %b::timestamptz
 BATCH_ROWS = 10_000
 OLD: Mapping[str, str] = {
     "sessions": "latest < %(floor)s",
+    "participants": "latest < %(floor)s",
     "viewers_hourly": "bucket < %(floor)s",
     "video_viewers": "day < (%(floor)s::timestamptz AT TIME ZONE 'UTC')::date",
 }

@@ -16,7 +16,8 @@ from domain.upload import Upload
 from engine.log import event_id
 from infra.advisory_locks import Lock, lock_in_transaction
 from projections.analytics.calendar import by_days
-from projections.analytics.ingest import Key, Store, StoredBatch
+from projections.analytics.ingest import Store, StoredBatch
+from projections.analytics.sessions import Key
 from projections.integration_events import EVENTS_SOURCE, Message
 
 START = b"""
@@ -44,6 +45,12 @@ SELECT a.video_id::text, a.metadata->>'session'
 FROM analytics.video_analytics a JOIN analytics.videos v USING (video_id)
 WHERE v.video_id = ANY (%b::uuid[]) AND a.user_id = v.owner AND a."timestamp" BETWEEN %b AND %b
   AND a.event_type IN ('view', 'watch_time') AND NOT (a.metadata->>'own')::boolean
+"""
+# What came of the owner before it was known that this is the owner.
+PARTICIPANTS = b"""
+SELECT p.video_id::text, p.viewer FROM analytics.participants p JOIN analytics.videos v
+    ON v.video_id = p.video_id AND v.owner = p.viewer
+WHERE v.video_id = ANY (%b::uuid[])
 """
 SESSIONS = b"""
 SELECT video_id::text, session::text FROM analytics.sessions WHERE video_id = ANY (%b::uuid[])
@@ -95,7 +102,8 @@ def apply(conn: Connection[TupleRow], store: Store, batch: Sequence[UploadChange
         seen = conn.execute(SEEN, (begun,)).fetchall()
     for videos, first, last in by_days(seen):
         again |= _keys(conn, OWNERS, videos, first, last)
-    return store.recount(conn, again)
+    owners = _keys(conn, PARTICIPANTS, begun) if begun else set()
+    return store.recount(conn, again, owners)
 
 
 def _keys(

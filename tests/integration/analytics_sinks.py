@@ -6,14 +6,14 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from uuid import UUID
 
 from engine.messages import MessageBatch, MessageSource, Sink
 from engine.subscription import Notifications, Subscription
 from engine.telemetry import Telemetry, TelemetryEvent
 from infra.settings.adapters import KafkaSettings
-from tests.integration.analytics_support import REPEAT, Event, when
+from projections.analytics.rules import Rules
+from tests.integration.analytics_support import REPEAT, RULES, Event, when
 from tests.support import ended
 from workers.analytics import Analytics, AnalyticsVideos, tell_nobody, uploads_feed
 from workers.consumers import subscribe_sink
@@ -37,13 +37,13 @@ async def keeping(
     source_of: SourceOf = from_log,
     batch_events: int = 25,
     flush_seconds: float = 0.05,
-    repeat: timedelta = REPEAT,
+    rules: Rules = RULES,
     counted: Callable[[], Awaitable[None]] = tell_nobody,
 ) -> AsyncIterator[None]:
     """Both sinks, as in a process of Backlot; ended as by a cancellation."""
     notifications = Notifications(log_url)
-    analytics = Analytics(repeat, counted=counted)
-    known = AnalyticsVideos(repeat)
+    analytics = Analytics(rules, counted=counted)
+    known = AnalyticsVideos(rules)
     following = LogSource([uploads_feed(100)], wake=notifications.subscribe())
 
     def runner(sink: Sink, source: MessageSource) -> Subscription[MessageBatch]:

@@ -21,13 +21,15 @@ from psycopg import sql
 
 from engine.connections import connect
 from projections.analytics.ingest import Store
-from projections.analytics.rules import row_of
+from projections.analytics.rules import KINDS, Rules, row_of
 from projections.analytics.schema import SchemaState, Shape, migrate
 from tests.integration.event_log import rows
 from workers.sources import TelemetryFeed
 
 NOW = datetime.now(UTC)
 REPEAT = timedelta(hours=1)
+# Of caps that a short history reaches.
+RULES = Rules(REPEAT, viewer_comments=1, viewer_seconds=900.0)
 TIMESCALE = os.environ.get("BACKLOT_TEST_TIMESCALE_URL")
 UNTESTED = (
     "The TimescaleDB shape was NOT tested: BACKLOT_TEST_TIMESCALE_URL names no server that has it"
@@ -64,7 +66,7 @@ def stored_from(url: str, topics: frozenset[str]) -> None:
     with connect(url, "test") as conn, conn.transaction():
         messages = feed.read(conn, 0).messages
         told = [row_of(each.topic, each.id, json.loads(each.value), NOW) for each in messages]
-        Store(Shape.PLAIN, REPEAT).add(conn, told)
+        Store(Shape.PLAIN, RULES).add(conn, told)
 
 
 @dataclass
@@ -154,8 +156,11 @@ def oracle(told: History) -> Counted:
     counted: dict[tuple[str, str], datetime] = {}
     reported: dict[tuple[str, str], datetime] = {}
     watched: Counter[tuple[str, str]] = Counter()
+    # By video and viewer.
+    standing: Counter[tuple[str, str]] = Counter()
+    trending: Counter[tuple[str, str]] = Counter()
     for topic, _, value in sorted(
-        told.events, key=lambda each: (when(each), each[0] == "video.watch_time", each[1])
+        told.events, key=lambda each: (when(each), KINDS[each[0]][0], str(each[1]))
     ):
         at, video = when((topic, uuid4(), value)), UUID(value["videoId"])
         owner, length = told.videos[video]
@@ -163,9 +168,9 @@ def oracle(told: History) -> Counted:
         sums = found.hourly[hour, video]
         key = (value["videoId"], value.get("sessionId", ""))
         own = value["userId"] == owner
+        viewer = value["videoId"], value["userId"] or f"session:{value.get('sessionId')}"
         if topic == "video.viewed":
-            viewer = value["userId"] or f"session:{value['sessionId']}"
-            found.viewers[video, viewer, at.date()] = hour
+            found.viewers[video, viewer[1], at.date()] = hour
             first_view.setdefault(key, at)
             if key not in counted or at - counted[key] >= REPEAT:
                 counted[key] = at
@@ -179,20 +184,30 @@ def oracle(told: History) -> Counted:
                     seconds = min(seconds, length - watched[key])
                 watched[key] += seconds
                 sums["watch_seconds"] += seconds
-                sums["trending_watch_seconds"] += 0 if own else seconds
+                if not own:
+                    left = RULES.viewer_seconds - trending[viewer]
+                    trending[viewer] += min(seconds, left)
+                    sums["trending_watch_seconds"] += min(seconds, left)
             reported[key] = at
         elif topic == "video.shared":
             sums["shares"] += 1
         elif topic in ("video.liked", "video.unliked"):
-            sums["likes"] += 1 if topic == "video.liked" else -1
+            delta = 1 if topic == "video.liked" else -1
+            sums["likes"] += delta
+            sums["trending_likes"] += 0 if own else delta
         else:
-            sums["comments"] += 1 if topic == "comment.created" else -1
+            delta = 1 if topic == "comment.created" else -1
+            sums["comments"] += delta
+            before = sorted((0, standing[viewer], RULES.viewer_comments))[1]
+            standing[viewer] += delta
+            after = sorted((0, standing[viewer], RULES.viewer_comments))[1]
+            sums["trending_comments"] += 0 if own else after - before
     return found
 
 
 COLUMNS = (
     "views", "trending_views", "likes", "comments", "shares", "watch_seconds",
-    "trending_watch_seconds",
+    "trending_watch_seconds", "trending_likes", "trending_comments",
 )  # fmt: skip
 
 

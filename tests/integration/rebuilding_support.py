@@ -21,7 +21,7 @@ from projections.analytics.ingest import Store
 from projections.analytics.rebuild import AnalyticsMeans, Found, Rebuild
 from projections.analytics.schema import Shape, refresh
 from tests.integration.analytics_sinks import keeping, record
-from tests.integration.analytics_support import REPEAT, history
+from tests.integration.analytics_support import RULES, history
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin
 from tests.support import eventually
@@ -29,8 +29,17 @@ from tests.support import eventually
 VIEWED = ("video.viewed", "video.watch_time", "video.shared")
 TABLES = (
     "video_analytics", "video_hourly", "video_daily", "video_viewers", "viewers_hourly", "videos",
-    "sessions",
+    "sessions", "participants",
 )  # fmt: skip
+
+# An hour of nobody may be told or not, and who liked a video before it was known.
+CONTENTS = {
+    "viewers_hourly": "SELECT * FROM analytics.viewers_hourly WHERE viewers > 0",
+    "participants": """
+        SELECT video_id, viewer, comments, seconds, commented_at, reported_at
+        FROM analytics.participants WHERE commented_at IS NOT NULL OR reported_at IS NOT NULL
+    """,
+}
 
 
 @dataclass
@@ -87,7 +96,7 @@ class Site:
             found = conn.execute("SELECT video_id::text, session::text FROM analytics.sessions")
             keys = [(video, session) for video, session in found.fetchall()]
             with conn.transaction():
-                stored = Store(self.shape, REPEAT).recount(conn, keys)
+                stored = Store(self.shape, RULES).recount(conn, keys)
             if self.shape is Shape.TIMESCALE:
                 refresh(conn, stored.times, datetime.now(UTC))
 
@@ -137,7 +146,7 @@ class Site:
             yield Rebuild(
                 log_conn,
                 conn,
-                means or AnalyticsMeans(self.url, REPEAT, arrival_seconds=5, settle_seconds=1),
+                means or AnalyticsMeans(self.url, RULES, arrival_seconds=5, settle_seconds=1),
                 report=tell_nobody,
                 stopping=stopping or Event(),
             )
@@ -163,9 +172,7 @@ class Site:
         """All that is stored, with sums of seconds but for their last digits."""
         found = {}
         for table in TABLES:
-            # An hour of nobody may be told or not.
-            some = "WHERE viewers > 0" if table == "viewers_hourly" else ""
-            every = rows(self.url, f"SELECT t.* FROM analytics.{table} t {some}")
+            every = rows(self.url, CONTENTS.get(table, f"SELECT * FROM analytics.{table}"))
             found[table] = sorted(str([_rounded(value) for value in row]) for row in every)
         return found
 

@@ -92,7 +92,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def without(folder: Path, name: str) -> None:
     """Leave the files of the release before that one."""
-    (first,) = folder.glob(f"*_{name}.sql")
+    first = min(folder.glob(f"*_{name}.*"))
     for file in folder.glob("*.sql"):
         if file.name >= first.name:
             file.unlink()
@@ -259,3 +259,77 @@ def test_the_other_licence_shows_when_the_extension_is_there(
         found = migrated(url)
         assert (found.shape, found.unused) == (Shape.PLAIN, False)
         assert found.version == ANALYTICS.files(Shape.PLAIN)[-1].version
+
+
+STORED_BEFORE = """
+INSERT INTO analytics.video_analytics
+VALUES (gen_random_uuid(), lpad('1', 32, '0')::uuid, %s, %s, %s, %s::jsonb)
+"""
+# As the release before this one counted them.
+SUMS_BEFORE = """
+INSERT INTO analytics.video_{table}
+SELECT date_trunc('{unit}', "timestamp", 'UTC'), video_id, 0, 0,
+       count(*) FILTER (WHERE event_type = 'like'), count(*) FILTER (WHERE event_type = 'comment'),
+       0, sum((metadata->>'seconds')::float8), sum((metadata->>'seconds')::float8)
+FROM analytics.video_analytics GROUP BY 1, 2
+"""
+FORGET_BEFORE = 'DELETE FROM analytics.video_analytics WHERE "timestamp" < %s'
+DROP_BEFORE = "SELECT drop_chunks('analytics.video_analytics', older_than => %s::timestamptz)"
+REFRESHING = """
+SELECT job_id FROM timescaledb_information.jobs
+WHERE proc_name = 'policy_refresh_continuous_aggregate' ORDER BY hypertable_name
+"""
+SUMS_AFTER = """
+SELECT likes, trending_likes, comments, trending_comments, watch_seconds
+FROM analytics.video_{table} ORDER BY bucket
+"""
+
+
+@pytest.mark.parametrize("shape", list(Shape))
+def test_what_viewers_brought_before_counts_as_it_did(
+    shape: Shape, request: pytest.FixtureRequest, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on days of which only the sums are left."""
+    now = datetime.now(UTC)
+    old = now - timedelta(days=800)
+    told = [
+        *[("eve", "comment", '{"delta": 1}')] * 5,
+        *[("ann", "like", '{"delta": 1}')] * 4,
+        ("eve", "watch_time", '{"seconds": 20, "own": false, "reported": 20, "session": "s"}'),
+    ]
+    with ExitStack() as stack:
+        if shape is Shape.PLAIN:
+            url = request.getfixturevalue("database_url")
+        else:
+            url = stack.enter_context(timescale_database())
+        without(copied, "participants")
+        assert migrated(url).shape is shape
+        conn = stack.enter_context(psycopg.connect(url, autocommit=True))
+        for at in (old, now - timedelta(days=5), now):
+            for user, kind, metadata in told:
+                conn.execute(STORED_BEFORE, (user, kind, at, metadata))
+        if shape is Shape.PLAIN:
+            for table, unit in (("hourly", "hour"), ("daily", "day")):
+                conn.execute(SUMS_BEFORE.format(table=table, unit=unit).encode())
+            conn.execute(FORGET_BEFORE, (old + timedelta(days=2),))
+        else:
+            conn.execute("SELECT _timescaledb_functions.stop_background_workers()")
+            for table in ("hourly", "daily"):
+                conn.execute(
+                    "CALL refresh_continuous_aggregate(%s, NULL, %s::timestamptz)",
+                    (f"analytics.video_{table}", old + timedelta(days=2)),
+                )
+            conn.execute(DROP_BEFORE, (old + timedelta(days=2),))
+        monkeypatch.undo()
+        migrate(conn)
+        if shape is Shape.TIMESCALE:
+            # A policy's own run would refuse those below.
+            conn.execute("SELECT _timescaledb_functions.stop_background_workers()")
+        for (job,) in conn.execute(REFRESHING).fetchall() if shape is Shape.TIMESCALE else ():
+            conn.execute("CALL run_job(%s)", (job,))
+        daily = conn.execute(SUMS_AFTER.format(table="daily").encode()).fetchall()
+        assert daily == [(4, 4, 5, 5, 20)] * 3
+        hourly = conn.execute(SUMS_AFTER.format(table="hourly").encode()).fetchall()
+        assert hourly[-1] == (4, 4, 5, 5, 20)
+        kept = rows(url, "SELECT viewer, comments, seconds FROM analytics.participants ORDER BY 1")
+        assert kept == [("ann", 0, 0), ("eve", 10, 40)]

@@ -16,7 +16,7 @@ from engine.replay.records import tell_nobody
 from infra.settings.adapters import KafkaSettings
 from projections.analytics.rebuild import AnalyticsMeans, NotTakenIn, Rebuild
 from tests.integration.analytics_sinks import keeping
-from tests.integration.analytics_support import REPEAT
+from tests.integration.analytics_support import RULES
 from tests.integration.consuming_support import KafkaStage
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
@@ -48,7 +48,7 @@ def liked(database_url: str, writer: Writer) -> UUID:
 
 
 def verify(url: str, arrival_seconds: float = 20.0) -> dict[str, tuple[int, int, int]]:
-    means = AnalyticsMeans(url, REPEAT, arrival_seconds=arrival_seconds, settle_seconds=3.0)
+    means = AnalyticsMeans(url, RULES, arrival_seconds=arrival_seconds, settle_seconds=3.0)
     with closing(connect(url, "test")) as log_conn, closing(connect(url, "test")) as conn:
         rebuild = Rebuild(log_conn, conn, means, report=tell_nobody, stopping=Event())
         return counts(rebuild.compare())

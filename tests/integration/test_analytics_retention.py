@@ -20,7 +20,7 @@ from projections.analytics.schema import COUNTED, Shape, prune, refresh, retenti
 from tests.integration.analytics_support import (
     COLUMNS,
     NOW,
-    REPEAT,
+    RULES,
     Counted,
     Event,
     History,
@@ -66,7 +66,7 @@ def shape_of(conn: Connection[TupleRow]) -> Shape:
 def add(conn: Connection[TupleRow], events: Sequence[Event]) -> StoredBatch:
     with conn.transaction():
         rows = [row_of(*event, NOW) for event in events]
-        stored = Store(shape_of(conn), REPEAT).add(conn, rows)
+        stored = Store(shape_of(conn), RULES).add(conn, rows)
     if shape_of(conn) is Shape.TIMESCALE:
         refresh(conn, stored.times, datetime.now(UTC))
     return stored
@@ -218,7 +218,7 @@ def test_a_session_that_goes_on_is_not_forgotten(conn: Connection[TupleRow]) -> 
     again = {"videoId": other, "userId": "bob", "sessionId": other, "timestamp": NOW.isoformat()}
     with psycopg.connect(conn.info.dsn) as keeper:
         rows = [row_of("video.viewed", uuid4(), again, NOW)]
-        Store(shape_of(conn), REPEAT).add(keeper, rows)
+        Store(shape_of(conn), RULES).add(keeper, rows)
         # Neither waits for the other.
         assert prune(conn, DAYS, NOW)["sessions"] == 1
     assert conn.execute("SELECT session::text FROM analytics.sessions").fetchall() == [(other,)]
@@ -237,3 +237,24 @@ def test_what_may_have_gone_since_then_is_gone(conn: Connection[TupleRow]) -> No
     # Five days later, at once with the longer time; the policies have gone on meanwhile.
     prune(conn, 400, NOW + 5 * DAY)
     assert retention_of(conn).floor == floor_of(DAYS - 5)
+
+
+def test_what_a_viewer_brought_to_trending_is_remembered_as_long_as_the_rows(
+    conn: Connection[TupleRow],
+) -> None:
+    video = uuid4()
+    add(conn, [comment(70 * DAY, video, "eve"), comment(80 * DAY, video, "bob")])
+    add(conn, [comment(DAY, video, "bob")])
+    prune(conn, DAYS, NOW)
+    kept = conn.execute("SELECT viewer, comments FROM analytics.participants").fetchall()
+    assert kept == [("bob", 2)]
+    # One that is late has the viewer judged again, without what has gone.
+    add(conn, [comment(2 * DAY, video, "bob")])
+    query = 'SELECT metadata FROM analytics.video_analytics WHERE "timestamp" > %s'
+    found = conn.execute(query.encode(), (NOW - 60 * DAY,)).fetchall()
+    assert [metadata for (metadata,) in found] == [{"delta": 1, "trending": 0}] * 2
+
+
+def comment(age: timedelta, video: UUID, user: str) -> Event:
+    at = (NOW - age).isoformat()
+    return "comment.created", uuid4(), {"videoId": str(video), "userId": user, "ts": at}

@@ -26,7 +26,7 @@ from projections.analytics.schema import Shape, refresh
 from projections.analytics.videos import UploadChange
 from tests.integration.analytics_support import (
     NOW,
-    REPEAT,
+    RULES,
     Event,
     History,
     expect,
@@ -39,7 +39,8 @@ from tests.integration.event_log import rows
 
 EMPTY = (
     "TRUNCATE analytics.video_analytics, analytics.video_hourly, analytics.video_daily, "
-    "analytics.video_viewers, analytics.viewers_hourly, analytics.sessions, analytics.videos"
+    "analytics.video_viewers, analytics.viewers_hourly, analytics.sessions, analytics.videos, "
+    "analytics.participants"
 )
 
 
@@ -69,7 +70,7 @@ def add(conn: Connection[TupleRow], events: Sequence[Event]) -> StoredBatch:
     """Store messages as the sink does."""
     shape = migrated_shape(conn)
     with conn.transaction():
-        stored = Store(shape, REPEAT).add(conn, [row_of(*event, NOW) for event in events])
+        stored = Store(shape, RULES).add(conn, [row_of(*event, NOW) for event in events])
     if shape is Shape.TIMESCALE:
         refresh(conn, stored.times, datetime.now(UTC))
     return stored
@@ -78,7 +79,7 @@ def add(conn: Connection[TupleRow], events: Sequence[Event]) -> StoredBatch:
 def tell(conn: Connection[TupleRow], told: Sequence[UploadChange]) -> None:
     shape = migrated_shape(conn)
     with conn.transaction():
-        stored = videos.apply(conn, Store(shape, REPEAT), told)
+        stored = videos.apply(conn, Store(shape, RULES), told)
     if shape is Shape.TIMESCALE:
         refresh(conn, stored.times, datetime.now(UTC))
 

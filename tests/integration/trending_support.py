@@ -38,8 +38,12 @@ SELECT date_trunc('{unit}', "timestamp", 'UTC'), video_id,
        coalesce(sum((metadata->>'delta')::bigint) FILTER (WHERE event_type = 'comment'), 0),
        count(*) FILTER (WHERE event_type = 'share'),
        coalesce(sum((metadata->>'seconds')::float8), 0),
-       coalesce(sum((metadata->>'seconds')::float8)
-                FILTER (WHERE NOT (metadata->>'own')::boolean), 0)
+       coalesce(sum(coalesce(metadata->>'trending', metadata->>'seconds')::float8)
+                FILTER (WHERE event_type = 'watch_time' AND NOT (metadata->>'own')::boolean), 0),
+       coalesce(sum(coalesce(metadata->>'trending', metadata->>'delta')::bigint)
+                FILTER (WHERE event_type = 'like'), 0),
+       coalesce(sum(coalesce(metadata->>'trending', metadata->>'delta')::bigint)
+                FILTER (WHERE event_type = 'comment'), 0)
 FROM analytics.video_analytics GROUP BY 1, 2
 """
 VIEWERS = """
@@ -70,7 +74,9 @@ class Film:
 
 @dataclass(frozen=True)
 class Deed:
-    """One event; `value` is the delta of a like or comment, or the seconds watched."""
+    """One event; `value` is the delta of a like or comment, or the seconds watched, and `trending`
+    what of it counts in trending, where that is less.
+    """
 
     film: Film
     kind: str
@@ -79,18 +85,22 @@ class Deed:
     user: str | None = "ann"
     own: bool = False
     counts: bool = True
+    trending: float | None = None
 
     @property
     def metadata(self) -> dict[str, object]:
         match self.kind:
             case "like" | "comment":
-                return {"delta": int(self.value)}
+                return {"delta": int(self.value)} | self._capped(int)
             case "watch_time":
-                return {"seconds": self.value, "own": self.own}
+                return {"seconds": self.value, "own": self.own} | self._capped(float)
             case "view":
                 return {"counts": self.counts, "own": self.own, "session": "s"}
             case _:
                 return {"channel": "mail"}
+
+    def _capped(self, kind: type[int] | type[float]) -> dict[str, object]:
+        return {} if self.trending is None else {"trending": kind(self.trending)}
 
 
 def write(conn: Connection[TupleRow], films: Sequence[Film], deeds: Sequence[Deed]) -> None:
@@ -147,7 +157,8 @@ def _deed(rng: random.Random, film: Film, now: datetime) -> Deed:
     kind = rng.choice(["view", "like", "comment", "watch_time", "share"])
     value = rng.choice([1.0, -1.0]) if kind in ("like", "comment") else rng.randint(1, 600) / 4
     user = rng.choice([None, "ann", "bob", "eve"])
-    return Deed(film, kind, at, value, user, rng.random() < 0.2, rng.random() < 0.8)
+    trending = rng.choice([None, None, 0.0])
+    return Deed(film, kind, at, value, user, rng.random() < 0.2, rng.random() < 0.8, trending)
 
 
 def expected_ranking(
@@ -185,15 +196,16 @@ def expected_ranking(
 
 def points_of(deed: Deed, formula: Formula) -> float:
     """What an event is worth before boost and age."""
+    value = deed.value if deed.trending is None else deed.trending
     match deed.kind:
         case "view":
             return formula.view_weight if deed.counts and not deed.own else 0
         case "like":
-            return formula.like_weight * deed.value
+            return formula.like_weight * value
         case "comment":
-            return formula.comment_weight * deed.value
+            return formula.comment_weight * value
         case "watch_time":
-            return 0 if deed.own else formula.watch_minute_weight * deed.value / 60
+            return 0 if deed.own else formula.watch_minute_weight * value / 60
         case _:
             return 0
 

@@ -8,10 +8,18 @@ from uuid import uuid4
 
 import pytest
 
-from projections.analytics.rules import NotCountable, Row, Session, WatchedVideo, row_of
+from projections.analytics.rules import (
+    NotCountable,
+    Participant,
+    Row,
+    Rules,
+    Session,
+    WatchedVideo,
+    row_of,
+)
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
-HOUR = timedelta(hours=1)
+RULES = Rules(timedelta(hours=1), viewer_comments=2, viewer_seconds=60.0)
 VIDEO, SESSION = str(uuid4()), str(uuid4())
 
 
@@ -27,7 +35,7 @@ def report(seconds: float, reported: float, user: str | None = "bob") -> Row:
 
 def counted(*rows: Row, video: WatchedVideo | None = None) -> list[Any]:
     session = Session()
-    found = [session.decide(row, video or WatchedVideo(), HOUR) for row in rows]
+    found = [session.decide(row, video or WatchedVideo(), RULES) for row in rows]
     return [each.get("counts", each.get("seconds")) for each in found]
 
 
@@ -55,9 +63,59 @@ def test_no_session_has_watched_more_than_there_is() -> None:
 
 def test_the_owner_s_own_is_told_apart() -> None:
     session, video = Session(), WatchedVideo(owner="ann")
-    owns = [session.decide(each, video, HOUR)["own"] for each in (view(0, "ann"), view(1, None))]
+    owns = [session.decide(each, video, RULES)["own"] for each in (view(0, "ann"), view(1, None))]
     assert owns == [True, False]
-    assert not Session().decide(view(0, None), WatchedVideo(), HOUR)["own"]
+    assert not Session().decide(view(0, None), WatchedVideo(), RULES)["own"]
+
+
+def in_trending(*rows: Row, owner: str = "ann") -> list[Any]:
+    """What counts in trending of a viewer's events on a video of ann's."""
+    video, participant = WatchedVideo(owner), Participant()
+    found = [participant.decide(row, row.metadata, video, RULES) for row in rows]
+    return [each.get("trending", each.get("delta", each.get("seconds"))) for each in found]
+
+
+def comment(delta: int, user: str = "bob") -> Row:
+    return Row(str(uuid4()), VIDEO, user, "comment", NOW, {"delta": delta})
+
+
+def watched(seconds: float) -> Row:
+    metadata = {"seconds": seconds, "own": False}
+    return Row(str(uuid4()), VIDEO, "bob", "watch_time", NOW, metadata)
+
+
+def test_a_flood_of_comments_counts_as_few() -> None:
+    assert in_trending(*[comment(1)] * 4) == [1, 1, 0, 0]
+
+
+def test_comments_of_a_flood_that_are_deleted_take_nothing_but_what_counted() -> None:
+    rows = [*[comment(1)] * 4, *[comment(-1)] * 4, comment(1)]
+    assert in_trending(*rows) == [1, 1, 0, 0, 0, 0, -1, -1, 1]
+
+
+def test_nobody_brings_less_than_nothing() -> None:
+    assert in_trending(comment(-1), comment(-1), comment(1)) == [0, 0, 0]
+
+
+def test_endless_watching_counts_up_to_the_cap() -> None:
+    assert in_trending(watched(50), watched(50), watched(50)) == [50, 10, 0]
+
+
+def test_a_viewer_without_a_name_is_its_session() -> None:
+    session, video = Session(), WatchedVideo()
+    rows = [view(0, None), *(report(each, 40, None) for each in (40, 80, 120))]
+    told = [session.decide(row, video, RULES) for row in rows[:]][1:]
+    assert [(each["seconds"], each.get("trending")) for each in told] == [
+        (40, None),
+        (40, 20),
+        (40, 0),
+    ]
+
+
+def test_the_owner_likes_and_comments_for_nothing() -> None:
+    like = Row(str(uuid4()), VIDEO, "ann", "like", NOW, {"delta": 1})
+    assert in_trending(like, comment(1, "ann"), comment(-1, "ann")) == [0, 0, 0]
+    assert in_trending(like._replace(user_id="bob")) == [1]
 
 
 def message(topic: str = "video.watch_time", **changed: Any) -> Row:
