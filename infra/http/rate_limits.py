@@ -15,7 +15,9 @@ from infra.settings.features import RateLimitSettings
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 # What only operators and auditors ask for, by the first part of its path.
-ADMIN = frozenset({"admin", "audit", "metrics", "moderation", "operations", "projections", "webhooks"})
+ADMIN = frozenset(
+    {"admin", "audit", "metrics", "moderation", "operations", "projections", "webhooks"}
+)
 # Whoever watches over the program asks these, and may not be told to come back later.
 UNLIMITED = frozenset({"/healthz", "/readyz"})
 WATCHING = ("/watch", "/watch-time", "/share", "/shown", "/chosen")
