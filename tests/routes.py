@@ -83,8 +83,9 @@ ROUTES: tuple[Line, ...] = (
     Line("PATCH /comments/{comment_id}", OWNER, body={"content": "Nicer rain"}),
     Line("DELETE /comments/{comment_id}", OWNER | MODERATORS, spends=True),
     # Moderation.
-    Line("POST /comments/{comment_id}/restore", OWNER | MODERATORS),
-    Line("POST /comments/{comment_id}/approve", OWNER | MODERATORS),
+    # The video's owner may too, but Ann wrote this comment herself (tests/e2e/test_moderation.py).
+    Line("POST /comments/{comment_id}/restore", MODERATORS),
+    Line("POST /comments/{comment_id}/approve", MODERATORS),
     Line("POST /comments/{comment_id}/report", TOKEN, 202, body={"reason": "spam"}),
     Line("POST /videos/{video_id}/report", TOKEN, 202, body={"reason": "spam"}),
     Line("GET /moderation/reports", MODERATORS),
