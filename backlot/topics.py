@@ -237,7 +237,7 @@ def list_topics(as_json: Json = False) -> None:
         consumers = rows_of(conn, ConsumerPlace, CONSUMERS)
     topics = topic_rows()
     lines = [
-        *table(("topic", "made from", "dead letters"), [tuple(each.values()) for each in topics]),
+        *table(("topic", "made from", "dead in"), [tuple(each.values()) for each in topics]),
         "",
         *table(
             ("published", "position", "head", "lag"),

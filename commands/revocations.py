@@ -17,10 +17,10 @@ from domain.revocations import MAX_REASON, MAX_TOKEN_ID, MAX_USER_ID, STREAM_ID,
 from engine.command_bus import Aggregates, Command
 from infra.http.callers import require_admin
 from infra.http.problems import problems
-from infra.http.shapes import RevokedToken, Wire
+from infra.http.shapes import RequestBody, RevokedToken, Wire
 
 
-class Revoke(Wire):
+class Revoke(RequestBody):
     """One token by its `jti`, or all tokens issued to a user up to now; and why."""
 
     jti: Annotated[str, Field(min_length=1, max_length=MAX_TOKEN_ID)] | None = None

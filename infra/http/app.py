@@ -194,7 +194,7 @@ class HttpApp(FastAPI):
         self.rate_limits: RateLimits | None = None
         self._hosts = hosts
         self._apart: dict[int, HttpApp] = {}
-        self._known: list[tuple[APIRoute, frozenset[str]]] | None = None
+        self._known: list[tuple[APIRoute, frozenset[str], frozenset[str]]] | None = None
         self._hot: list[tuple[APIRoute, Shortcut]] | None = None
         self._answers = AnswersByPath()
 
@@ -301,16 +301,29 @@ class HttpApp(FastAPI):
         Here, before the way parts: a hot route's endpoint never sees the framework.
         """
         if self._known is None:
-            routes = [route for route in self.routes if isinstance(route, APIRoute)]
-            self._known = [(route, query_parameters(route)) for route in routes]
-        for route, known in self._known:
+            self._known = self._known_parameters()
+        for route, own, known in self._known:
             allowed = scope["method"] in (route.methods or ())
             if allowed and route.path_regex.match(scope["path"]):
                 unknown = [name for name in QueryParams(scope["query_string"]) if name not in known]
                 if unknown:
                     scope["route"] = route
-                    raise unknown_parameters(unknown, known)
+                    raise unknown_parameters(unknown, own)
                 return
+
+    def _known_parameters(self) -> list[tuple[APIRoute, frozenset[str], frozenset[str]]]:
+        """Return each call with its query parameters, and with those that it may be sent.
+
+        A signed URL may have those of all methods of its path: its signature says which one it is
+        for.
+        """
+        routes = [route for route in self.routes if isinstance(route, APIRoute)]
+        own = [(route, query_parameters(route)) for route in routes]
+        signed: dict[str, frozenset[str]] = {}
+        for route, names in own:
+            if self._unlimited and route.path.startswith(self._unlimited):
+                signed[route.path] = signed.get(route.path, frozenset()) | names
+        return [(route, names, signed.get(route.path, names)) for route, names in own]
 
     def _search(self, method: str, path: str) -> Answer | None:
         if self._hot is None:

@@ -197,7 +197,7 @@ def test_whatever_an_operator_has_to_know_is_told(make_program: Make) -> None:
     video = likes(program, "ann", "bob")
     root = program.client("root", admin=True)
     assert replay_part(program) is None
-    assert "7 in order" in doctor(program)["detail"]
+    assert "8 in order" in doctor(program)["detail"]
     eventually(lambda: read(root.get(f"/videos/{video}"))["likes"] == 2)
     with psycopg.connect(program.database_url, autocommit=True) as conn:
         conn.execute("UPDATE likes.counts SET likes = 77")

@@ -199,6 +199,7 @@ def test_a_stream_at_a_version_and_at_a_time(site: Site) -> None:
     assert whole["items"][1]["changed"] == {
         "content": {"from": "Bonito", "to": "Bonita"},
         "revision": {"from": 1, "to": 2},
+        "writtenAt": whole["items"][1]["changed"]["writtenAt"],
     }
     assert (whole["state"]["version"], whole["state"]["fields"]["content"]) == (3, "Bonita")
     first = told(site, path, atVersion=1)

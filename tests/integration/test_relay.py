@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from domain.upload import Visibility
 from engine.log import event_id
 from engine.telemetry import Telemetry, TelemetryEvent
 from infra import metrics
@@ -63,7 +64,9 @@ async def watch(url: str, *events: TelemetryEvent) -> None:
 
 def write_everything(writer: Writer) -> int:
     """One of each kind of event that is told; how many messages that makes."""
-    video = writer.video().id
+    shown = writer.video()
+    writer.show(shown, Visibility.UNLISTED)
+    video = shown.id
     writer.like(video, "ann")
     writer.unlike(video, "ann")
     comment = writer.comment(video)
@@ -74,7 +77,7 @@ def write_everything(writer: Writer) -> int:
     aborted.abort(origin())
     expired.expire(origin("expiry"))
     writer.save(comment, aborted, expired)
-    return 9
+    return 10
 
 
 def test_everything_is_told_under_its_topic(url: str, writer: Writer, cluster: MockCluster) -> None:
