@@ -50,11 +50,18 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"benchmarks.{module}", *arguments]
 
 
+UNLIMITED = {
+    "RATE_LIMITS": "off",
+    "TRANSLATION_CALLS_PER_DAY": "1000000",
+    "TRANSLATION_USER_CALLS_PER_DAY": "1000000",
+}
+
+
 def environment(**settings: str) -> dict[str, str]:
     """The caller's environment without any Backlot setting but these; nothing is limited."""
     own = Settings.variables()
     kept = {name: value for name, value in os.environ.items() if name not in own}
-    return {**kept, "PYTHONPATH": str(ROOT), "RATE_LIMITS": "off", **settings}
+    return {**kept, "PYTHONPATH": str(ROOT), **UNLIMITED, **settings}
 
 
 def free_port() -> int:

@@ -94,8 +94,8 @@ Status = Annotated[
 )
 async def list_reports(
     queries: Read,
-    fresh: Fresh,
     caller: Moderator,
+    fresh: Fresh,
     status: Status = "open",
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
@@ -187,7 +187,7 @@ def present_hidden(hidden: HiddenComment, *, decides: bool) -> Comment:
     summary="Comments that wait for the caller's approval, newest first",
 )
 async def list_held(
-    queries: Read, fresh: Fresh, caller: Caller, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
+    queries: Read, caller: Caller, fresh: Fresh, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> Response:
     """All of them for a moderator; for others those on videos of their own."""
     before = decode_cursor("held", cursor)
@@ -208,7 +208,7 @@ async def list_held(
     summary="Whom the caller blocks, the latest first",
 )
 async def list_blocked(
-    queries: Read, fresh: Fresh, caller: Caller, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
+    queries: Read, caller: Caller, fresh: Fresh, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> Response:
     before, moderation = decode_cursor("blocked", cursor), queries.models[Moderation]
     async with queries.reading(fresh, moderation) as conn:

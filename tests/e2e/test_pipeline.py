@@ -59,6 +59,10 @@ class Told(NamedTuple):
     position: int
 
 
+# A few authors write thousands of comments.
+UNLIMITED = {"RATE_LIMITS": "off", "TRANSLATION_USER_CALLS_PER_DAY": "1000000"}
+
+
 class System(NamedTuple):
     """The running roles, and the servers that they use."""
 
@@ -76,7 +80,7 @@ def system(short_dir: Path, postgres: EmbeddedPostgres) -> Iterator[System]:
     with ExitStack() as stack:
         provider = stack.enter_context(openai_server())
         kafka = stack.enter_context(kafka_cluster())
-        variables = {**SOON, "OPENAI_BASE_URL": provider.url}
+        variables = {**SOON, **UNLIMITED, "OPENAI_BASE_URL": provider.url}
         address = kafka.bootstrap_servers
         started = composed(short_dir / "pipeline", url, ROLES, kafka=address, variables=variables)
         yield System(stack.enter_context(started), kafka, provider, url)
@@ -205,7 +209,7 @@ def test_kafka_is_down_and_posting_goes_on(system: System) -> None:
             post(bob, video, f"Sin Kafka también se puede escribir, número {number}")
         time.sleep(5)
         assert statuses(system, video) == {"pending": 20}
-        page = plain.get(f"http://{system.roles.processes['relay'].address}/metrics").text
+        page = plain.get(f"{system.roles.processes['relay'].admin_url}/metrics").text
         assert re.search(r'^backlot_relay_lag_events\{source="events"\} [1-9]', page, re.MULTILINE)
     finally:
         system.kafka.come_up()
@@ -224,7 +228,7 @@ def test_redis_hangs_and_posting_goes_on(system: System) -> None:
             post(bob, video, f"Sin Redis también se puede escribir, número {number}")
         time.sleep(5)
         assert statuses(system, video) == {"pending": 20}
-        page = plain.get(f"http://{system.roles.processes['consumers'].address}/metrics").text
+        page = plain.get(f"{system.roles.processes['consumers'].admin_url}/metrics").text
         assert 'backlot_consumer_failures_total{consumer="translation",step="handler"}' in page
     finally:
         server.resume()

@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import Event
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -119,16 +120,24 @@ def desk(database_url: str) -> Iterator[Desk]:
 
 @contextmanager
 def executing(
-    database_url: str, *, command: tuple[str, ...] = CHILD, auto_replay: bool = False
+    database_url: str,
+    *,
+    command: tuple[str, ...] = CHILD,
+    auto_replay: bool = False,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Children]:
-    """All projections of the program, and an executor, as one process has them."""
+    """All projections of the program, and an executor, as one process has them.
+
+    `variables` are settings of the processes that it starts.
+    """
     with ExitStack() as stack:
         models = read_models()
         recorder = stack.enter_context(recording(database_url))
         host = ThreadedHost(database_url, models.all())
         environment = dict.fromkeys(OWN_VARIABLES & os.environ.keys(), "")
         children = Children(
-            command, {**environment, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)}
+            command,
+            {**environment, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT), **variables},
         )
         tools = Tools(database_url, models.by_name(), tell_nobody, Event())
         executor = Executor(recorder, models[Operations], tools, children, auto_replay=auto_replay)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,6 +15,7 @@ from domain.operation import Members, Operation, OperationOutcome
 from engine.connections import connect
 from engine.installation import install
 from projections.analytics.schema import Shape
+from tests.integration.analytics_support import RULES
 from tests.integration.event_log import rows
 from tests.integration.operator_desk import Backlot, Desk, desk, executing, launch
 from tests.integration.projection_support import Writer
@@ -25,11 +27,18 @@ LIKES = "event_type IN ('like', 'comment')"
 FAR = "analytics.video_analytics (event_id, video_id, event_type, timestamp, metadata)"
 BLOCKED = "SELECT pid FROM pg_stat_activity WHERE application_name = 'backlot analytics rebuild'"
 WAITING = BLOCKED + " AND wait_event_type = 'Lock'"
+COUNTING = {
+    "TRENDING_VIEWER_COMMENTS": str(RULES.viewer_comments),
+    "TRENDING_VIEWER_WATCH_MINUTES": str(round(RULES.viewer_seconds / 60)),
+}
 ASIDE = "SELECT count(*) FROM pg_class WHERE relpersistence = 't'"
 
 
 @pytest.fixture
-def told(database_url: str, writer: Writer) -> Iterator[Site]:
+def told(database_url: str, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    # What the program has to count by, so that it counts as the site does.
+    for name, value in COUNTING.items():
+        monkeypatch.setenv(name, value)
     with connect(database_url, "test") as conn:
         install(conn, read_models().all())
     with site(database_url, database_url, Shape.PLAIN, writer) as opened:
@@ -53,6 +62,12 @@ def ends(root: Desk) -> list[str]:
     return [event.outcome for event in root.events() if isinstance(event, Operation.Finished)]
 
 
+def rows_that_differ(difference: dict[str, Any]) -> int:
+    """How many events differ, without what is derived from them."""
+    (table,) = (each for each in difference["tables"] if each["table"] == "video_analytics")
+    return int(table["missing"] + table["extra"] + table["different"])
+
+
 class TestCommandLine:
     def test_nothing_differs(self, backlot: Backlot, told: Site, root: Desk) -> None:
         for action in ("verify", "replay"):
@@ -68,16 +83,15 @@ class TestCommandLine:
         before = told.contents()
         ((event_id,),) = rows(
             told.url,
-            f"DELETE FROM {ROWS} WHERE event_id = (SELECT event_id FROM {ROWS} WHERE {LIKES} "
-            "LIMIT 1) RETURNING event_id",
+            f"DELETE FROM {ROWS} WHERE event_id = (SELECT event_id FROM {ROWS} "
+            "WHERE event_type = 'like' LIMIT 1) RETURNING event_id",
         )
         code, out, _ = backlot("verify", "analytics", "--reason", "a test")
         assert code == 1
-        assert "1 row differs" in out
         assert f"video_analytics: event_id={event_id}" in out
         found = backlot("replay", "analytics", "--json")
         assert (found.code, found.data["state"]) == (3, "cancelled")
-        assert found.data["difference"]["total"] == 1
+        assert rows_that_differ(found.data["difference"]) == 1
         assert told.verify()
         found = backlot("replay", "analytics", "--yes", "--json")
         assert (found.code, found.data["state"]) == (0, "mended")
@@ -109,10 +123,10 @@ class TestCommandLine:
 
 def test_over_http(told: Site, root: Desk) -> None:
     before = told.contents()
-    with executing(told.url):
+    with executing(told.url, variables=COUNTING):
         told.sql(f"DELETE FROM {ROWS} WHERE {LIKES}")
         found = root.done("verify", "analytics")
-        assert found["difference"]["total"] == 21
+        assert rows_that_differ(found["difference"]) == 21
         assert len(found["difference"]["keys"]) == 20
         outcome, _ = root.end(root.ask("replay", "analytics"))
         assert outcome is OperationOutcome.CANCELLED
