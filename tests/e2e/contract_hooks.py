@@ -13,9 +13,11 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
+import httpx
 import schemathesis
 
 from commands.feedback import LONGEST_ID
+from domain.moderation import case_id
 from infra.objects.port import ALGORITHMS
 from tests.e2e import plain
 from tests.e2e.videos import read, send_parts, start, upload
@@ -47,8 +49,9 @@ class World:
         self._video = upload(self._client)
         # Nobody is recommended what is their own.
         headers = {"Authorization": f"Bearer {os.environ['CONTRACT_OTHER_TOKEN']}"}
-        self._others = upload(plain.client(base_url=os.environ["CONTRACT_URL"], headers=headers))
-        self._signed, self._listed = count(), count()
+        self._other = plain.client(base_url=os.environ["CONTRACT_URL"], headers=headers)
+        self._others = upload(self._other)
+        self._signed, self._listed, self._revoked = count(), count(), count()
 
     def place(self, case: schemathesis.Case[Any]) -> None:
         """Give a case that names something unknown the name of something that exists."""
@@ -90,14 +93,29 @@ class World:
         return {
             "video_id": lambda: upload(self._client) if ends else self._video,
             "upload_id": lambda: self._upload(sent=case.path.endswith("/complete")),
-            "comment_id": self._comment,
+            # Nobody restores or approves what is their own.
+            "comment_id": lambda: self._comment(
+                self._other if case.path.endswith(("/restore", "/approve")) else self._client
+            ),
             "operation_id": self._operation,
+            "report_id": self._report,
+            "revocation_id": self._revocation,
             "stream_id": lambda: self._video,
         }
 
-    def _comment(self) -> str:
+    def _comment(self, client: httpx.Client) -> str:
         path = f"/videos/{self._video}/comments"
-        return str(read(self._client.post(path, json={"content": "first"}))["commentId"])
+        return str(read(client.post(path, json={"content": "first"}))["commentId"])
+
+    def _report(self) -> str:
+        comment = self._comment(self._client)
+        told = self._other.post(f"/comments/{comment}/report", json={"reason": "spam"})
+        assert told.status_code == 202, told.text
+        return str(case_id(UUID(comment)))
+
+    def _revocation(self) -> str:
+        body = {"jti": f"of no token {next(self._revoked)}", "reason": "a test"}
+        return str(read(self._client.post("/admin/revocations", json=body))["revocationId"])
 
     def _operation(self) -> str:
         answer = self._client.post("/projections/likes/completeness")
