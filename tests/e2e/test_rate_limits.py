@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from uuid import uuid4
@@ -193,16 +193,16 @@ def test_1700_half_open_requests_keep_nobody_out_and_end(
         for _ in range(HALF_OPEN):
             opened = socket.create_connection(("127.0.0.1", program.port), DEADLINE_SECONDS)
             sockets.append(opened)
-            opened.sendall(HALF)
+            # Those that are pushed out may be so before they have said a word.
+            with suppress(ConnectionError):
+                opened.sendall(HALF)
         assert read(program.client("bob").put(f"/videos/{video}/like"))["hasLiked"]
         assert plain.get(f"{program.url}/videos").status_code == 200
         for opened in sockets:
             # With an answer or without one, each is closed.
-            while opened.recv(4096):
-                pass
-    except ConnectionResetError:
-        # That is an end, too; the rest are looked at below.
-        pass
+            with suppress(ConnectionError):
+                while opened.recv(4096):
+                    pass
     finally:
         for opened in sockets:
             opened.close()
