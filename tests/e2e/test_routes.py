@@ -63,7 +63,9 @@ class Things:
             self.names["upload_id"] = start(self.ann)["uploadId"]
         else:
             assert "{video_id}" in line.call, f"renew: say how for {line.call}"
-            self.names["video_id"] = upload(self.ann)
+            video = self.names["video_id"] = upload(self.ann)
+            # A video takes its comments with it.
+            self.names["comment_id"] = self._comment(video)
 
     def fill(self, text: str) -> str:
         for name, value in self.names.items():

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, cast
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -209,9 +210,9 @@ def test_answers_say_what_browsers_must_not_do(client: httpx.Client) -> None:
     assert own.get_list("X-Request-Id") == ["of-the-page"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def strict(ports: dict[str, int], short_dir: Path) -> Iterator[Proxy]:
-    """The same limits, reached sooner."""
+    """The same limits, reached sooner; one of each test's own, since each spends of them."""
     upstreams = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
     changes = {
         "set_real_ip_from 10.0.0.0/8": "set_real_ip_from 127.0.0.1",
@@ -221,7 +222,7 @@ def strict(ports: dict[str, int], short_dir: Path) -> Iterator[Proxy]:
         "client_header_timeout 10s": "client_header_timeout 1s",
         "client_body_timeout 30s": "client_body_timeout 1s",
     }
-    with running_nginx(short_dir / "strict-proxy", upstreams, changes) as running:
+    with running_nginx(short_dir / f"strict-{uuid4().hex[:8]}", upstreams, changes) as running:
         yield running
 
 
