@@ -30,6 +30,7 @@ from projections.analytics.rules import (
     Verdict,
     columns,
     in_order,
+    spans_since,
 )
 
 ParticipantKey = tuple[str, str]
@@ -256,12 +257,7 @@ def _history(
 ) -> dict[ParticipantKey, list[Row]]:
     """Return what is stored of these viewers since then, with what is counted of it so far."""
     found: dict[ParticipantKey, list[Row]] = defaultdict(list)
-    spans = [
-        (key, max(each.earliest, since), each.latest)
-        for key, each in participants.items()
-        if each.earliest is not None and each.latest is not None and each.latest >= since
-    ]
-    for together, first, last in by_days(spans):
+    for together, first, last in by_days(spans_since(participants, since)):
         with conn.cursor(binary=True) as cursor:
             rows = cursor.execute(HISTORY, (*columns(together), first, last)).fetchall()
         for id_, video, user, kind, at, metadata, session in rows:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from projections import integration_events
@@ -24,6 +24,8 @@ VIEW, LIKE, COMMENT, WATCH_TIME, SHARE = "view", "like", "comment", "watch_time"
 AHEAD = timedelta(days=1)
 
 CANONICAL = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+T = TypeVar("T")
 
 Metadata = Mapping[str, Any]
 Verdict = tuple["Row", Metadata]
@@ -99,8 +101,31 @@ KnownVideos = Mapping[str, WatchedVideo]
 """What the rules ask of videos, by their ids."""
 
 
+class Span:
+    """That of which events lie between two times, which are both None before there is one."""
+
+    earliest: datetime | None
+    latest: datetime | None
+
+    def extend(self, first: datetime, last: datetime) -> None:
+        """Note that there are events from the one time to the other."""
+        if self.earliest is None or first < self.earliest:
+            self.earliest = first
+        if self.latest is None or last > self.latest:
+            self.latest = last
+
+
+def spans_since(known: Mapping[T, Span], since: datetime) -> list[tuple[T, datetime, datetime]]:
+    """Return those with events since a time, each with the first and last time to look at."""
+    return [
+        (key, max(each.earliest, since), each.latest)
+        for key, each in known.items()
+        if each.earliest is not None and each.latest is not None and each.latest >= since
+    ]
+
+
 @dataclass(slots=True)
-class Session:
+class Session(Span):
     """What the rules remember of a session; `watched` is in seconds.
 
     Its events lie between `earliest` and `latest`, which are both None before there is one.
@@ -112,13 +137,6 @@ class Session:
     watched: float = 0.0
     earliest: datetime | None = None
     latest: datetime | None = None
-
-    def extend(self, first: datetime, last: datetime) -> None:
-        """Note that the session has events from the one time to the other."""
-        if self.earliest is None or first < self.earliest:
-            self.earliest = first
-        if self.latest is None or last > self.latest:
-            self.latest = last
 
     def as_before(self, since: datetime, later: Iterable[Row]) -> Session:
         """Return the session as it was before a time; `later` are the rows since then."""
@@ -177,7 +195,7 @@ class Session:
 
 
 @dataclass(slots=True)
-class Participant:
+class Participant(Span):
     """What the rules remember of a viewer who has a name, and of one video: the comments that
     stand, and the seconds watched, without those of the owner.
 
@@ -191,13 +209,6 @@ class Participant:
     reported_at: datetime | None = None
     earliest: datetime | None = None
     latest: datetime | None = None
-
-    def extend(self, first: datetime, last: datetime) -> None:
-        """Note that the viewer has events from the one time to the other."""
-        if self.earliest is None or first < self.earliest:
-            self.earliest = first
-        if self.latest is None or last > self.latest:
-            self.latest = last
 
     def is_late(self, row: Row) -> bool:
         """Return whether an event is not later than all of its kind that are known."""

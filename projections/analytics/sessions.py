@@ -26,6 +26,7 @@ from projections.analytics.rules import (
     WatchedVideo,
     columns,
     in_order,
+    spans_since,
 )
 
 Key = tuple[str, str]
@@ -147,12 +148,7 @@ def _history(
 ) -> dict[Key, list[Row]]:
     """Return what is stored of these sessions since then, with what is counted of it so far."""
     found: dict[Key, list[Row]] = defaultdict(list)
-    spans = [
-        (key, max(session.earliest, since), session.latest)
-        for key, session in sessions.items()
-        if session.earliest is not None and session.latest is not None and session.latest >= since
-    ]
-    for together, first, last in by_days(spans):
+    for together, first, last in by_days(spans_since(sessions, since)):
         with conn.cursor(binary=True) as cursor:
             rows = cursor.execute(HISTORY, (*columns(together), first, last)).fetchall()
         for id_, video, session, user, kind, at, metadata in rows:
