@@ -14,6 +14,7 @@ from psycopg.rows import TupleRow
 
 from backlot.features import FEATURES, TABLES, read_models, replayable
 from backlot.http import applications
+from backlot.privacy import personal_data
 from backlot.signals import last_word, run
 from commands.endpoint import Services
 from commands.rate_limits import Quotas
@@ -288,6 +289,8 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
             app.state.queries = await _queries(parts, stack)
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
             stack.push_async_callback(app.state.integrity.close)
+            given = (parts.settings, parts.database_url, parts.redis, parts.objects)
+            app.state.personal_data = personal_data(*given)
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
         if Role.COMMANDS in roles:

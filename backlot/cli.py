@@ -21,7 +21,7 @@ import structlog
 import typer
 from typer.exceptions import TyperException
 
-from backlot import likes, tasks, topics
+from backlot import likes, privacy, tasks, topics
 from backlot.arguments import SIZES, CommandGroup
 from backlot.database import signing_secret
 from backlot.events import commands
@@ -50,6 +50,7 @@ app.add_typer(commands.app, name="events")
 app.add_typer(likes.app, name="likes")
 app.add_typer(projections.app, name="projections")
 app.add_typer(topics.app, name="topics")
+app.add_typer(privacy.app, name="privacy")
 app.add_typer(tasks.app, name="tasks")
 
 

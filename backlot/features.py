@@ -15,11 +15,27 @@ import commands.feedback
 import commands.likes
 import commands.moderation
 import commands.operations
+import commands.rate_limits
 import commands.revocations
 import commands.uploads
 import commands.watch
+import engine.dead_letters
+import engine.event_store
+import engine.inspection.persons
+import engine.replay.records
+import engine.reservations
+import engine.telemetry
+import projections.analytics.schema
+import projections.catalog
+import projections.comments
+import projections.dismissals
 import projections.feedback.reports
 import projections.like_counters
+import projections.likes
+import projections.moderation
+import projections.operations
+import projections.recommendations.retention
+import projections.translation
 import readapi.analytics
 import readapi.audit.routes
 import readapi.catalog
@@ -28,6 +44,7 @@ import readapi.feedback
 import readapi.likes
 import readapi.moderation
 import readapi.operations
+import readapi.privacy
 import readapi.recommendations
 import readapi.revocations
 import workers.analytics
@@ -36,9 +53,11 @@ import workers.feedback
 import workers.likes
 import workers.maintenance
 import workers.operations.executor
+import workers.privacy
 import workers.recommendations
 import workers.speech
 import workers.translation
+import workers.translator
 import workers.uploads
 from backlot import health
 from backlot.health import DoctorPart
@@ -53,6 +72,7 @@ from domain.video_likes import VideoLikes
 from engine.command_bus import CommandBus, Lookup, Reader
 from engine.inspection.index import Audit
 from engine.installation import MigrationSet
+from engine.personal_data import PersonalPlace
 from engine.projection import Projection, ReadModels
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job
@@ -117,6 +137,8 @@ class Feature:
     settings: tuple[type[SettingsGroup], ...] = ()
     # What `backlot doctor` looks at beside the databases and servers of every feature.
     checks: tuple[Callable[[Settings], DoctorPart], ...] = ()
+    # Where it holds something about persons.
+    personal: tuple[PersonalPlace, ...] = ()
 
 
 # Routes are tried in this order: likes are what comes most, and `/videos/recommendations` has to
@@ -134,6 +156,7 @@ FEATURES: tuple[Feature, ...] = (
         reactors=workers.likes.reactors,
         jobs=workers.likes.jobs,
         settings=(features.LikeSettings,),
+        personal=projections.likes.PERSONAL,
     ),
     Feature(
         name="comments",
@@ -141,6 +164,7 @@ FEATURES: tuple[Feature, ...] = (
         commands=(commands.comments.router,),
         queries=(readapi.comments.router,),
         projections=(Comments,),
+        personal=(*projections.comments.PERSONAL, *readapi.comments.PERSONAL),
     ),
     Feature(
         name="moderation",
@@ -149,6 +173,7 @@ FEATURES: tuple[Feature, ...] = (
         queries=(readapi.moderation.router,),
         projections=(Moderation,),
         settings=(features.ModerationSettings,),
+        personal=projections.moderation.PERSONAL,
     ),
     Feature(
         name="translation",
@@ -158,6 +183,7 @@ FEATURES: tuple[Feature, ...] = (
         tasks=(TRANSLATE_COMMENT, TRANSLATE_ON_DEMAND),
         settings=(features.TranslationSettings,),
         checks=(health.language_model,),
+        personal=(*projections.translation.PERSONAL, *workers.translator.PERSONAL),
     ),
     Feature(
         name="speech",
@@ -165,7 +191,12 @@ FEATURES: tuple[Feature, ...] = (
         tasks=(TRANSCRIBE_VIDEO,),
         settings=(adapters.SpeechSettings,),
     ),
-    Feature(name="watch", commands=(commands.watch.router,), settings=(features.WatchSettings,)),
+    Feature(
+        name="watch",
+        commands=(commands.watch.router,),
+        settings=(features.WatchSettings,),
+        personal=engine.telemetry.PERSONAL,
+    ),
     Feature(
         name="recommendations",
         queries=(readapi.recommendations.router,),
@@ -175,12 +206,14 @@ FEATURES: tuple[Feature, ...] = (
         tasks=(PREPARE_RECOMMENDATIONS,),
         settings=(features.RecommendationSettings, adapters.EmbeddingSettings),
         checks=(health.embeddings,),
+        personal=projections.recommendations.retention.PERSONAL,
     ),
     Feature(
         name="dismissals",
         aggregates=(Dismissal,),
         commands=(commands.dismissals.router,),
         projections=(Dismissals,),
+        personal=projections.dismissals.PERSONAL,
     ),
     Feature(
         name="feedback",
@@ -191,6 +224,7 @@ FEATURES: tuple[Feature, ...] = (
         rebuilt=(FEEDBACK,),
         subscriptions=workers.feedback.subscriptions,
         jobs=workers.feedback.jobs,
+        personal=projections.feedback.reports.PERSONAL,
     ),
     Feature(
         name="uploads",
@@ -201,8 +235,13 @@ FEATURES: tuple[Feature, ...] = (
         projections=(Catalog,),
         jobs=workers.uploads.jobs,
         settings=(features.UploadSettings,),
+        personal=(*projections.catalog.PERSONAL, *engine.reservations.PERSONAL),
     ),
-    Feature(name="rate_limits", settings=(features.RateLimitSettings, features.QuotaSettings)),
+    Feature(
+        name="rate_limits",
+        settings=(features.RateLimitSettings, features.QuotaSettings),
+        personal=commands.rate_limits.PERSONAL,
+    ),
     Feature(
         name="analytics",
         queries=(readapi.analytics.router,),
@@ -210,6 +249,7 @@ FEATURES: tuple[Feature, ...] = (
         subscriptions=workers.analytics.subscriptions,
         jobs=workers.analytics.jobs,
         settings=(features.AnalyticsSettings,),
+        personal=projections.analytics.schema.PERSONAL,
     ),
     Feature(
         name="trending",
@@ -225,12 +265,26 @@ FEATURES: tuple[Feature, ...] = (
         reactors=workers.operations.executor.reactors,
         jobs=workers.maintenance.jobs,
         settings=(features.CommandSettings, features.ProjectionSettings),
+        personal=(
+            *projections.operations.PERSONAL,
+            *engine.event_store.PERSONAL,
+            *engine.dead_letters.PERSONAL,
+            *engine.replay.records.PERSONAL,
+        ),
     ),
     Feature(
         name="revocations",
         aggregates=(Revocations,),
         commands=(commands.revocations.router,),
         queries=(readapi.revocations.router,),
+        personal=readapi.revocations.PERSONAL,
+    ),
+    Feature(
+        name="privacy",
+        queries=(readapi.privacy.router,),
+        jobs=workers.privacy.jobs,
+        settings=(features.PrivacySettings,),
+        personal=workers.privacy.PERSONAL,
     ),
     Feature(
         name="audit",
@@ -239,8 +293,12 @@ FEATURES: tuple[Feature, ...] = (
         jobs=workers.maintenance.sealing_jobs,
         settings=(features.SealSettings,),
         checks=(health.seals,),
+        personal=engine.inspection.persons.PERSONAL,
     ),
 )
+
+PERSONAL = tuple(place for feature in FEATURES for place in feature.personal)
+"""Every place where something about a person is held."""
 
 TABLES = tuple(tables for feature in FEATURES for tables in feature.tables)
 """The tables of all features in the main database that belong to no copy of a projection."""

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from infra.rate_limits import BucketAnswer, Buckets, Limit, LimitReached
+from engine.personal_data import PersonalKeys, Unsearched
+from infra.rate_limits import PREFIX, BucketAnswer, Buckets, Limit, LimitReached
 from infra.settings.features import QuotaSettings
 
 MINUTE_SECONDS = 60.0
@@ -33,6 +34,23 @@ class Recent:
 
     def add(self, item: UUID) -> None:
         self._now.add(item.int)
+
+
+PERSONAL = (
+    PersonalKeys(
+        name="redis.rate_limits",
+        holds="how much somebody has asked for lately, by class of request",
+        kept="until the bucket is full again: minutes",
+        pattern=f"{PREFIX}*:u:{{subject}}",
+    ),
+    Unsearched(
+        name="redis.rate_limits_by_address",
+        holds="how much was asked for lately from an address",
+        kept="until the bucket is full again: minutes",
+        where="Redis",
+        keys=(f"{PREFIX}*:a:*", f"{PREFIX}*:n:*"),
+    ),
+)
 
 
 class Quotas:

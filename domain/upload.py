@@ -101,11 +101,11 @@ class Upload(Aggregate):
     class Started(Event):
         TOPIC = "upload.started.v2"
         UPCASTS = MappingProxyType({"upload.started.v1": _started_v1_to_v2})
-        title: str
-        filename: str
+        title: Annotated[str, Personal("owner")]
+        filename: Annotated[str, Personal("owner")]
         content_type: str
         size_bytes: int
-        description: str | None
+        description: Annotated[str | None, Personal("owner")]
         category: str | None
         part_size_bytes: int
         object_key: str
@@ -159,8 +159,8 @@ class Upload(Aggregate):
         """Carries all three details as they are afterwards."""
 
         TOPIC = "upload.details_changed.v1"
-        title: str
-        description: str | None
+        title: Annotated[str, Personal("owner")]
+        description: Annotated[str | None, Personal("owner")]
         category: str | None
 
         def apply(self, upload: Upload) -> None:

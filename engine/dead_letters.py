@@ -7,11 +7,12 @@ about it, when and why.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg import Connection, Cursor
@@ -19,6 +20,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from engine.checkpoints import SubscriptionKind
+from engine.personal_data import PersonalTable
 from infra.errors import fault_of
 from infra.http.shapes import rfc3339
 
@@ -100,6 +102,44 @@ FIND_ORDER = b"""
 SELECT given_by, reason FROM projections.park_orders
 WHERE projection = %s AND topic = %s AND fault = %s AND until >= %s
 """
+
+# What was set aside is accounted for as long as its copy stands, so an event's row stays.
+EXPIRE = b"""
+DELETE FROM backlot_dead_letters WHERE id IN (
+    SELECT id FROM backlot_dead_letters
+    WHERE kind IN ('consumer', 'relay') AND status = 'dead' AND rejected_at < %(before)s
+    ORDER BY id LIMIT %(batch)s FOR UPDATE SKIP LOCKED)
+RETURNING subscription
+"""
+OLD_ERRORS = b"""
+SELECT id, error FROM backlot_dead_letters
+WHERE kind = 'projection' AND rejected_at < %s
+"""
+SHORTEN = b"UPDATE backlot_dead_letters SET error = %s WHERE id = %s AND error = %s"
+BATCH_LETTERS = 1_000
+
+SHOWN: LiteralString = (
+    "id, kind, subscription, source, partition, position, topic, message_id, key, "
+    "encode(value, 'escape') AS value, error, rejected_at"
+)
+NAMED: LiteralString = (
+    "position(%(needle)s::bytea IN value) > 0 OR decided_by = %(subject)s "
+    "OR position(convert_from(%(needle)s::bytea, 'UTF8') IN error) > 0"
+)
+KEPT = "so many days where it is a message; of a parked event, so long with the whole error"
+PERSONAL = tuple(
+    PersonalTable(
+        name=f"{prefix}dead_letters",
+        holds="messages that could not be handled, events that could not be applied; who decided",
+        kept=KEPT,
+        setting="DEAD_LETTER_RETENTION_DAYS",
+        table="public.backlot_dead_letters",
+        where=NAMED,
+        shown=SHOWN,
+        analytics=analytics,
+    )
+    for prefix, analytics in (("", False), ("analytics.", True))
+)
 
 
 class LetterStatus(StrEnum):
@@ -341,3 +381,29 @@ def parking_order(
     """Return the order to park events of this topic that fail with this error, if there is one."""
     row = cursor.execute(FIND_ORDER, (projection, topic, fault_of(error), position)).fetchone()
     return None if row is None else ParkingOrder(*row)
+
+
+def expire(conn: Connection[Any], before: datetime) -> Counter[str]:
+    """Give up messages that are dead since then; return how many, by their subscriptions.
+
+    What an operator wants to have handled after all stays. `conn` is in autocommit mode.
+    """
+    expired: Counter[str] = Counter()
+    went = BATCH_LETTERS
+    while went == BATCH_LETTERS:
+        rows = conn.execute(EXPIRE, {"before": before, "batch": BATCH_LETTERS}).fetchall()
+        expired.update(subscription for (subscription,) in rows)
+        went = len(rows)
+    return expired
+
+
+def shorten_errors(conn: Connection[Any], before: datetime) -> int:
+    """Leave of the errors of events set aside before that which fault it was; return how many.
+
+    The rest may quote what somebody wrote.
+    """
+    old = conn.execute(OLD_ERRORS, (before,)).fetchall()
+    long = [(fault_of(error), id_, error) for id_, error in old if fault_of(error) != error]
+    for values in long:
+        conn.execute(SHORTEN, values)
+    return len(long)

@@ -34,6 +34,7 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, dict_row, tuple_row
 from psycopg.sql import SQL, Composed, Identifier
 
+from engine.personal_data import PersonalTable
 from infra.postgres.connection import SHORT_WORK, Limits, array, is_silence, thread_pool, unhurried
 
 log = structlog.get_logger(__name__)
@@ -55,6 +56,18 @@ TABLES = Path(__file__).with_name("sql") / "0001_event_store.log.sql"
 SESSION = b"; SET enable_seqscan = off"
 NO_ANSWERS = ("{}",) * 6
 MAX_EVENTS_PER_COMMIT = 10_000
+
+PERSONAL = (
+    PersonalTable(
+        name="answers",
+        holds="answers to requests with an idempotency key",
+        kept="so many hours",
+        setting="IDEMPOTENCY_TTL_HOURS",
+        table="public.backlot_events_answers",
+        columns=("actor",),
+        shown="key, status, convert_from(body, 'UTF8') AS body, position, created_at",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)

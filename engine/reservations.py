@@ -15,10 +15,11 @@ from typing import Any
 from uuid import UUID
 
 from eventsourcing.persistence import PersistenceError
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Connection
 
 from domain.errors import DomainError
 from engine.event_store import EVENTS
+from engine.personal_data import PersonalTable
 from infra.advisory_locks import reservation_lock
 from infra.postgres.connection import SHORT_WORK, Limits, make_pool
 
@@ -32,12 +33,16 @@ ENDED = f"""
 EXISTS (SELECT FROM {EVENTS} e WHERE e.originator_id = r.stream_id AND e.topic = ANY (%(ends)s))
 """
 BEGUN = f"EXISTS (SELECT FROM {EVENTS} e WHERE e.originator_id = r.stream_id)"
-PRUNE = f"""
-DELETE FROM public.backlot_reservations r
-WHERE owner = %(owner)s AND (
-    (reserved_at <= %(now)s - %(day)s AND {ENDED})
-    OR (reserved_at <= %(now)s - %(grace)s AND NOT {BEGUN}))
+OVER = f"""
+((reserved_at <= %(now)s - %(day)s AND {ENDED})
+ OR (reserved_at <= %(now)s - %(grace)s AND NOT {BEGUN}))
+"""
+PRUNE = f"DELETE FROM public.backlot_reservations r WHERE owner = %(owner)s AND {OVER}".encode()
+PRUNE_ALL = f"""
+DELETE FROM public.backlot_reservations WHERE stream_id IN (
+    SELECT stream_id FROM public.backlot_reservations r WHERE {OVER} LIMIT %(batch)s)
 """.encode()
+BATCH_RESERVATIONS = 1_000
 TALLY = f"""
 SELECT count(*) FILTER (WHERE NOT {ENDED}), coalesce(sum(amount), 0)::bigint, min(reserved_at)
 FROM public.backlot_reservations r WHERE owner = %(owner)s
@@ -47,6 +52,17 @@ INSERT INTO public.backlot_reservations (stream_id, owner, amount, reserved_at)
 VALUES (%(stream)s, %(owner)s, %(amount)s, %(now)s)
 """
 RELEASE = b"DELETE FROM public.backlot_reservations WHERE stream_id = %s"
+
+PERSONAL = (
+    PersonalTable(
+        name="reservations",
+        holds="uploads begun, with the bytes that they may take",
+        kept="until a day after the upload has ended, and no upload lasts longer than so many days",
+        setting="UPLOAD_LONGEST_DAYS",
+        table="public.backlot_reservations",
+        columns=("owner",),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +158,22 @@ class Reservations:
             seconds = min(max(60, int(until_less.total_seconds())), int(DAY.total_seconds()))
             detail = f"Uploads under way and of the last 24 hours may have {most.per_day} bytes."
             raise QuotaExceeded("upload-bytes", most.per_day, seconds, detail)
+
+
+def forget_reservations(conn: Connection[Any], ends: Sequence[str], now: datetime) -> int:
+    """Delete the reservations that count no more, whoever made them; return how many.
+
+    `ends` are the topics of the events that end a stream; `conn` is in autocommit mode.
+    """
+    given = {
+        "now": now,
+        "day": DAY,
+        "grace": GRACE,
+        "ends": list(ends),
+        "batch": BATCH_RESERVATIONS,
+    }
+    forgotten, went = 0, BATCH_RESERVATIONS
+    while went == BATCH_RESERVATIONS:
+        went = conn.execute(PRUNE_ALL, given).rowcount
+        forgotten += went
+    return forgotten

@@ -20,6 +20,7 @@ import psycopg
 from psycopg import AsyncConnection, Connection, Cursor
 from psycopg_pool import ConnectionPool
 
+from engine.personal_data import PersonalTable
 from infra.advisory_locks import Lock, lock_in_transaction
 from infra.batcher import Batcher
 from infra.postgres.connection import SHORT_WORK, Limits, thread_pool
@@ -37,9 +38,38 @@ SELECT backlot_take_telemetry(%b::uuid[], %b::text[], %b::uuid[], %b::text[], %b
 # Under the lock of telemetry, so that no process loses the session that it is at.
 FORGET = "DELETE FROM backlot_view_sessions WHERE began_at <= clock_timestamp() - %b::interval"
 
+# The oldest, as they came; the newest of all stays, since its place is the head.
+FORGET_EVENTS = b"""
+WITH oldest AS (
+    SELECT event_id, happened_at FROM backlot_telemetry
+    WHERE seq < (SELECT max(seq) FROM backlot_telemetry) ORDER BY seq LIMIT %(batch)s)
+DELETE FROM backlot_telemetry AS t USING oldest AS o
+WHERE t.event_id = o.event_id AND o.happened_at < %(before)s
+"""
+BATCH_EVENTS = 1_000
+
 HEAD = b"SELECT coalesce(max(seq), 0) FROM backlot_telemetry"
 """Asks for the position of the newest event; all of lower positions can be read by then."""
 VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
+
+PERSONAL = (
+    PersonalTable(
+        name="telemetry",
+        holds="views, watch time, shares, recommendations shown and chosen, one by one",
+        kept="so many days; without the setting, 30 more than ANALYTICS_RETENTION_DAYS",
+        setting="TELEMETRY_RETENTION_DAYS",
+        table="public.backlot_telemetry",
+        columns=("user_id",),
+    ),
+    PersonalTable(
+        name="view_sessions",
+        holds="the session in which somebody is who watches a video",
+        kept="so many seconds after it began",
+        setting="VIEW_REPEAT_SECONDS",
+        table="public.backlot_view_sessions",
+        columns=("viewer",),
+    ),
+)
 
 
 class TelemetryEvent(NamedTuple):
@@ -113,6 +143,19 @@ def forget_sessions(conn: Connection[Any], repeat: timedelta) -> int:
     with conn.transaction():
         lock_in_transaction(conn, Lock.TELEMETRY)
         return conn.execute(FORGET, (repeat,)).rowcount
+
+
+def forget_events(conn: Connection[Any], before: datetime) -> int:
+    """Delete events that happened before that, in small batches; return how many.
+
+    `conn` is in autocommit mode. What lies behind a newer one in their order goes with that.
+    """
+    forgotten, went = 0, BATCH_EVENTS
+    while went == BATCH_EVENTS:
+        given = {"before": before, "batch": BATCH_EVENTS}
+        went = conn.execute(FORGET_EVENTS, given).rowcount
+        forgotten += went
+    return forgotten
 
 
 class Views:

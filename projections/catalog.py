@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
 from domain.upload import Upload, VideoViewer, Visibility, is_listed, is_visible
+from engine.personal_data import PersonalObjects, PersonalTable
 from engine.projection import Batch, Projection, Write, write_by_kind
 from infra.postgres.connection import fetch_as
 
@@ -46,6 +47,23 @@ CREATE INDEX videos_by_category ON {schema}.uploads (category, completed_positio
     WHERE completed_position IS NOT NULL;
 CREATE INDEX under_way ON {schema}.uploads (upload_id) WHERE status = 'started'
 """
+PERSONAL = (
+    PersonalTable(
+        name="catalog.uploads",
+        holds="uploads and videos of an owner, with title, description, transcript",
+        kept="follows the event log",
+        table="{schema}.uploads",
+        projection="catalog",
+        columns=("owner",),
+    ),
+    PersonalObjects(
+        name="objects",
+        holds="films, and parts of unfinished uploads",
+        kept="as long as the video is there; parts until the upload ends",
+        setting="UPLOAD_IDLE_DAYS",
+        begun_by=Upload.Started,
+    ),
+)
 # Before there was a visibility, every video was public.
 ADD_VISIBILITY: LiteralString = """
 ALTER TABLE {schema}.uploads ADD COLUMN visibility text COLLATE "C" NOT NULL DEFAULT 'public'

@@ -15,6 +15,7 @@ from domain.comment import Comment
 from domain.model import Aggregate
 from domain.moderation import ActingAs, HoldCause, Standing
 from domain.upload import CommentPolicy, Upload
+from engine.personal_data import PersonalEvents, PersonalTable
 from engine.projection import Batch, Projection, Write, Writes, columns, writing_by_kind
 from infra.postgres.connection import fetch_as
 
@@ -61,6 +62,43 @@ CREATE INDEX hidden_held_by_owner ON {schema}.hidden (video_owner, position)
     WHERE standing = 'held';
 CREATE TABLE {schema}.policies (video_id uuid PRIMARY KEY, policy text NOT NULL)
 """
+PERSONAL = (
+    PersonalTable(
+        name="comments.comments",
+        holds="comments that everybody sees, with their translation",
+        kept="follows the event log",
+        table="{schema}.comments",
+        projection="comments",
+        columns=("author",),
+    ),
+    PersonalTable(
+        name="comments.hidden",
+        holds="comments that are held or removed",
+        kept="follows the event log",
+        table="{schema}.hidden",
+        projection="comments",
+        columns=("author",),
+        shown="comment_id, video_id, content, edited, language, translated_text, created_at, "
+        "standing, held_for, removed_as, stated_reason",
+    ),
+    PersonalTable(
+        name="comments.held_for_owner",
+        holds="other people's comments that wait for the approval of a video's owner",
+        kept="follows the event log",
+        table="{schema}.hidden",
+        projection="comments",
+        columns=("video_owner",),
+        shown=None,
+    ),
+    PersonalEvents(
+        name="events.held_for_owner",
+        holds="other people's comments that were held, as far as the video's owner is named",
+        kept="the event log is kept for good",
+        events=(Comment.Submitted, Comment.Withheld),
+        subject="video_owner",
+        shown=False,
+    ),
+)
 COLUMNS: LiteralString = (
     "comment_id, video_id, position, author, content, edited, language, confidence, "
     "translated_text, translation_status, reason, written_at, created_at"

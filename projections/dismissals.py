@@ -9,6 +9,7 @@ from psycopg import AsyncConnection, Cursor
 from psycopg.rows import TupleRow
 
 from domain.dismissals import Dismissal
+from engine.personal_data import PersonalTable
 from engine.projection import Batch, Projection, columns
 from infra.postgres.connection import fetch_as
 
@@ -20,6 +21,16 @@ CREATE TABLE {schema}.dismissed (
     PRIMARY KEY (viewer, video_id));
 CREATE INDEX dismissed_latest ON {schema}.dismissed (viewer, position)
 """
+PERSONAL = (
+    PersonalTable(
+        name="dismissals.dismissed",
+        holds="videos in which somebody is not interested",
+        kept="follows the event log",
+        table="{schema}.dismissed",
+        projection="dismissals",
+        columns=("viewer",),
+    ),
+)
 ADD: LiteralString = """
 INSERT INTO {schema}.dismissed (viewer, video_id, position)
 SELECT * FROM unnest(%b::text[], %b::uuid[], %b::bigint[])

@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 
 from domain.upload import Upload, VideoViewer, Visibility, is_visible
 from domain.video_likes import VideoLikes
+from engine.personal_data import PersonalTable
 from engine.projection import Batch, Projection, columns
 from infra.postgres.connection import column, fetch_as
 
@@ -30,6 +31,16 @@ CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, likes bigint NOT NULL)
 CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY);
 CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)
 """
+PERSONAL = (
+    PersonalTable(
+        name="likes.likes",
+        holds="likes that stand",
+        kept="follows the event log",
+        table="{schema}.likes",
+        projection="likes",
+        columns=("viewer",),
+    ),
+)
 # Before there was a visibility, every video was public.
 ADD_PRIVATE: LiteralString = "CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)"
 

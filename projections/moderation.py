@@ -14,6 +14,8 @@ from domain.comment import Comment
 from domain.model import Aggregate
 from domain.moderation import ContentReport, ModerationCase, UserBlock
 from domain.upload import Upload
+from engine.inspection.persons import STREAMS_OF_PERSON
+from engine.personal_data import PersonalEvents, PersonalTable
 from engine.projection import Batch, Projection, Write, Writes, write_by_kind
 from infra.postgres.connection import fetch_as
 
@@ -58,6 +60,52 @@ CREATE TABLE {schema}.blocks (
     PRIMARY KEY (blocker, blocked));
 CREATE INDEX blocks_latest ON {schema}.blocks (blocker, position)
 """
+# A detail does not say who reported: that is known of the report's stream alone.
+PERSONAL = (
+    PersonalTable(
+        name="moderation.details",
+        holds="what somebody wrote who reported a comment or a video",
+        kept="follows the event log",
+        table="{schema}.details",
+        projection="moderation",
+        where=f"report_id IN ({STREAMS_OF_PERSON})",
+        shown="category, detail, reported_at",
+    ),
+    PersonalTable(
+        name="moderation.cases",
+        holds="cases that a moderator decided, with the reason",
+        kept="follows the event log",
+        table="{schema}.cases",
+        projection="moderation",
+        columns=("decided_by",),
+        shown="case_id, kind, thing_id, status, decided_at, stated_reason",
+    ),
+    PersonalTable(
+        name="moderation.blocks",
+        holds="whom somebody blocks",
+        kept="follows the event log",
+        table="{schema}.blocks",
+        projection="moderation",
+        columns=("blocker",),
+    ),
+    PersonalTable(
+        name="moderation.blocked",
+        holds="that others block somebody",
+        kept="follows the event log",
+        table="{schema}.blocks",
+        projection="moderation",
+        columns=("blocked",),
+        shown=None,
+    ),
+    PersonalEvents(
+        name="events.blocked",
+        holds="that others blocked somebody, or no longer do",
+        kept="the event log is kept for good",
+        events=(UserBlock.Blocked, UserBlock.Unblocked),
+        subject="blocked",
+        shown=False,
+    ),
+)
 # Things end after all else in a replay, whatever the order of the log.
 GONE: LiteralString = """
 WITH ended AS (SELECT unnest(%b::uuid[]) AS id),

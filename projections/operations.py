@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
 from domain.operation import Members, Operation
+from engine.personal_data import PersonalTable
 from engine.projection import Batch, Projection, Write, write_by_kind
 from infra.advisory_locks import operation_lock
 from infra.postgres.connection import fetch_as
@@ -34,6 +35,19 @@ CREATE TABLE {schema}.operations (
     finished_at timestamptz);
 CREATE INDEX operations_open ON {schema}.operations (position) WHERE outcome IS NULL
 """
+
+PERSONAL = (
+    PersonalTable(
+        name="operations.operations",
+        holds="what an operator asked for, and what came of it",
+        kept="follows the event log",
+        table="{schema}.operations",
+        projection="operations",
+        where="requested_by = %(subject)s "
+        "OR position(convert_from(%(needle)s::bytea, 'UTF8') IN result::text) > 0",
+        shown="operation_id, action, subject, parameters, requested_at, outcome, finished_at",
+    ),
+)
 
 REQUEST: LiteralString = """
 INSERT INTO {schema}.operations (operation_id, action, subject, parameters, requested_by,

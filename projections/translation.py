@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.upload import Upload
+from engine.personal_data import PersonalTable
 from engine.projection import Batch, Projection, Write, write_by_kind
 from infra.postgres.connection import fetch_as
 
@@ -29,6 +30,18 @@ CREATE TABLE {schema}.translations (
 CREATE INDEX translations_by_video ON {schema}.translations (video_id);
 CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
 """
+
+PERSONAL = (
+    PersonalTable(
+        name="translations.translations",
+        holds="translations of somebody's comments into languages that readers asked for",
+        kept="follows the event log",
+        table="{schema}.translations",
+        projection="translations",
+        where="comment_id IN (SELECT comment_id FROM comments.comments WHERE author = %(subject)s "
+        "UNION ALL SELECT comment_id FROM comments.hidden WHERE author = %(subject)s)",
+    ),
+)
 
 PUT: LiteralString = """
 INSERT INTO {schema}.translations (comment_id, language, video_id, status, translated_text, reason)

@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 
 from domain.moderation import Standing
 from engine.freshness import Freshness
+from engine.personal_data import PersonalKeys
 from infra.cache import OptionalRedis
 from infra.http.app import TOKEN_OPTIONAL, request_id_of, wire
 from infra.http.auth import Identity
@@ -95,6 +96,15 @@ if #answer > 1 then
 end
 return answer
 """
+
+PERSONAL = (
+    PersonalKeys(
+        name="redis.translation_requests",
+        holds="how many translations somebody asked for on a day",
+        kept="two days",
+        pattern=f"{PREFIX}:*:{{digest}}",
+    ),
+)
 
 TRANSLATION_REQUESTS = counter(
     "backlot_translation_requests",

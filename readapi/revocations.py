@@ -20,6 +20,7 @@ from domain.revocations import STREAM_ID, Revocation, Revocations
 from engine.connections import Backoff, in_thread
 from engine.event_store import GroupCommitRecorder
 from engine.log import MAPPER
+from engine.personal_data import PersonalEvents
 from engine.subscription import woken
 from infra.http.app import wire
 from infra.http.auth import Authenticator, RevokedTokens
@@ -42,6 +43,16 @@ log = structlog.get_logger(__name__)
 PAUSE_SECONDS = 0.25
 POLL_SECONDS = 10.0
 KIND = "revocation"
+
+PERSONAL = (
+    PersonalEvents(
+        name="events.revoked",
+        holds="revocations of all of somebody's tokens, with the reason",
+        kept="the event log is kept for good",
+        events=(Revocations.UserRevoked,),
+        subject="user_id",
+    ),
+)
 
 
 class RevocationFollower:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -17,6 +17,7 @@ from engine.connections import in_thread
 from engine.schedule import Job, Outage, Run, repeat
 from engine.seals.outside import SEAL_FAILURES
 from engine.seals.sealer import LogBroken, LogRewritten, Sealer
+from infra.metrics import counter
 from infra.postgres.connection import open_connection
 from workers.consumers import forget_processed
 from workers.parts import Parts
@@ -24,6 +25,11 @@ from workers.parts import Parts
 log = structlog.get_logger(__name__)
 
 INTERVAL_SECONDS = 600.0
+RETENTION_DELETED = counter(
+    "backlot_retention_deleted",
+    "What was past its retention and is deleted, by what it was; the analytics count their own.",
+    ("what",),
+)
 
 
 def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
@@ -34,10 +40,18 @@ def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
         ttl_hours = settings.commands.idempotency_ttl_hours
         answers = await in_thread(parts.recorder.forget_answers, ttl_hours)
         rest = await in_thread(forget, parts.database_url, settings.watch.view_repeat)
-        log.debug("forgotten", answers=answers, **rest)
+        tell({"answers": answers, **rest})
 
     outage = Outage("housekeeping_postponed", (PersistenceError, psycopg.Error))
     yield Job("housekeeping", INTERVAL_SECONDS, repeat(run), outage)
+
+
+def tell(deleted: Mapping[str, int]) -> None:
+    """Count what was past its retention, and log it where that is anything."""
+    for what, count in deleted.items():
+        RETENTION_DELETED.labels(what).inc(count)
+    if found := {what: count for what, count in deleted.items() if count}:
+        log.info("retention_over", **found)
 
 
 def forget(database_url: str, repeat: timedelta) -> dict[str, int]:

@@ -24,6 +24,7 @@ import structlog
 from pydantic import BaseModel, TypeAdapter
 from redis.asyncio import Redis
 
+from engine.personal_data import Unsearched
 from infra.cache import OptionalRedis, RedisValues, SingleFlight
 from infra.cancellation import together
 from infra.language.detector import Detector, iso_639_1
@@ -294,6 +295,17 @@ DEFAULT_TARGET = str(TranslationSettings.model_fields["target_language"].default
 LOCK_SECONDS = 10.0
 # Whoever waits for another process looks again after so long, then half as long again, at most:
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+
+PERSONAL = (
+    Unsearched(
+        name="redis.translations",
+        holds="translations by what was translated, whoever wrote it",
+        kept="so many seconds",
+        setting="TRANSLATION_CACHE_TTL_SECONDS",
+        where="Redis",
+        keys=(f"{PREFIX}*",),
+    ),
+)
 
 Make = Callable[[], Awaitable[Translation]]
 

@@ -19,6 +19,7 @@ from psycopg import AsyncConnection, Connection, Cursor
 from psycopg.rows import TupleRow, class_row
 from psycopg.types.json import Jsonb
 
+from engine.personal_data import PersonalTable
 from infra.errors import OperatorError
 
 COLUMNS = b"""
@@ -54,6 +55,26 @@ WHERE id = %s AND finished_at IS NULL
 """
 
 SHOW_SECONDS = 0.25
+
+RECORD = "needs no term: a record of what operators did"
+PERSONAL = (
+    PersonalTable(
+        name="replays",
+        holds="replays that an operator asked for, and the first keys of rows that differed",
+        kept=RECORD,
+        table="projections.replays",
+        where="requested_by = %(subject)s "
+        "OR position(convert_from(%(needle)s::bytea, 'UTF8') IN result::text) > 0",
+        shown="id, name, purpose, state, started_at, finished_at",
+    ),
+    PersonalTable(
+        name="park_orders",
+        holds="orders of an operator to set events aside, with the reason",
+        kept=RECORD,
+        table="projections.park_orders",
+        columns=("given_by",),
+    ),
+)
 
 
 class Purpose(StrEnum):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
@@ -134,6 +135,7 @@ class Settings(SettingsGroup):
     trending: features.TrendingSettings
     recommendations: features.RecommendationSettings
     embeddings: adapters.EmbeddingSettings
+    privacy: features.PrivacySettings
 
     @model_validator(mode="after")
     def _parts_that_s3_takes(self) -> Self:
@@ -142,6 +144,20 @@ class Settings(SettingsGroup):
             told = f"S3 takes parts of at least {MIN_S3_PART_BYTES} bytes"
             raise ValueError(f"PART_SIZE_BYTES: {told} (got {size})")
         return self
+
+    @model_validator(mode="after")
+    def _telemetry_for_what_is_made_from_it(self) -> Self:
+        days, least = self.privacy.telemetry_retention_days, self.analytics.retention_days
+        if days is not None and days <= least:
+            told = f"must be more than ANALYTICS_RETENTION_DAYS ({least})"
+            raise ValueError(f"TELEMETRY_RETENTION_DAYS: {told} (got {days})")
+        return self
+
+    @property
+    def telemetry_retention(self) -> timedelta:
+        """How long telemetry is kept: longer than what is counted from it."""
+        days = self.privacy.telemetry_retention_days
+        return timedelta(days=days or self.analytics.retention_days + 30)
 
     @classmethod
     def variables(cls) -> set[str]:
@@ -160,6 +176,15 @@ class Settings(SettingsGroup):
             if _is_secret(field.annotation)
         }
         return {f"{name}_FILE": name for name in secret | ALSO_IN_FILES}
+
+    def values(self) -> dict[str, Any]:
+        """Return every setting by its environment variable."""
+        groups: list[SettingsGroup] = [getattr(self, name) for name in type(self).model_fields]
+        return {
+            str(field.alias): getattr(group, name)
+            for group in groups
+            for name, field in type(group).model_fields.items()
+        }
 
     def given(self) -> set[str]:
         """Return the environment variables that are set."""

@@ -256,3 +256,15 @@ class RecommendationSettings(SettingsGroup, alias_generator=variables("RECOMMEND
     half_life_days: PositiveFloat = Field(default=30.0, le=3650)
     new_share: float = Field(default=0.0, ge=0, le=0.5)
     variant_b: Annotated[Numbers, AfterValidator(within_blend)] = Field(default={})
+
+
+class PrivacySettings(SettingsGroup, alias_generator=str.upper):
+    """Who may export personal data, and how long what names persons is kept.
+
+    Without `telemetry_retention_days` telemetry is kept 30 days longer than the analytics.
+    """
+
+    privacy_self_service: bool = False
+    telemetry_retention_days: int | None = Field(default=None, ge=61, le=36_600)
+    engagement_retention_days: int = Field(default=730, ge=60, le=36_500)
+    dead_letter_retention_days: PositiveInt = Field(default=90, le=36_500)

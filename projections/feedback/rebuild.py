@@ -1,6 +1,7 @@
 """Makes what comes of reports again from the telemetry, compares it, and puts it in place.
 
-The telemetry holds every report that was ever acknowledged, so that nothing else is needed.
+The telemetry holds every report that was acknowledged within the retention, so that nothing else is
+needed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ BATCH_REPORTS = 5_000
 
 MAKE = "CREATE TABLE {next}.{part} (LIKE {schema}.{part} INCLUDING ALL)"
 REPLACE = "DELETE FROM {schema}.{part}; INSERT INTO {schema}.{part} SELECT * FROM {next}.{part}"
+# Of lists given before the retention, the telemetry has not all reports any more: what they came to
+# stays as it is.
+SUMMED = {"hours": "hour", "comparisons": "given_at"}
+DROP_OLD = "DELETE FROM {next}.{part} WHERE {at} < %s"
+KEEP_OLD = "INSERT INTO {next}.{part} SELECT * FROM {schema}.{part} WHERE {at} < %s"
 # Where Kafka brings the reports, the position up to which all of them have come.
 REACHED = b"""
 SELECT coalesce(max(position), 0) FROM backlot_checkpoints
@@ -57,7 +63,7 @@ class FeedbackRebuild:
     ) -> None:
         """`log_conn` is where the telemetry is, `conn` where the feedback is; of both no other use.
 
-        Reports of lists given before `kept_since` are not kept.
+        Reports of lists given before `kept_since` are not kept, and their sums stay as they are.
         """
         self._log_conn, self._conn, self._kept_since = log_conn, conn, kept_since
         migrate(conn, TABLES)
@@ -91,6 +97,10 @@ class FeedbackRebuild:
                 events = self._fill(position)
                 for schema in (SCHEMA, NEXT):
                     prune(self._conn, self._kept_since, schema)
+                for part, at in SUMMED.items():
+                    names = {"schema": SCHEMA, "next": NEXT, "part": part, "at": at}
+                    for statement in (DROP_OLD, KEEP_OLD):
+                        self._conn.execute(statement.format(**names).encode(), (self._kept_since,))
                 yield Rebuilt(position, events, compare(self._conn, SCHEMA, NEXT))
         finally:
             self._conn.isolation_level = None

@@ -18,6 +18,7 @@ from psycopg.rows import TupleRow
 
 from domain.feedback import CHOSEN, Signal, Variant
 from engine.installation import MigrationSet
+from engine.personal_data import Unsearched
 from engine.projection import columns
 from infra.advisory_locks import Lock, lock_in_transaction
 from infra.postgres.connection import fetch_as
@@ -28,6 +29,16 @@ SCHEMA = "feedback"
 """What a rebuild makes anew."""
 
 CONSUMER = "feedback"
+
+PERSONAL = (
+    Unsearched(
+        name="feedback",
+        holds="what was shown and chosen of a list; its id is made from a user id and an hour",
+        kept="so many days one by one; for good, how experiments compared in a list",
+        setting="ANALYTICS_RETENTION_DAYS",
+        where="tables feedback.reports and feedback.comparisons (analytics)",
+    ),
+)
 
 KEY = b"SELECT key FROM lists.key"
 # A report that is there counts no more. Keys in order: two writers never wait for each other.

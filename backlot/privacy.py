@@ -1,0 +1,212 @@
+"""`backlot privacy`: what is held about a person, exported into files, and certified."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_bytes
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backlot.arguments import group
+from backlot.database import database_at_hand, database_url, operator_name
+from backlot.output import Json, show, show_table
+from backlot.signals import run
+from infra.data_folder import objects_path
+from infra.errors import ExitCode, OperatorError
+from infra.http.shapes import rfc3339
+from infra.security_log import SecurityEvent, record
+from infra.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from infra.objects.port import ObjectStore
+    from readapi.privacy import Holding, PersonalData
+
+INDEX, UNFINISHED = "index.json", "unfinished.json"
+
+app = group("Personal data: what is held about a person.")
+
+User = Annotated[str, typer.Argument(metavar="USER", help="A user id.", show_default=False)]
+
+
+class ExportRefused(OperatorError):
+    """The folder holds something else than an unfinished export of this person."""
+
+
+@app.command()
+def export(
+    user: User,
+    folder: Annotated[Path, typer.Argument(help="Where the files go; made where it is not there.")],
+    as_json: Json = False,
+) -> None:
+    """Write all that is held about a person; after an interruption the same command goes on."""
+    settings = load_settings()
+    with database_at_hand():
+        index = run(_export(settings, user, folder))
+    lines = [f"{part['count']:,} {part['part']}" for part in index["index"] if part.get("count")]
+    text = "\n".join([*lines, f"written to {folder}; {INDEX} says what each file is"])
+    show(text, {"folder": str(folder), **index}, as_json)
+
+
+@app.command()
+def certify(user: User, as_json: Json = False) -> None:
+    """Look in every place where something about a person may be. Exit code 1: there is something.
+
+    Exit code 4: nothing was found, and a place could not be looked at.
+    """
+    settings = load_settings()
+    with database_at_hand():
+        data, holdings = run(_certify(settings, user))
+    found = sum(each.count or 0 for each in holdings)
+    parts = [data.described(each).model_dump(by_alias=True, exclude_none=True) for each in holdings]
+    show_table(
+        ("part", "found", "where"),
+        [
+            (each.place.name, "-" if each.count is None else each.count, _where(each))
+            for each in holdings
+        ],
+        {"userId": user, "found": found, "parts": parts},
+        as_json,
+    )
+    if found:
+        raise typer.Exit(ExitCode.NOT_WELL)
+    raise typer.Exit(ExitCode.FAILED if any(each.is_away for each in holdings) else ExitCode.DONE)
+
+
+def _where(holding: Holding) -> str:
+    source, note = holding.place.source, holding.note
+    return source if note is None else f"{source}: {note}"
+
+
+async def _certify(settings: Settings, user: str) -> tuple[PersonalData, list[Holding]]:
+    async with _opened(settings) as data, data.look(user) as search:
+        _record(user, "certify")
+        return data, [await search.count(place) for place in data.distinct()]
+
+
+async def _export(settings: Settings, user: str, folder: Path) -> dict[str, Any]:
+    """Write each part that is not whole yet, then the index; return that."""
+    progress = ExportProgress(folder, user)
+    async with _opened(settings) as data, data.look(user) as search:
+        _record(user, "export")
+        for place in data.distinct():
+            if progress.has(place.name):
+                continue
+            with (folder / f"{place.name}.jsonl.part").open("wb", opener=_private) as out:
+                holding = await search.write(place, out, b"\n")
+                out.write(b"\n" * bool(out.tell()))
+            told = data.described(holding).model_dump(by_alias=True, exclude_none=True)
+            progress.add(place.name, told)
+    return progress.finish()
+
+
+def _record(user: str, command: str) -> None:
+    told = {"path": f"backlot privacy {command}", "actor": user}
+    record(SecurityEvent.PERSONAL_DATA_READ, operator_name(), **told)
+
+
+class ExportProgress:
+    """A folder with a file for each part that is whole, and what says which these are."""
+
+    def __init__(self, folder: Path, user: str) -> None:
+        """Begin, or go on; raise ExportRefused where the folder is of something else."""
+        self._folder = folder
+        self._told: dict[str, Any] = {"userId": user, "exportedAt": "", "index": []}
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            begun = json.loads((folder / UNFINISHED).read_text())
+        except FileNotFoundError:
+            if any(folder.iterdir()):
+                raise ExportRefused(f"{folder} is not empty: name another folder") from None
+            self._save(UNFINISHED)
+            return
+        if begun["userId"] != user:
+            raise ExportRefused(f"{folder} is the export of somebody else: name another folder")
+        self._told = begun
+
+    def has(self, part: str) -> bool:
+        """Return whether a part is whole."""
+        return any(each["part"] == part for each in self._told["index"])
+
+    def add(self, part: str, told: dict[str, Any]) -> None:
+        """Count a part as whole, whose file is written."""
+        written = self._folder / f"{part}.jsonl.part"
+        if written.stat().st_size:
+            written.rename(written.with_suffix(""))
+        else:
+            written.unlink()
+        self._told["index"].append(told | {"at": rfc3339(datetime.now(UTC))})
+        self._save(UNFINISHED)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the index, and return it."""
+        self._told["exportedAt"] = rfc3339(datetime.now(UTC))
+        self._save(INDEX)
+        (self._folder / UNFINISHED).unlink()
+        return self._told
+
+    def _save(self, name: str) -> None:
+        """Write a file as a whole or not at all."""
+        written = self._folder / f"{name}.part"
+        with written.open("w", opener=_private) as out:
+            json.dump(self._told, out, ensure_ascii=False, indent=2)
+            out.flush()
+            os.fsync(out.fileno())
+        written.rename(self._folder / name)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def personal_data(
+    settings: Settings, database_url: str, redis: Redis | None, objects: ObjectStore | None
+) -> PersonalData:
+    """Return what looks for persons in every declared place; None is what can't be reached."""
+    from backlot.features import PERSONAL
+    from readapi.privacy import PersonalData
+
+    return PersonalData(
+        PERSONAL,
+        database_url,
+        settings.analytics.url(database_url),
+        redis,
+        objects,
+        settings.values(),
+        self_service=settings.privacy.privacy_self_service,
+    )
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[PersonalData]:
+    from infra.redis import connect_redis
+
+    url, redis = database_url(settings), settings.redis.url
+    async with AsyncExitStack() as stack:
+        client = None
+        if redis is not None:
+            client = connect_redis(redis.get_secret_value())
+            stack.push_async_callback(client.aclose)
+        yield personal_data(settings, url, client, _objects(settings, stack))
+
+
+def _objects(settings: Settings, stack: AsyncExitStack) -> ObjectStore | None:
+    """Return the store, to look into it; None where its folder is on another machine."""
+    from infra.objects.folder import FolderStore
+    from infra.objects.s3 import S3Store, now
+
+    if settings.objects.bucket is not None:
+        store = S3Store(settings.objects)
+        stack.callback(store.close)
+        return store
+    folder = objects_path(settings.server.data_dir.absolute())
+    # Nothing here signs a URL.
+    ttl = settings.objects.url_ttl
+    return FolderStore(folder, token_bytes(32), ttl, now) if folder.exists() else None

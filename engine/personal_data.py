@@ -1,0 +1,227 @@
+"""Where something about a person is held: declared by each feature, so that it can be found.
+
+A place says what it holds, how a person's part of it is found, what an export shows of that, and
+how long it is kept. A person is one opaque string; nothing here knows that it is a user id.
+
+Statements get the person as `%(subject)s`, and as `%(needle)s` in the bytes that JSON has for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from hashlib import sha256
+from itertools import chain
+from typing import Any, LiteralString, cast
+
+import orjson
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from psycopg.sql import SQL, Composed, Identifier
+from pydantic.alias_generators import to_camel
+
+from domain.model import Aggregate
+
+Row = Mapping[str, object]
+"""What an export shows of one thing; names in camelCase."""
+
+ROWS_AT_ONCE = 500
+COPIES = b"""
+SELECT subscription FROM backlot_checkpoints WHERE kind = 'projection' AND projection = %s
+ORDER BY subscription <> projection, subscription
+"""
+EXISTS = b"SELECT to_regclass(%s) IS NOT NULL"
+GLOB = re.compile(r"([\\*?\[\]^-])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalPlace:
+    """A place where something about persons is held.
+
+    `name` is that of its part in an export, and of the part's file. `kept` says how long, or why
+    that needs no term; `setting` is the variable that decides it, where one does.
+    """
+
+    name: str
+    holds: str
+    kept: str
+    setting: str | None = None
+
+    @property
+    def source(self) -> str:
+        """Where the place is, in words."""
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalTable(PersonalPlace):
+    """Rows of a table that name a person in one of `columns`, or that `where` finds.
+
+    `{schema}` in `table` is that of each copy of the `projection`. `shown` are the columns that an
+    export shows; None where a row tells more about others, so that it is only counted.
+    """
+
+    table: LiteralString
+    columns: tuple[LiteralString, ...] = ()
+    where: LiteralString | None = None
+    shown: LiteralString | None = "*"
+    projection: str | None = None
+    analytics: bool = False
+
+    @property
+    def source(self) -> str:
+        schema = self.projection or ""
+        return f"table {self.table.format(schema=schema)}" + " (analytics)" * self.analytics
+
+    @property
+    def condition(self) -> LiteralString:
+        """What a person's rows fulfil."""
+        named = " OR ".join([f"{column} = %(subject)s" for column in self.columns])
+        return self.where or named
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalEvents(PersonalPlace):
+    """Events that name a person in `subject`, in streams in which the person may not have acted."""
+
+    events: tuple[type[Aggregate.Event], ...]
+    subject: str
+    shown: bool = True
+
+    @property
+    def source(self) -> str:
+        return "the event log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalStreams(PersonalPlace):
+    """Events of all kinds in the streams in which a person has acted."""
+
+    @property
+    def source(self) -> str:
+        return "the event log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalKeys(PersonalPlace):
+    """Keys of Redis that name a person: a glob with `{subject}`, or `{digest}`.
+
+    The digest is the first 32 hexadecimal digits of the SHA-256.
+    """
+
+    pattern: str
+
+    @property
+    def source(self) -> str:
+        return f"Redis, {self.pattern}"
+
+    def of(self, subject: str) -> str:
+        """Return the glob of one person's keys."""
+        digest = sha256(subject.encode()).hexdigest()[:32]
+        return self._filled(GLOB.sub(r"\\\1", subject), digest)
+
+    def holds_key(self, key: str) -> bool:
+        """Return whether a key is one of these, whoever it names."""
+        return fnmatchcase(key, self._filled("*", "*"))
+
+    def _filled(self, subject: str, digest: str) -> str:
+        return self.pattern.replace("{digest}", digest).replace("{subject}", subject)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalObjects(PersonalPlace):
+    """Objects in the store: those whose keys the person's events of one kind have."""
+
+    begun_by: type[Aggregate.Event]
+
+    @property
+    def source(self) -> str:
+        return "the object store"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsearched(PersonalPlace):
+    """A place that this program can't search by person; `keys` are globs of what is in Redis."""
+
+    where: str
+    keys: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        return self.where
+
+
+def json_bytes(subject: str) -> bytes:
+    """Return the person as JSON has it in stored events, messages and answers."""
+    return orjson.dumps(subject)
+
+
+def given(subject: str) -> dict[str, object]:
+    """Return what the statements of all places are given."""
+    return {"subject": subject, "needle": json_bytes(subject)}
+
+
+def count_rows(conn: Connection[TupleRow], place: PersonalTable, subject: str) -> int:
+    """Return how many rows the table has of a person, all copies together; raise psycopg.Error."""
+    counts = (
+        conn.execute(statement, given(subject)).fetchall()
+        for statement in _statements(conn, place, f"SELECT count(*) FROM {place.table} AS t WHERE ")
+    )
+    return sum(count for ((count,),) in counts)
+
+
+def rows_of(conn: Connection[TupleRow], place: PersonalTable, subject: str) -> Iterator[list[Row]]:
+    """Yield what the live copy shows of a person, some rows at a time; raise psycopg.Error.
+
+    The rows are read as they are asked for, in a transaction that lasts until the end.
+    """
+    if place.shown is None:
+        return
+    begin = f"SELECT to_jsonb(found) FROM (SELECT {place.shown} FROM {place.table} AS t WHERE "
+    for statement in _statements(conn, place, begin, ") AS found", live=True):
+        yield from read(conn, statement, given(subject), _named)
+
+
+def read(
+    conn: Connection[TupleRow],
+    statement: bytes | Composed,
+    values: Mapping[str, object],
+    shown: Any,
+) -> Iterator[list[Row]]:
+    """Yield what `shown` makes of the rows of a query, without those of which it makes None."""
+    with conn.transaction(), conn.cursor("personal_data") as cursor:
+        cursor.execute(statement, values)
+        while rows := cursor.fetchmany(ROWS_AT_ONCE):
+            yield [made for made in map(shown, rows) if made is not None]
+
+
+def _named(row: TupleRow) -> Row:
+    return {to_camel(name): value for name, value in cast("Row", row[0]).items()}
+
+
+def _statements(
+    conn: Connection[TupleRow],
+    place: PersonalTable,
+    begin: LiteralString,
+    end: LiteralString = "",
+    *,
+    live: bool = False,
+) -> Iterable[Composed]:
+    """Yield a statement per copy of the table; none where a database lacks the table."""
+    schemas = ["public"]
+    if place.projection is not None:
+        copies = conn.execute(COPIES, (place.projection,)).fetchall()
+        schemas = [schema for (schema,) in copies if not live or schema == place.projection]
+    for schema in schemas:
+        name = SQL(place.table).format(schema=Identifier(schema))
+        (exists,) = conn.execute(EXISTS, (name.as_string(),)).fetchone() or (False,)
+        if exists:
+            text = SQL(begin + place.condition + end)
+            yield text.format(schema=Identifier(schema))
+
+
+def flat(batches: Iterable[list[Row]]) -> Iterator[Row]:
+    """Yield the rows of batches one by one."""
+    return chain.from_iterable(batches)

@@ -1,0 +1,104 @@
+"""What recommendations remember of viewers, and when that ends.
+
+Of a viewer everything goes at once, once nothing was heard of them for so long: their turns have
+numbers, and one without the others could not be taken back. What the videos have in common by
+then stays, and fades by its half-life; it names nobody.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from engine.personal_data import PersonalKeys, PersonalTable, Unsearched
+from infra.advisory_locks import Lock, lock_in_transaction
+from projections.recommendations.recommender import ENGAGED_PREFIX, PREFIX
+
+TERM = "ENGAGEMENT_RETENTION_DAYS"
+KEPT = "so many days after the viewer's last engagement"
+CACHED = "RECOMMENDATIONS_CACHE_TTL_SECONDS"
+PERSONAL = (
+    *(
+        PersonalTable(
+            name=f"analytics.{table}",
+            holds=holds,
+            kept=KEPT,
+            setting=TERM,
+            table=f"analytics.{table}",
+            columns=("viewer",),
+            analytics=True,
+        )
+        for table, holds in (
+            ("engaged", "which videos somebody watched, stayed with, liked, and when"),
+            ("viewers", "the videos that somebody engaged with last"),
+            ("earlier_turns", "the videos that somebody engaged with before"),
+        )
+    ),
+    PersonalTable(
+        name="analytics.embeddings",
+        holds="vectors made from the texts of an owner's videos",
+        kept="as long as the video is public",
+        table="analytics.embeddings",
+        where="video_id IN (SELECT video_id FROM analytics.videos WHERE owner = %(subject)s)",
+        shown="video_id, at",
+        analytics=True,
+    ),
+    PersonalKeys(
+        name="redis.recommendations",
+        holds="recommendations as they were made for somebody",
+        kept="so many seconds",
+        setting=CACHED,
+        pattern=f"{PREFIX}{{subject}}",
+    ),
+    PersonalKeys(
+        name="redis.engaged",
+        holds="that somebody's recommendations are to be made anew",
+        kept="twice so many seconds",
+        setting=CACHED,
+        pattern=f"{ENGAGED_PREFIX}{{subject}}",
+    ),
+    PersonalKeys(
+        name="redis.language_model_calls",
+        holds="how many calls of the language model were made for somebody on a day",
+        kept="two days",
+        pattern="backlot:*:calls:{digest}",
+    ),
+    Unsearched(
+        name="tasks.recommendations",
+        holds="for whom recommendations are to be made in advance",
+        kept="until the task has run; a dead one a week",
+        where="the task broker",
+        keys=("backlot:recommendations.*",),
+    ),
+)
+
+BATCH_VIEWERS = 200
+FORGET = b"""
+WITH gone AS (
+    SELECT viewer FROM analytics.viewers
+    WHERE hour < %(before)s
+      AND coalesce(last_watched_at[1], 0) < extract(epoch FROM %(before)s::timestamptz)
+    LIMIT %(batch)s),
+earlier AS (
+    DELETE FROM analytics.earlier_turns AS t USING gone WHERE t.viewer = gone.viewer),
+engaged AS (
+    DELETE FROM analytics.engaged AS e USING gone WHERE e.viewer = gone.viewer)
+DELETE FROM analytics.viewers AS v USING gone WHERE v.viewer = gone.viewer
+"""
+
+
+def forget_viewers(conn: Connection[TupleRow], before: datetime) -> int:
+    """Forget the viewers of whom nothing was heard since then; return how many.
+
+    `conn` is in autocommit mode; each batch is a transaction. Raise psycopg.Error.
+    """
+    forgotten, went = 0, BATCH_VIEWERS
+    while went == BATCH_VIEWERS:
+        with conn.transaction():
+            lock_in_transaction(conn, Lock.RECOMMENDATION_ROWS)
+            given = {"before": before, "batch": BATCH_VIEWERS}
+            went = conn.execute(FORGET, given).rowcount
+        forgotten += went
+    return forgotten

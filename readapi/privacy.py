@@ -1,0 +1,348 @@
+"""What is held about one person: looked for in every place that features declare, and exported."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from tempfile import TemporaryFile
+from typing import IO, Annotated, Any
+
+import psycopg
+from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi.responses import StreamingResponse
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from pydantic import AfterValidator
+from redis import RedisError
+from redis.asyncio import Redis
+
+from engine.connections import ThreadedConnection, in_thread
+from engine.inspection.persons import begun, events_by_topic, events_in_streams
+from engine.personal_data import (
+    PersonalEvents,
+    PersonalKeys,
+    PersonalObjects,
+    PersonalPlace,
+    PersonalStreams,
+    PersonalTable,
+    Row,
+    count_rows,
+    rows_of,
+)
+from infra.http.callers import Admin, Caller
+from infra.http.problems import Problem, problems
+from infra.http.shapes import Time, Wire, rfc3339
+from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable
+from infra.postgres.connection import open_connection
+from infra.security_log import SecurityEvent, record
+from readapi.queries import ReadModelUnavailable, storable
+
+KEYS_AT_ONCE = 1_000
+CHUNK_BYTES = 64 * 1024
+
+Batches = Iterator[list[Row]]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """How much a place has of a person; None where that could not be looked at, and why.
+
+    `is_away`: what has the place does not answer now.
+    """
+
+    place: PersonalPlace
+    count: int | None
+    note: str | None = None
+    is_away: bool = False
+
+
+class ExportedPart(Wire):
+    """One place where something about the person is held, and how long.
+
+    `count` is missing where nobody can look; `note` then says why. `setting` is the variable that
+    decides how long, and `value` what it says here.
+    """
+
+    part: str
+    holds: str
+    source: str
+    count: int | None = None
+    kept: str
+    setting: str | None = None
+    value: int | float | None = None
+    note: str | None = None
+
+
+class PersonalExport(Wire):
+    """Everything that is held about a person: what there is, and the parts by their names."""
+
+    user_id: str
+    exported_at: Time
+    index: list[ExportedPart]
+    parts: dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class PersonalData:
+    """All places, and what is needed to look into them.
+
+    `redis` or `objects` is None where this process can't reach it; `terms` has the value of each
+    setting that says how long something is kept.
+    """
+
+    places: Sequence[PersonalPlace]
+    database_url: str
+    analytics_url: str
+    redis: Redis | None
+    objects: ObjectStore | None
+    terms: Mapping[str, Any]
+    self_service: bool = False
+    # One export at a time in a process: each may be large.
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @asynccontextmanager
+    async def look(self, subject: str) -> AsyncIterator[PersonSearch]:
+        """Connect to look for a person; raise psycopg.Error, now and while it is used."""
+        opened: list[Connection[TupleRow]] = []
+
+        def open_both() -> None:
+            urls = (self.database_url, self.analytics_url)
+            opened.extend(open_connection(url, "personal data") for url in urls)
+
+        try:
+            await in_thread(open_both)
+            main, analytics = map(ThreadedConnection, opened)
+            yield PersonSearch(self, subject, main, analytics)
+        finally:
+            for conn in opened:
+                await in_thread(conn.close)
+
+    def distinct(self) -> list[PersonalPlace]:
+        """Return the places, without tables of the analytics that are the main database's own."""
+        shared = self.database_url == self.analytics_url
+        found = {
+            (place.table, place.condition)
+            for place in self.places
+            if isinstance(place, PersonalTable) and not place.analytics
+        }
+        return [
+            place
+            for place in self.places
+            if not (
+                shared
+                and isinstance(place, PersonalTable)
+                and place.analytics
+                and (place.table, place.condition) in found
+            )
+        ]
+
+    def described(self, holding: Holding) -> ExportedPart:
+        """Return what an index says of a place."""
+        place = holding.place
+        return ExportedPart(
+            part=place.name,
+            holds=place.holds,
+            source=place.source,
+            count=holding.count,
+            kept=place.kept,
+            setting=place.setting,
+            value=self.terms.get(place.setting) if place.setting else None,
+            note=holding.note,
+        )
+
+
+@dataclass(frozen=True)
+class PersonSearch:
+    """Looks for one person; to be used from one event loop."""
+
+    data: PersonalData
+    subject: str
+    main: ThreadedConnection
+    analytics: ThreadedConnection
+
+    async def count(self, place: PersonalPlace) -> Holding:
+        """Return how much there is, all copies of a table together; raise psycopg.Error."""
+        if isinstance(place, PersonalTable):
+            return Holding(place, await self._database(place).do(count_rows, place, self.subject))
+        return await self._take(place, lambda rows: sum(map(len, rows)))
+
+    async def write(self, place: PersonalPlace, out: IO[bytes], between: bytes) -> Holding:
+        """Write what an export shows, a JSON object for each thing; raise psycopg.Error.
+
+        What is only counted is not written.
+        """
+        hidden = isinstance(place, PersonalTable) and place.shown is None
+        if hidden or (isinstance(place, PersonalEvents) and not place.shown):
+            return await self.count(place)
+        return await self._take(place, partial(_write, out, between))
+
+    async def _take(self, place: PersonalPlace, take: Callable[[Batches], int]) -> Holding:
+        """Return how many things `take` has taken; it may run in a thread."""
+        try:
+            match place:
+                case PersonalTable():
+                    rows = partial(rows_of, place=place, subject=self.subject)
+                    return Holding(place, await self._database(place).do(_taken, rows, take))
+                case PersonalEvents():
+                    events = partial(events_by_topic, place=place, subject=self.subject)
+                    return Holding(place, await self.main.do(_taken, events, take))
+                case PersonalStreams():
+                    streams = partial(events_in_streams, subject=self.subject)
+                    return Holding(place, await self.main.do(_taken, streams, take))
+                case PersonalKeys() if self.data.redis is not None:
+                    return Holding(place, take(iter([await self._keys(self.data.redis, place)])))
+                case PersonalObjects() if self.data.objects is not None:
+                    found = await self._objects(self.data.objects, place)
+                    return Holding(place, take(iter([found])))
+                case PersonalKeys():
+                    return Holding(place, None, "it lies inside of the running process")
+                case PersonalObjects():
+                    return Holding(place, None, "the objects are not on this machine")
+        except (RedisError, ObjectStoreUnavailable) as error:
+            told = " ".join(str(error).split())
+            return Holding(place, None, f"it does not answer: {told}", is_away=True)
+        return Holding(place, None, "it can't be searched by person")
+
+    def _database(self, place: PersonalTable) -> ThreadedConnection:
+        return self.analytics if place.analytics else self.main
+
+    async def _keys(self, redis: Redis, place: PersonalKeys) -> list[Row]:
+        found: list[Row] = []
+        async for key in redis.scan_iter(match=place.of(self.subject), count=KEYS_AT_ONCE):
+            value = await redis.get(key)
+            # It may have expired meanwhile.
+            if value is not None:
+                found.append({"key": _text(key), "value": _text(value)})
+        return found
+
+    async def _objects(self, objects: ObjectStore, place: PersonalObjects) -> list[Row]:
+        events = await self.main.do(begun, place.begun_by, self.subject)
+        rows = [
+            await _object(objects, vars(event)["object_key"], vars(event)["store_upload_id"])
+            for event in events
+        ]
+        return [row for row in rows if row is not None]
+
+
+async def _object(objects: ObjectStore, key: str, store_upload_id: str) -> Row | None:
+    """Return what the store has of an upload: the object, or the parts that have arrived."""
+    stored = await objects.head(key)
+    if stored is not None:
+        return {"key": key, "sizeBytes": stored.size, "etag": stored.etag}
+    try:
+        parts = await objects.list_parts(key, store_upload_id)
+    except NoSuchUpload:
+        return None
+    return {"key": key, "parts": len(parts), "sizeBytes": sum(part.size for part in parts)}
+
+
+def _taken(
+    conn: Connection[TupleRow],
+    rows: Callable[[Connection[TupleRow]], Batches],
+    take: Callable[[Batches], int],
+) -> int:
+    return take(rows(conn))
+
+
+def _write(out: IO[bytes], between: bytes, batches: Iterable[list[Row]]) -> int:
+    count = 0
+    for batch in batches:
+        for row in batch:
+            out.write(between * bool(count))
+            out.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode())
+            count += 1
+    return count
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")
+
+
+async def document(data: PersonalData, subject: str) -> AsyncIterator[bytes]:
+    """Yield an export as one JSON document, the index first. Raise psycopg.Error at the beginning.
+
+    What was found waits in a temporary file, so that neither memory nor an open transaction
+    depends on how fast the caller reads.
+    """
+    with TemporaryFile() as parts:
+        index = []
+        async with data.look(subject) as search:
+            for place in data.distinct():
+                parts.write(b"," * bool(index) + json.dumps(place.name).encode() + b":[")
+                holding = await search.write(place, parts, b",")
+                parts.write(b"]")
+                index.append(data.described(holding).model_dump(by_alias=True, exclude_none=True))
+        head = {"userId": subject, "exportedAt": rfc3339(datetime.now(UTC)), "index": index}
+        yield json.dumps(head, ensure_ascii=False).encode()[:-1] + b', "parts": {'
+        parts.seek(0)
+        while chunk := await asyncio.to_thread(parts.read, CHUNK_BYTES):
+            yield chunk
+        yield b"}}"
+
+
+async def _personal_data(request: Request) -> PersonalData:
+    found: PersonalData = request.app.state.personal_data
+    return found
+
+
+Data = Annotated[PersonalData, Depends(_personal_data)]
+UserId = Annotated[
+    str, Path(min_length=1, max_length=128, examples=["alice"]), AfterValidator(storable)
+]
+
+router = APIRouter(tags=["privacy"])
+
+
+# Before `/users/{user_id}/export`, which would take the word for a user id.
+@router.get(
+    "/users/me/export",
+    response_model=PersonalExport,
+    responses=problems(401, 403, 503),
+    summary="Everything that is held about the caller, where a setting allows that",
+)
+async def export_own(request: Request, caller: Caller, data: Data) -> Response:
+    if not data.self_service:
+        raise Problem(403, "forbidden", "Here an operator exports personal data: ask for it.")
+    return await _exported(request, data, caller.user_id, caller.user_id)
+
+
+@router.get(
+    "/users/{user_id}/export",
+    response_model=PersonalExport,
+    responses=problems(401, 403, 422, 503),
+    summary="Everything that is held about a person",
+)
+async def export_person(user_id: UserId, request: Request, caller: Admin, data: Data) -> Response:
+    return await _exported(request, data, caller.user_id, user_id)
+
+
+async def _exported(
+    request: Request, data: PersonalData, caller: str, subject: str
+) -> StreamingResponse:
+    if data.busy.locked():
+        detail = "Another export is being made; try again later."
+        raise Problem(503, "unavailable", detail, headers={"Retry-After": "10"})
+    path = request.scope["route"].path
+    record(SecurityEvent.PERSONAL_DATA_READ, caller, path=path, actor=subject)
+    async with data.busy:
+        pieces = document(data, subject)
+        try:
+            first = await anext(pieces)
+        except psycopg.Error as error:
+            raise ReadModelUnavailable(str(error)) from error
+    headers = {
+        "Cache-Control": "no-store",
+        "Content-Disposition": 'attachment; filename="export.json"',
+    }
+    return StreamingResponse(_after(first, pieces), headers=headers, media_type="application/json")
+
+
+async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
