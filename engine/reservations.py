@@ -40,7 +40,8 @@ OVER = f"""
 PRUNE = f"DELETE FROM public.backlot_reservations r WHERE owner = %(owner)s AND {OVER}".encode()
 PRUNE_ALL = f"""
 DELETE FROM public.backlot_reservations WHERE stream_id IN (
-    SELECT stream_id FROM public.backlot_reservations r WHERE {OVER} LIMIT %(batch)s)
+    SELECT stream_id FROM public.backlot_reservations r WHERE {OVER} LIMIT %(batch)s
+    FOR UPDATE SKIP LOCKED)
 """.encode()
 BATCH_RESERVATIONS = 1_000
 TALLY = f"""

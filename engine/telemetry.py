@@ -42,7 +42,8 @@ FORGET = "DELETE FROM backlot_view_sessions WHERE began_at <= clock_timestamp() 
 FORGET_EVENTS = b"""
 WITH oldest AS (
     SELECT event_id, happened_at FROM backlot_telemetry
-    WHERE seq < (SELECT max(seq) FROM backlot_telemetry) ORDER BY seq LIMIT %(batch)s)
+    WHERE seq < (SELECT max(seq) FROM backlot_telemetry) ORDER BY seq LIMIT %(batch)s
+    FOR UPDATE SKIP LOCKED)
 DELETE FROM backlot_telemetry AS t USING oldest AS o
 WHERE t.event_id = o.event_id AND o.happened_at < %(before)s
 """

@@ -302,7 +302,7 @@ router = APIRouter(tags=["privacy"])
 @router.get(
     "/users/me/export",
     response_model=PersonalExport,
-    responses=problems(401, 403, 503),
+    responses=problems(401, 403, 422, 503),
     summary="Everything that is held about the caller, where a setting allows that",
 )
 async def export_own(request: Request, caller: Caller, data: Data) -> Response:

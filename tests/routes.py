@@ -150,6 +150,9 @@ ROUTES: tuple[Line, ...] = (
     Line("POST /admin/revocations", ADMIN, 201, body=REASON | {"jti": "of no token"}),
     Line("GET /admin/revocations", ADMIN),
     Line("DELETE /admin/revocations/{revocation_id}", ADMIN, 404),
+    # Personal data. A setting lets users export their own (tests/e2e/test_privacy.py).
+    Line("GET /users/me/export", NOBODY),
+    Line("GET /users/{user_id}/export", ADMIN),
     # The audit.
     Line("GET /audit/events", AUDITORS),
     Line("GET /audit/events/{position}", AUDITORS),

@@ -94,7 +94,7 @@ def events_in_streams(conn: Connection[TupleRow], subject: str) -> Iterator[list
 
     Raise psycopg.Error.
     """
-    return read(conn, IN_STREAMS, given(subject), partial(_shown, subject, None))
+    return read(conn, IN_STREAMS, given(subject), partial(shown, subject, None))
 
 
 def events_by_topic(
@@ -103,7 +103,7 @@ def events_by_topic(
     """Yield the same of the events of a place; raise psycopg.Error."""
     topics = [topic for event in place.events for topic in topics_of(event)]
     values = given(subject) | {"topics": topics}
-    return read(conn, BY_TOPIC, values, partial(_shown, subject, place.subject))
+    return read(conn, BY_TOPIC, values, partial(shown, subject, place.subject))
 
 
 def begun(
@@ -118,10 +118,10 @@ def begun(
 
 
 def _is_about(stored: Stored, subject: str) -> bool:
-    return _shown(subject, None, tuple(stored)) is not None
+    return shown(subject, None, tuple(stored)) is not None
 
 
-def _shown(subject: str, field: str | None, row: TupleRow) -> Row | None:
+def shown(subject: str, field: str | None, row: TupleRow) -> Row | None:
     """Return what an event says about a person; None where it names the person by chance only.
 
     What tells something about somebody else is left out. With a `field`, that has to name the

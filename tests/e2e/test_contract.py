@@ -23,7 +23,8 @@ METHODS = {"get", "head", "put", "post", "patch", "delete"}
 @pytest.fixture(scope="module")
 def server(short_dir: Path) -> Iterator[Program]:
     """A program of this test's own: what operators may do is asked for, too."""
-    program = Program(short_dir / "contract", unused_port(), SMALL_PARTS)
+    settings = {**SMALL_PARTS, "PRIVACY_SELF_SERVICE": "true"}
+    program = Program(short_dir / "contract", unused_port(), settings)
     try:
         yield program.start()
         assert program.stop() == 0

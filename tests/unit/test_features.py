@@ -21,7 +21,7 @@ import projections
 import readapi
 import workers
 from backlot.app import _takes_requests
-from backlot.features import FEATURES, no_lookups, nothing, read_models
+from backlot.features import FEATURES, PERSONAL, no_lookups, nothing, read_models
 from engine.command_bus import Lookup
 from engine.projection import Projection
 from infra.settings import Settings, features, load_settings
@@ -116,6 +116,12 @@ def test_every_lookup_is_answered_by_a_feature() -> None:
 def test_all_work_belongs_to_a_feature() -> None:
     declared = (getattr(feature, name) for feature in FEATURES for name in WORK)
     assert once(each for each in declared if each not in (nothing, no_lookups)) == work()
+
+
+def test_every_place_with_personal_data_belongs_to_a_feature() -> None:
+    packages = (commands, engine, projections, readapi, workers)
+    found = (vars(module).get("PERSONAL", ()) for each in packages for module in modules(each))
+    assert once(PERSONAL) == {place for places in found for place in places}
 
 
 def test_every_task_belongs_to_a_feature() -> None:
