@@ -36,7 +36,7 @@ app = group("Personal data: what is held about a person.")
 User = Annotated[str, typer.Argument(metavar="USER", help="A user id.", show_default=False)]
 
 
-class ExportRefused(OperatorError):
+class FolderTaken(OperatorError):
     """The folder holds something else than an unfinished export of this person."""
 
 
@@ -59,7 +59,7 @@ def export(
 def certify(user: User, as_json: Json = False) -> None:
     """Look in every place where something about a person may be. Exit code 1: there is something.
 
-    Exit code 4: nothing was found, and a place could not be looked at.
+    It fails where nothing was found, and Redis or the object store did not answer.
     """
     settings = load_settings()
     with database_at_hand():
@@ -116,7 +116,7 @@ class ExportProgress:
     """A folder with a file for each part that is whole, and what says which these are."""
 
     def __init__(self, folder: Path, user: str) -> None:
-        """Begin, or go on; raise ExportRefused where the folder is of something else."""
+        """Begin, or go on; raise FolderTaken where the folder is of something else."""
         self._folder = folder
         self._told: dict[str, Any] = {"userId": user, "exportedAt": "", "index": []}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -124,11 +124,11 @@ class ExportProgress:
             begun = json.loads((folder / UNFINISHED).read_text())
         except FileNotFoundError:
             if any(folder.iterdir()):
-                raise ExportRefused(f"{folder} is not empty: name another folder") from None
+                raise FolderTaken(f"{folder} is not empty: name another folder") from None
             self._save(UNFINISHED)
             return
         if begun["userId"] != user:
-            raise ExportRefused(f"{folder} is the export of somebody else: name another folder")
+            raise FolderTaken(f"{folder} is the export of somebody else: name another folder")
         self._told = begun
 
     def has(self, part: str) -> bool:
