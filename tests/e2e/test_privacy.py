@@ -32,7 +32,7 @@ from tests.e2e.program import Program
 from tests.e2e.test_routes import Things, call
 from tests.e2e.videos import MP4, read, see, upload
 from tests.integration.redis_servers import RedisServer, redis_servers
-from tests.openai_server import openai_server
+from tests.openai_server import openai_server, translated
 from tests.routes import NOBODY, ROUTES, Line
 from tests.support import eventually, unused_port
 
@@ -84,12 +84,14 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 def program(short_dir: Path, redis: RedisServer) -> Iterator[Program]:
     """A program in which the person has done all that anybody can do."""
     with openai_server() as provider:
+        provider.otherwise = lambda asked: translated(f"[{asked.target}] {asked.text}", "es")
         settings = {
             "REDIS_URL": redis.url,
             "OPENAI_BASE_URL": provider.url,
             "TRANSLATION_TARGETS": "de",
             "ANALYTICS_FLUSH_SECONDS": "0.1",
             "RECOMMENDATIONS_INVALIDATE_SECONDS": "0.1",
+            "RECOMMENDATIONS_LLM": "false",
             "RATE_LIMITS": "on",
             "PRIVACY_SELF_SERVICE": "true",
         }
