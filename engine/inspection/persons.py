@@ -55,7 +55,8 @@ STREAMS_OF_PERSON: LiteralString = f"""
 SELECT DISTINCT acted.originator_id FROM (
     SELECT e.originator_id FROM audit.events AS a
     JOIN {EVENTS} AS e ON e.notification_id = a.position WHERE a.actor = %(subject)s
-    UNION ALL SELECT originator_id FROM {EVENTS} WHERE {NOT_INDEXED}) AS acted
+    UNION ALL SELECT originator_id FROM {EVENTS} CROSS JOIN LATERAL audit.read(state) AS f
+    WHERE f.actor = %(subject)s AND {NOT_INDEXED}) AS acted
 """
 """Asks for the ids of the streams in which a person has acted."""
 COLUMNS: LiteralString = (
