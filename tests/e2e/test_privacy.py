@@ -50,8 +50,11 @@ ELSEWHERE = {
     "comment.translation_skipped.v1",
     "comment.not_translated_to.v1",
 }
+# Of a copy of a read model, the name of that.
 TABLES = b"""
-SELECT nspname, relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+SELECT nspname, relname, coalesce(projection, nspname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN backlot_checkpoints ON kind = 'projection' AND subscription = nspname
 WHERE relkind IN ('r', 'm', 'f') AND nspname !~ '^pg_' AND nspname <> 'information_schema'
 """
 FOUND = """
@@ -60,7 +63,8 @@ WHERE EXISTS (SELECT FROM unnest(%s::text[]) AS mark WHERE position(mark IN t::t
 """
 BEHIND = f"""
 SELECT subscription, source, position FROM backlot_checkpoints
-WHERE kind IN ('projection', 'consumer') AND status = 'running' AND position < CASE source
+WHERE (kind = 'consumer' OR kind = 'projection' AND subscription = projection)
+  AND position < CASE source
     WHEN 'telemetry' THEN (SELECT max(seq) FROM backlot_telemetry)
     ELSE (SELECT max(notification_id) FROM {LOG}) END
 """.encode()
@@ -227,13 +231,12 @@ def counts_of(certificate: Mapping[str, Any]) -> dict[str, int | None]:
 def rows_with_marks(conn: Connection[Any]) -> dict[str, int]:
     """How many rows of each table have the person, or what they wrote, as text or as bytes."""
     marks = [mark for text in (PERSON, WORD) for mark in (text, text.encode().hex())]
-    found = {}
-    for schema, name in conn.execute(TABLES).fetchall():
+    found: Counter[str] = Counter()
+    for schema, name, projection in conn.execute(TABLES).fetchall():
         table = sql.Identifier(schema, name)
         ((count,),) = conn.execute(sql.SQL(FOUND).format(table=table), (marks,)).fetchall()
-        if count:
-            found[f"{schema}.{name}"] = count
-    return found
+        found[f"{projection}.{name}"] += count
+    return {table: count for table, count in found.items() if count}
 
 
 def table_of(place: PersonalTable) -> str:
