@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_bytes
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -99,7 +99,7 @@ async def _export(settings: Settings, user: str, folder: Path) -> dict[str, Any]
         for place in data.distinct():
             if progress.has(place.name):
                 continue
-            with (folder / f"{place.name}.jsonl.part").open("wb", opener=_private) as out:
+            with _private(folder / f"{place.name}.jsonl.part") as out:
                 holding = await search.write(place, out, b"\n")
                 out.write(b"\n" * bool(out.tell()))
             told = data.described(holding).model_dump(by_alias=True, exclude_none=True)
@@ -155,15 +155,16 @@ class ExportProgress:
     def _save(self, name: str) -> None:
         """Write a file as a whole or not at all."""
         written = self._folder / f"{name}.part"
-        with written.open("w", opener=_private) as out:
-            json.dump(self._told, out, ensure_ascii=False, indent=2)
+        with _private(written) as out:
+            out.write(json.dumps(self._told, ensure_ascii=False, indent=2).encode())
             out.flush()
             os.fsync(out.fileno())
         written.rename(self._folder / name)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _private(path: Path) -> IO[bytes]:
+    """Open a new file that nobody else can read."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
 
 
 def personal_data(

@@ -111,12 +111,13 @@ def program(short_dir: Path, redis: RedisServer) -> Iterator[Program]:
 
 
 def plant(program: Program) -> None:
-    person = program.client(PERSON, roles=("admin", "moderator"))
-    bystander = program.client(BYSTANDER)
+    operator = program.client(PERSON, roles=("admin", "moderator"))
+    # What moderators write is not held.
+    person, bystander = program.client(PERSON), program.client(BYSTANDER)
     films = [upload(bystander) for _ in range(3)]
-    walk(person)
+    walk(operator)
     own = upload(person, MP4 + WORD.encode(), title=WORD, filename=WORD, description=WORD)
-    talk(person, bystander, own, films[0])
+    talk(person, operator, bystander, own, films[0])
     for path in (f"/videos/{films[0]}/like", f"/videos/{films[1]}/not-interested"):
         do(person, "PUT", path)
     for visibility in ("unlisted", "public"):
@@ -130,7 +131,7 @@ def plant(program: Program) -> None:
     read(bystander.put(f"/users/me/blocked/{PERSON}"))
     read(bystander.delete(f"/users/me/blocked/{PERSON}"))
     read(bystander.put(f"/users/me/blocked/{PERSON}"))
-    assert person.post("/projections/dismissals/replay").status_code == 202
+    assert operator.post("/projections/dismissals/replay").status_code == 202
     with psycopg.connect(program.database_url, autocommit=True) as conn:
         leave_letters(conn)
         eventually(lambda: not conn.execute(BEHIND).fetchall())
@@ -166,7 +167,9 @@ def marked(line: Line) -> Line:
     return replace(line, body={**line.body, **texts, **({"detail": WORD} if reports else {})})
 
 
-def talk(person: httpx.Client, bystander: httpx.Client, own: str, film: str) -> None:
+def talk(
+    person: httpx.Client, moderator: httpx.Client, bystander: httpx.Client, own: str, film: str
+) -> None:
     """Comment in all ways: posted, translated, held, edited, removed, restored, approved."""
     spanish = f"¡Qué bonito es este vídeo, señores! {WORD}"
     comment = post(person, film, spanish)
@@ -181,7 +184,7 @@ def talk(person: httpx.Client, bystander: httpx.Client, own: str, film: str) -> 
     do(person, "POST", f"/comments/{theirs}/report", **report)
     do(bystander, "POST", f"/comments/{comment}/report", json={"reason": "spam"})
     decision = {"json": {"decision": "dismiss", "reason": WORD}}
-    do(person, "POST", f"/moderation/reports/{case_id(UUID(comment))}", **decision)
+    do(moderator, "POST", f"/moderation/reports/{case_id(UUID(comment))}", **decision)
     for video, client in ((own, person), (film, bystander)):
         do(client, "PATCH", f"/videos/{video}", json={"commentPolicy": "approval"})
     for text in ("second", "third"):
