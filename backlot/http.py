@@ -16,9 +16,8 @@ from starlette.staticfiles import StaticFiles
 from backlot import problems
 from backlot.features import FEATURES
 from backlot.health import operations
-from infra.http.addresses import Hosts, Proxies
 from infra.http.app import HttpApp
-from infra.http.callers import required_roles
+from infra.http.callers import Hosts, Proxies, required_roles
 from infra.http.problems import Make
 from infra.objects.folder import FolderStore
 from infra.objects.routes import object_router, part_router

@@ -23,11 +23,12 @@ from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.addresses import Hosts, Proxies
 from infra.http.auth import Authenticator, Identity
 from infra.http.callers import (
     ADDED,
     HEADERS,
+    Hosts,
+    Proxies,
     caller_of,
     client_address,
     header,
