@@ -42,7 +42,8 @@ from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
 from infra.http.app import HttpApp
-from infra.http.auth import make_authenticator, read_or_make_secret
+from infra.http.auth import make_authenticator
+from infra.http.keys import read_or_make_secret
 from infra.http.rate_limits import RateLimits
 from infra.kafka import client_options
 from infra.metrics import counter

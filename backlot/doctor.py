@@ -35,7 +35,7 @@ from infra.data_folder import (
 )
 from infra.errors import OperatorError
 from infra.http.auth import make_authenticator
-from infra.http.jwks import KeysUnavailable, RemoteKeys
+from infra.http.keys import KeysUnavailable, RemoteKeys
 from infra.objects.port import ObjectStoreUnavailable
 from infra.objects.s3 import S3Store
 from infra.postgres.cluster import MAJOR, PostgresError, check_major

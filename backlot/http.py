@@ -17,8 +17,9 @@ from backlot import problems
 from backlot.features import FEATURES
 from backlot.health import operations
 from infra.http.app import HttpApp
-from infra.http.callers import Hosts, Proxies, required_roles
+from infra.http.auth import required_roles
 from infra.http.problems import Make
+from infra.http.requests import Hosts, Proxies
 from infra.objects.folder import FolderStore
 from infra.objects.routes import object_router, part_router
 from infra.settings import Role

@@ -22,9 +22,9 @@ from engine.reservations import Reservations
 from engine.telemetry import Telemetry
 from engine.viewers import ViewerKeys
 from infra.http.app import request_id_of, wire
-from infra.http.auth import Identity
-from infra.http.callers import client_address, header, maybe_identity, require_identity
+from infra.http.auth import Identity, maybe_identity, require_identity
 from infra.http.problems import Problem
+from infra.http.requests import client_address, header
 from infra.http.shapes import Wire, encode_position
 from infra.objects.port import ObjectStore
 from infra.redlock import Redlock

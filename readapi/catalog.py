@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 
 from domain.upload import CommentPolicy
 from infra.http.app import TOKEN_OPTIONAL, wire
-from infra.http.callers import Caller, MaybeCaller, require_known
+from infra.http.auth import Caller, MaybeCaller, require_known
 from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part

@@ -25,9 +25,9 @@ from domain.moderation import Standing
 from engine.freshness import Freshness
 from infra.cache import OptionalRedis
 from infra.http.app import TOKEN_OPTIONAL, request_id_of, wire
-from infra.http.auth import Identity
-from infra.http.callers import MaybeCaller, header, require_identity
+from infra.http.auth import Identity, MaybeCaller, require_identity
 from infra.http.problems import Problem, problems
+from infra.http.requests import header
 from infra.http.shapes import Comment
 from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING, UNPAID
 from infra.metrics import counter

@@ -28,8 +28,9 @@ from domain.upload import VideoViewer
 from engine.freshness import Pool
 from infra.cancellation import cancel
 from infra.http.app import TOKEN_OPTIONAL, hot, wire
-from infra.http.callers import MaybeCaller, client_address, header, subscriber
+from infra.http.auth import MaybeCaller
 from infra.http.problems import Problem, problems
+from infra.http.requests import client_address, header, subscriber
 from infra.http.shapes import LikeState
 from infra.metrics import counter, gauge
 from projections.catalog import Catalog, VideoRow

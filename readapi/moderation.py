@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 
 from domain.moderation import ReportReason, Standing, ThingKind
 from infra.http.app import wire
-from infra.http.callers import Caller, Moderator
+from infra.http.auth import Caller, Moderator
 from infra.http.problems import problems
 from infra.http.shapes import Comment, Time, Wire
 from projections.catalog import VideoRow

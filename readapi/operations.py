@@ -19,7 +19,7 @@ from engine.connections import connect
 from engine.freshness import Freshness
 from engine.parked_events import parked
 from infra.http.app import wire
-from infra.http.callers import Admin
+from infra.http.auth import Admin
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Time, Wire
 from readapi.projection_status import ProjectionStatus, statuses

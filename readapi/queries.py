@@ -27,8 +27,8 @@ from engine.overview import Rates
 from engine.projection import Projection, ReadModels
 from engine.telemetry import Views
 from infra.http.auth import Identity
-from infra.http.callers import add_header
 from infra.http.problems import Problem
+from infra.http.requests import add_header
 from infra.http.shapes import Position, Video, Wire, decode_position, encode_position
 from infra.objects.port import ObjectStore
 from projections.analytics.queries import AnalyticsQueries

@@ -22,8 +22,7 @@ from engine.event_store import GroupCommitRecorder
 from engine.log import MAPPER
 from engine.subscription import woken
 from infra.http.app import wire
-from infra.http.auth import Authenticator, RevokedTokens
-from infra.http.callers import Admin
+from infra.http.auth import Admin, Authenticator, RevokedTokens
 from infra.http.problems import problems
 from infra.http.shapes import RevokedToken
 from readapi.queries import (
