@@ -15,8 +15,7 @@ from psycopg.rows import TupleRow
 from backlot.features import FEATURES, TABLES, read_models, replayable
 from backlot.http import applications
 from backlot.signals import last_word, run
-from commands.endpoint import Services
-from commands.rate_limits import Quotas
+from commands.endpoint import Quotas, Services
 from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.command_bus import CommandBus, Lookup, Reader

@@ -24,10 +24,10 @@ from redis.asyncio import Redis
 from domain.moderation import Standing
 from engine.freshness import Freshness
 from infra.cache import OptionalRedis
-from infra.http.app import TOKEN_OPTIONAL, request_id_of, wire
+from infra.http.app import TOKEN_OPTIONAL, wire
 from infra.http.auth import Identity, MaybeCaller, require_identity
 from infra.http.problems import Problem, problems
-from infra.http.requests import header
+from infra.http.requests import header, request_id_of
 from infra.http.shapes import Comment
 from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING, UNPAID
 from infra.metrics import counter

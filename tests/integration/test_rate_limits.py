@@ -13,7 +13,7 @@ import httpx
 import pytest
 from fastapi import Request, Response
 
-from commands.rate_limits import Quotas
+from commands.endpoint import Quotas
 from commands.uploads import ENDS
 from domain.model import Origin
 from domain.upload import Upload, object_key
