@@ -18,9 +18,9 @@ from backlot.signals import last_word, run
 from commands.endpoint import Quotas, Services
 from domain.moderation import WatchedWords
 from engine import telemetry
+from engine.checkpoints import Waiting
 from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
-from engine.freshness import Waiting
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
 from engine.privileges import give_rights, make_user, running_user

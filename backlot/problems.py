@@ -12,8 +12,8 @@ from eventsourcing.persistence import MapperDeserialisationError, PersistenceErr
 from commands.comments import AuthorBlocked, CommentsClosed
 from commands.uploads import UploadFinalizing
 from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
+from engine.checkpoints import ReadModelBehind
 from engine.command_bus import Contended, KeyReused
-from engine.freshness import ReadModelBehind
 from engine.reservations import QuotaExceeded
 from infra.batcher import NotBegun, QueueFull
 from infra.http.problems import Make, Problem

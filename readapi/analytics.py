@@ -12,7 +12,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import Field
 
-from engine.freshness import Freshness
+from engine.checkpoints import Freshness
 from infra.cache import CachedValue
 from infra.http.app import TOKEN_OPTIONAL, wire
 from infra.http.auth import MODERATORS, Identity, MaybeCaller, require_known

@@ -22,7 +22,7 @@ from fastapi import APIRouter, Query, Request, Response
 from redis.asyncio import Redis
 
 from domain.moderation import Standing
-from engine.freshness import Freshness
+from engine.checkpoints import Freshness
 from infra.cache import OptionalRedis
 from infra.http.app import TOKEN_OPTIONAL, wire
 from infra.http.auth import Identity, MaybeCaller, require_identity

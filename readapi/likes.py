@@ -25,7 +25,7 @@ from redis import RedisError
 from starlette.types import Receive, Scope, Send
 
 from domain.upload import VideoViewer
-from engine.freshness import Pool
+from engine.checkpoints import Pool
 from infra.cancellation import cancel
 from infra.http.app import TOKEN_OPTIONAL, hot, wire
 from infra.http.auth import MaybeCaller

@@ -14,9 +14,9 @@ from psycopg.rows import TupleRow
 from pydantic import Field
 
 from domain.operation import Members
+from engine.checkpoints import Freshness
 from engine.completeness import completeness
 from engine.connections import connect
-from engine.freshness import Freshness
 from engine.parked_events import parked
 from infra.http.app import wire
 from infra.http.auth import Admin

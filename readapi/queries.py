@@ -20,7 +20,7 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
 from domain.upload import NOBODY, VideoViewer
-from engine.freshness import Freshness, Pool, Waiting
+from engine.checkpoints import Freshness, Pool, Waiting
 from engine.inspection.index import Audit
 from engine.log import END_OF_LOG
 from engine.overview import Rates

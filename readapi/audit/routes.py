@@ -16,7 +16,7 @@ import psycopg
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
-from engine.freshness import Freshness
+from engine.checkpoints import Freshness
 from engine.inspection.index import Search
 from engine.log import END_OF_LOG
 from engine.privacy import PayloadMode

@@ -18,7 +18,7 @@ from backlot.features import FEATURES, read_models
 from backlot.problems import OF_QUERIES
 from domain.upload import Upload
 from engine import telemetry
-from engine.freshness import Pool, Waiting
+from engine.checkpoints import Pool, Waiting
 from infra.cache import Lifetimes
 from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, mint_token
