@@ -15,7 +15,7 @@ from fakeredis import FakeServer
 from fastapi import FastAPI
 
 from backlot.features import FEATURES, read_models
-from backlot.problems import OF_QUERIES
+from backlot.http import OF_QUERIES
 from domain.upload import Upload
 from engine import telemetry
 from engine.checkpoints import Pool, Waiting
