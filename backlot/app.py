@@ -56,7 +56,8 @@ from infra.redis import open_redis
 from infra.redlock import make_redlock
 from infra.security_log import SECURITY_LOG
 from infra.settings import Role, Settings
-from infra.tasks.broker import Resources, make_broker
+from infra.tasks.broker import make_broker
+from infra.tasks.middleware import Resources
 from infra.tasks.queues import FailedTask
 from infra.tasks.worker import TaskWorker
 from projections.analytics import schema as analytics_schema

@@ -45,7 +45,7 @@ from infra.redis import connect_blocking_redis, server_of
 from infra.settings import Role, Settings, SettingsError, load_settings
 from infra.settings.values import secret_weakness
 from infra.tasks.broker import task_queues
-from infra.tasks.messages import BrokerAway
+from infra.tasks.queues import BrokerAway
 
 
 def kafka(settings: Settings) -> DoctorPart:

@@ -32,7 +32,7 @@ from infra.http.shapes import Comment
 from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING, UNPAID
 from infra.metrics import counter
 from infra.settings.features import TranslationSettings
-from infra.tasks.messages import BrokerAway, enqueue
+from infra.tasks.queues import BrokerAway, enqueue
 from projections.catalog import VideoRow
 from projections.comments import CommentRow
 from projections.translation import TranslationRow, Translations

@@ -29,8 +29,7 @@ from infra.language.detector import TextDetector
 from infra.llm.errors import LanguageModelError
 from infra.redis import embedded_redis
 from infra.settings import load_settings
-from infra.tasks.messages import Postponed, TaskOrigin
-from infra.tasks.queues import FailedTask
+from infra.tasks.queues import FailedTask, Postponed, TaskOrigin
 from tests.integration.buses import decided, execute, open_bus
 from tests.integration.event_log import logged
 from tests.integration.projection_support import Writer, origin
