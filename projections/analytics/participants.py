@@ -6,15 +6,14 @@ gets a late event, or of whose stored events some count otherwise, is judged fro
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import datetime
 from operator import attrgetter
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.calendar import by_days
+from projections.analytics.history import Key, decide_again, stored_since, time_order
 from projections.analytics.rules import (
     COMMENT,
     LIKE,
@@ -29,12 +28,7 @@ from projections.analytics.rules import (
     Rules,
     Verdict,
     columns,
-    in_order,
-    spans_since,
 )
-
-ParticipantKey = tuple[str, str]
-"""A video and a viewer who has a name."""
 
 # What a viewer is remembered by.
 REMEMBERED = frozenset((COMMENT, WATCH_TIME))
@@ -142,7 +136,7 @@ class ParticipantJudgement:
         conn: Connection[TupleRow],
         fresh: Iterable[Verdict],
         changes: Iterable[Change],
-        again: Iterable[ParticipantKey],
+        again: Iterable[Key],
         videos: KnownVideos,
         *,
         since: datetime,
@@ -155,13 +149,13 @@ class ParticipantJudgement:
         self._since, self._videos = since, videos
         self._changes = {change.row.event_id: change for change in changes}
         self._alone: list[Verdict] = []
-        self._new: dict[ParticipantKey, list[Verdict]] = {key: [] for key in again}
+        self._new: dict[Key, list[Verdict]] = {key: [] for key in again}
         for row, _ in self._changes.values():
             if row.user_id is not None and row.event_type != VIEW:
                 self._new[row.video_id, row.user_id] = []
         repeated = set(self._new)
         # Those whose new events may not be in order; those of one session are.
-        self._mixed: set[ParticipantKey] = set()
+        self._mixed: set[Key] = set()
         for verdict in fresh:
             row = verdict[0]
             kind, viewer = row.event_type, row.user_id
@@ -175,7 +169,7 @@ class ParticipantJudgement:
                 verdicts.append(verdict)
             else:
                 self._alone.append(verdict)
-        self._participants: dict[ParticipantKey, Participant] = {}
+        self._participants: dict[Key, Participant] = {}
         if self._new:
             with conn.cursor(binary=True) as cursor:
                 found = cursor.execute(LOAD, columns(self._new), prepare=True).fetchall()
@@ -185,7 +179,8 @@ class ParticipantJudgement:
             for key, participant in self._participants.items()
             if key in repeated or any(participant.is_late(row) for row, _ in self._new[key])
         }
-        self._stored = _history(conn, self._late, since) if self._late else {}
+        late = self._late
+        self._stored = stored_since(conn, HISTORY, late, since, _key) if late else {}
 
     def decide(self, rules: Rules) -> Iterator[Verdict]:
         """Yield each new event with its metadata; go through it once, to its end."""
@@ -202,7 +197,7 @@ class ParticipantJudgement:
                 yield from self._decide_again(key, participant, rules)
                 continue
             if key in self._mixed:
-                verdicts.sort(key=_in_order)
+                verdicts.sort(key=time_order)
             decide = participant.decide
             for row, metadata in verdicts:
                 yield row, decide(row, metadata, video, rules)
@@ -217,30 +212,18 @@ class ParticipantJudgement:
             conn.execute(SAVE, columns(kept), prepare=True)
         return [each for each in self._changes.values() if each.row.metadata != each.before]
 
-    def _decide_again(
-        self, key: ParticipantKey, known: Participant, rules: Rules
-    ) -> Iterator[Verdict]:
+    def _decide_again(self, key: Key, known: Participant, rules: Rules) -> Iterator[Verdict]:
         """Yield the new events of a viewer who begins anew, and note which stored ones change."""
         stored = self._stored.get(key, ())
         participant = self._participants[key] = known.as_before(self._since, stored)
         video = self._videos.get(key[0], UNKNOWN)
-        before: dict[str, Metadata] = {row.event_id: row.metadata for row in stored}
-        told = [(self._now(row), _elsewhere(self._now(row).metadata)) for row in stored]
-        verdicts = sorted((*self._new[key], *told), key=_in_order)
-        for row, metadata in verdicts:
-            after = participant.decide(row, metadata, video, rules)
-            if row.event_id not in before:
-                yield row, after
-            elif after != before[row.event_id] or row.event_id in self._changes:
-                change = Change(row._replace(metadata=after), before[row.event_id])
-                self._changes[row.event_id] = change
-        if verdicts:
-            participant.extend(verdicts[0][0].at, verdicts[-1][0].at)
-
-    def _now(self, row: Row) -> Row:
-        """Return a stored row as its session has decided now."""
-        change = self._changes.get(row.event_id)
-        return row if change is None else change.row
+        return decide_again(
+            participant,
+            lambda row, metadata: participant.decide(row, _elsewhere(metadata), video, rules),
+            self._new[key],
+            stored,
+            self._changes,
+        )
 
 
 def _elsewhere(metadata: Metadata) -> Metadata:
@@ -248,25 +231,11 @@ def _elsewhere(metadata: Metadata) -> Metadata:
     return {name: value for name, value in metadata.items() if name != "trending"}
 
 
-def _in_order(verdict: Verdict) -> tuple[datetime, str, str]:
-    return in_order(verdict[0])
+def _key(row: Row) -> Key:
+    return row.video_id, row.user_id or ""
 
 
-def _history(
-    conn: Connection[TupleRow], participants: Mapping[ParticipantKey, Participant], since: datetime
-) -> dict[ParticipantKey, list[Row]]:
-    """Return what is stored of these viewers since then, with what is counted of it so far."""
-    found: dict[ParticipantKey, list[Row]] = defaultdict(list)
-    for together, first, last in by_days(spans_since(participants, since)):
-        with conn.cursor(binary=True) as cursor:
-            rows = cursor.execute(HISTORY, (*columns(together), first, last)).fetchall()
-        for id_, video, user, kind, at, metadata, session in rows:
-            row = Row(id_, video, user, kind, at.astimezone(UTC), metadata, session)
-            found[video, user].append(row)
-    return found
-
-
-def count(conn: Connection[TupleRow], keys: Collection[ParticipantKey], since: datetime) -> None:
+def count(conn: Connection[TupleRow], keys: Collection[Key], since: datetime) -> None:
     """Make what is known of these viewers what their rows since a time come to, unless they have
     been there before it.
     """

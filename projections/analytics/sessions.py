@@ -5,18 +5,16 @@ A session that gets a late event is judged from its beginning.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from operator import attrgetter
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.calendar import by_days
+from projections.analytics.history import Key, decide_again, stored_since
 from projections.analytics.rules import (
     UNKNOWN,
-    VIEW,
     Change,
     KnownVideos,
     Row,
@@ -26,11 +24,7 @@ from projections.analytics.rules import (
     WatchedVideo,
     columns,
     in_order,
-    spans_since,
 )
-
-Key = tuple[str, str]
-"""A video and a session."""
 
 LOAD = b"""
 SELECT video_id::text, session::text, first_view, counted_view, last_report, watched, earliest,
@@ -53,8 +47,8 @@ FIELDS = attrgetter("first_view", "counted_view", "last_report", "watched", "ear
 # The bounds of time are given apart as well: with them TimescaleDB leaves other chunks alone, of
 # which it would lock every one, with all its indexes.
 HISTORY = b"""
-SELECT a.event_id::text, a.video_id::text, k.session::text, a.user_id, a.event_type,
-       a."timestamp", a.metadata
+SELECT a.event_id::text, a.video_id::text, a.user_id, a.event_type, a."timestamp", a.metadata,
+       k.session::text
 FROM unnest(%b::uuid[], %b::uuid[]) AS k(video_id, session)
 JOIN analytics.video_analytics a
     ON a.metadata->>'session' = k.session::text AND a.video_id = k.video_id
@@ -95,8 +89,8 @@ class SessionJudgement:
             if key in repeated or _is_late(session, self._new[key])
         }
         late = {key: self._sessions[key] for key in self._late}
-        self._stored = _history(conn, late, since) if late else {}
-        self._changes: list[Change] = []
+        self._stored = stored_since(conn, HISTORY, late, since, _key) if late else {}
+        self._changes: dict[str, Change] = {}
 
     def decide(self, videos: KnownVideos, rules: Rules) -> Iterator[Verdict]:
         """Yield each new event with its metadata; go through it once, to its end."""
@@ -117,7 +111,7 @@ class SessionJudgement:
         rows = [(*key, *FIELDS(session)) for key, session in sorted(self._sessions.items())]
         if rows:
             conn.execute(SAVE, columns(rows), prepare=True)
-        return self._changes
+        return list(self._changes.values())
 
     def _decide_again(
         self, key: Key, known: Session, video: WatchedVideo, rules: Rules
@@ -125,16 +119,13 @@ class SessionJudgement:
         """Yield the new events of a session that begins anew, and note which stored ones change."""
         stored = self._stored.get(key, ())
         session = self._sessions[key] = known.as_before(self._since, stored)
-        before = {row.event_id for row in stored}
-        rows = sorted((*self._new[key], *stored), key=in_order)
-        for row in rows:
-            after = session.decide(row, video, rules)
-            if row.event_id not in before:
-                yield row, after
-            elif after != row.metadata:
-                self._changes.append(Change(row._replace(metadata=after), row.metadata))
-        if rows:
-            session.extend(rows[0].at, rows[-1].at)
+        return decide_again(
+            session,
+            lambda row, _: session.decide(row, video, rules),
+            [(row, row.metadata) for row in self._new[key]],
+            stored,
+            self._changes,
+        )
 
 
 def _is_late(session: Session, rows: Iterable[Row]) -> bool:
@@ -143,16 +134,5 @@ def _is_late(session: Session, rows: Iterable[Row]) -> bool:
     return latest is not None and any(row.at <= latest for row in rows)
 
 
-def _history(
-    conn: Connection[TupleRow], sessions: Mapping[Key, Session], since: datetime
-) -> dict[Key, list[Row]]:
-    """Return what is stored of these sessions since then, with what is counted of it so far."""
-    found: dict[Key, list[Row]] = defaultdict(list)
-    for together, first, last in by_days(spans_since(sessions, since)):
-        with conn.cursor(binary=True) as cursor:
-            rows = cursor.execute(HISTORY, (*columns(together), first, last)).fetchall()
-        for id_, video, session, user, kind, at, metadata in rows:
-            reported = 0.0 if kind == VIEW else metadata["reported"]
-            row = Row(id_, video, user, kind, at.astimezone(UTC), metadata, session, reported)
-            found[video, session].append(row)
-    return found
+def _key(row: Row) -> Key:
+    return row.video_id, row.session or ""
