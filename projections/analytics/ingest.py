@@ -16,8 +16,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from infra.advisory_locks import Lock, lock_in_transaction
-from projections.analytics.history import Key
-from projections.analytics.participants import ParticipantJudgement
+from projections.analytics.judgement import Key, ParticipantJudgement, SessionJudgement
 from projections.analytics.rules import (
     COMMENT,
     LIKE,
@@ -34,7 +33,6 @@ from projections.analytics.rules import (
     columns,
 )
 from projections.analytics.schema import Shape, retention_of
-from projections.analytics.sessions import SessionJudgement
 from projections.analytics.viewers import add_viewers
 
 COUNTS = (
