@@ -1,4 +1,4 @@
-"""`backlot events export, import, verify, accept, prove`: the log in files, and what proves it."""
+"""`backlot events export | import | verify | accept | prove`: the log in files, and its proofs."""
 
 from __future__ import annotations
 
