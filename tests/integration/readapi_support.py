@@ -15,13 +15,14 @@ from fakeredis import FakeServer
 from fastapi import FastAPI
 
 from backlot.features import FEATURES, read_models
-from backlot.problems import OF_QUERIES
+from backlot.http import OF_QUERIES
 from domain.upload import Upload
 from engine import telemetry
-from engine.freshness import Pool, Waiting
+from engine.checkpoints import Pool, Waiting
 from infra.cache import Lifetimes
 from infra.http.app import HttpApp
-from infra.http.auth import Authenticator, OneKey, mint_token
+from infra.http.auth import Authenticator, mint_token
+from infra.http.keys import OneKey
 from infra.http.shapes import encode_position
 from infra.objects.folder import FolderStore
 from infra.postgres.connection import make_pool
