@@ -45,6 +45,7 @@ from infra.objects.port import (
     check_part,
     disposition,
     multipart_etag,
+    now,
     ordered_refs,
     safe_content_type,
     safe_filename,
@@ -95,11 +96,6 @@ DEFAULT_REGION = "us-east-1"
 USUAL_PORTS = {"http": 80, "https": 443}
 
 T = TypeVar("T")
-
-
-def now() -> datetime:
-    """Return the clock of the stores, in UTC."""
-    return datetime.now(UTC)
 
 
 class S3Store:
