@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 
 import pytest
 
-from tests.structure import ROOT, parsed
+from tests.structure import ROOT, nodes_of
 
 PAGE = (ROOT / "docs" / "threat-model.md").read_text()
 THREATS = PAGE.partition("\n## Threats\n")[2]
@@ -37,11 +38,12 @@ def test_a_threat_is_met_or_says_why_it_is_open(row: list[str]) -> None:
         assert name in functions(path), f"{path} has no {name}"
 
 
+@cache
 def functions(path: str) -> set[str]:
     file = ROOT / path
     assert file.exists(), f"{path} is not there"
     kinds = ast.FunctionDef | ast.AsyncFunctionDef
-    return {node.name for node in ast.walk(parsed(file)) if isinstance(node, kinds)}
+    return {node.name for node in nodes_of(file) if isinstance(node, kinds)}
 
 
 def test_no_threat_is_told_twice() -> None:
