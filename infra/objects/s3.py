@@ -14,16 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import reduce
+from functools import cache, reduce
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import boto3
+import botocore.session
 import structlog
 from botocore import exceptions
 from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials
+from botocore.loaders import Loader, create_loader
 
 from infra.errors import OperatorError
 from infra.objects.port import (
@@ -429,6 +431,12 @@ class S3Misconfigured(OperatorError):
     """The settings name nothing that boto3 could use."""
 
 
+@cache
+def _loader(data_path: str | None) -> Loader:
+    """Return what reads the descriptions of services, and keeps them: S3's takes a while."""
+    return create_loader(data_path)
+
+
 class S3Session:
     """Makes the clients of one bucket; they all share its credentials."""
 
@@ -439,10 +447,13 @@ class S3Session:
         """
         self._settings, self.bucket = settings, settings.bucket or ""
         secret = settings.secret_access_key
+        core = botocore.session.get_session()
         try:
+            core.register_component("data_loader", _loader(core.get_config_variable("data_path")))
             self._session = boto3.session.Session(
                 aws_access_key_id=settings.access_key_id,
                 aws_secret_access_key=secret.get_secret_value() if secret else None,
+                botocore_session=core,
             )
             self.region = settings.region or self._session.region_name or DEFAULT_REGION
             found = self._session.get_credentials()
