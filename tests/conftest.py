@@ -1,16 +1,25 @@
 """Fixtures of all tiers; the PostgreSQL here is the one that Backlot ships, started once."""
 
+# ruff: noqa: E402 - what is imported below is kept compiled
+
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
 from unittest.mock import patch
+
+# Compiled modules are kept, as in the Makefile: to rewrite all asserts takes pytest seconds, and to
+# compile the product takes each program that a test starts one.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import hypothesis
 import psycopg
@@ -45,6 +54,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Within a tier the order stays random.
     """
     items.sort(key=lambda item: TIERS.index(item.path.relative_to(PROJECT / "tests").parts[0]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays: the garbage collector need not go through it, neither
+    while it grows nor during the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
