@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import boto3
-import botocore.session
 import structlog
-from botocore import exceptions
+from botocore import exceptions, session
 from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials
-from botocore.loaders import Loader, create_loader
+from botocore.loaders import create_loader
 
 from infra.errors import OperatorError
 from infra.objects.port import (
@@ -96,6 +95,7 @@ _REMEDIES = {
 THREADS = 32
 DEFAULT_REGION = "us-east-1"
 USUAL_PORTS = {"http": 80, "https": 443}
+_loader = cache(create_loader)  # It keeps what services are like; S3's takes long to read.
 
 T = TypeVar("T")
 
@@ -115,14 +115,14 @@ class S3Store:
         Its URLs are for clients, or else for this program itself, which may reach the store
         elsewhere.
         """
-        session = S3Session(settings)
-        self._bucket, self._ttl, self._clock = session.bucket, settings.url_ttl, clock
-        self._client = session.client(settings.endpoint_url)
+        bucket = S3Session(settings)
+        self._bucket, self._ttl, self._clock = bucket.bucket, settings.url_ttl, clock
+        self._client = bucket.client(settings.endpoint_url)
         # Readiness is asked every few seconds and must not wait for retries.
-        self._impatient = session.client(settings.endpoint_url, connect=1.5, read=1.5, attempts=1)
+        self._impatient = bucket.client(settings.endpoint_url, connect=1.5, read=1.5, attempts=1)
         self._endpoint = self._client.meta.endpoint_url
-        self._keys = session.keys
-        self._signer = S3UrlSigner(session.bucket_url(public=for_clients), session.region)
+        self._keys = bucket.keys
+        self._signer = S3UrlSigner(bucket.bucket_url(public=for_clients), bucket.region)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
 
     @property
@@ -431,12 +431,6 @@ class S3Misconfigured(OperatorError):
     """The settings name nothing that boto3 could use."""
 
 
-@cache
-def _loader(data_path: str | None) -> Loader:
-    """Return what reads the descriptions of services, and keeps them: S3's takes a while."""
-    return create_loader(data_path)
-
-
 class S3Session:
     """Makes the clients of one bucket; they all share its credentials."""
 
@@ -446,8 +440,7 @@ class S3Session:
         What is not set is left to boto3's own configuration.
         """
         self._settings, self.bucket = settings, settings.bucket or ""
-        secret = settings.secret_access_key
-        core = botocore.session.get_session()
+        secret, core = settings.secret_access_key, session.get_session()
         try:
             core.register_component("data_loader", _loader(core.get_config_variable("data_path")))
             self._session = boto3.session.Session(
