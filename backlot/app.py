@@ -47,8 +47,7 @@ from infra.http.rate_limits import RateLimits
 from infra.kafka import client_options
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
-from infra.objects.port import ObjectStore, ObjectStoreUnavailable
-from infra.objects.s3 import S3Store, now
+from infra.objects.port import ObjectStore, ObjectStoreUnavailable, now
 from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.rate_limits import Buckets, SharedBuckets
@@ -165,6 +164,9 @@ def open_objects(
                 # Only the process that takes uploads may sweep up what a crash left of them.
                 run(local.recover())
             return local
+        # Its library is slow to import, and not needed where objects lie in a folder.
+        from infra.objects.s3 import S3Store
+
         store = S3Store(settings.objects)
         stack.callback(store.close)
         if roles != {Role.PROJECTIONS}:
