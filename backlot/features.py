@@ -11,11 +11,11 @@ from fastapi import APIRouter
 import commands.catalog
 import commands.comments
 import commands.dismissals
+import commands.endpoint
 import commands.feedback
 import commands.likes
 import commands.moderation
 import commands.operations
-import commands.rate_limits
 import commands.revocations
 import commands.uploads
 import commands.watch
@@ -240,7 +240,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="rate_limits",
         settings=(features.RateLimitSettings, features.QuotaSettings),
-        personal=commands.rate_limits.PERSONAL,
+        personal=commands.endpoint.PERSONAL,
     ),
     Feature(
         name="analytics",

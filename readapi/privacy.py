@@ -34,7 +34,7 @@ from engine.personal_data import (
     count_rows,
     rows_of,
 )
-from infra.http.callers import Admin, Caller
+from infra.http.auth import Admin, Caller
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Time, Wire, rfc3339
 from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable
