@@ -270,7 +270,7 @@ async def document(data: PersonalData, subject: str) -> AsyncIterator[bytes]:
     depends on how fast the caller reads.
     """
     with TemporaryFile() as parts:
-        index = []
+        index: list[dict[str, Any]] = []
         async with data.look(subject) as search:
             for place in data.distinct():
                 parts.write(b"," * bool(index) + json.dumps(place.name).encode() + b":[")
