@@ -127,6 +127,7 @@ def figures(root: Path = ROOT) -> dict[str, float]:
         "file length, longest": max(files),
         "function length, median": median(functions),
         "function length, p90": quantiles(functions, n=10)[-1],
+        "function length, longest": max(functions),
         "imports per file, mean": sum(map(len, imported.values())) / len(files),
         "modules with one importer": len(with_one_importer(found)),
         "class names that occur twice": len(classes_that_occur_twice(found)),

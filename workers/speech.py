@@ -20,7 +20,7 @@ from infra.metrics import counter
 from infra.objects.port import ObjectStore
 from infra.settings.adapters import ObjectSettings, SpeechSettings
 from infra.speech import SpeechError, Transcriber, available, make_transcriber
-from infra.tasks.messages import TaskOrigin
+from infra.tasks.queues import TaskOrigin
 from projections.integration_events import UPLOAD_COMPLETED
 from workers.tasks import TaskConsumer, execute
 

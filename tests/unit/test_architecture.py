@@ -101,7 +101,7 @@ ONLY_THERE = {
 }
 # No tasks: a timer of `threading`, a replay; and processes whose parent decides.
 OTHERS = {
-    ("infra/tasks/broker.py", "self._timer.cancel"),
+    ("infra/tasks/middleware.py", "self._timer.cancel"),
     ("workers/operations/actions.py", "requests.cancel"),
     ("engine/replay/build.py", "signal.signal"),
 }

@@ -9,9 +9,9 @@ from contextlib import suppress
 import pytest
 
 from infra.circuit_breaker import CircuitState
-from infra.llm.client import LanguageModelBreaker, Usage, usage_of
+from infra.llm.client import LanguageModelBreaker
 from infra.llm.errors import BreakerOpen, Overloaded, Refused, Throttled, TooManyCalls
-from infra.llm.limits import Pace
+from infra.llm.limits import Pace, Usage, usage_of
 
 pytestmark = pytest.mark.anyio
 
