@@ -50,11 +50,18 @@ VALUES (%s, %s, %s, %s, %s, %s, %s)
 """
 TURNS = (
     """
-SELECT viewer, hour, parts, video_ids, watched, stayed, liked, last_watched_ids, last_watched_at
+SELECT viewer, hour, parts, {ids}, watched, stayed, liked, last_watched_ids, last_watched_at
 FROM analytics.viewers WHERE viewer <> 'busy' ORDER BY viewer
 """,
-    "SELECT * FROM analytics.earlier_turns ORDER BY viewer, part",
+    """
+SELECT viewer, part, {ids}, watched, stayed, liked FROM analytics.earlier_turns
+ORDER BY viewer, part
+""",
 )
+IDS = """
+ARRAY (SELECT video_id FROM unnest(videos) WITH ORDINALITY AS turns (number, turn)
+       JOIN analytics.engagement USING (number) ORDER BY turn)
+"""
 GONE = "INSERT INTO analytics.video_viewers VALUES (lpad('1', 32, '0')::uuid, '2026-01-02', 'ann')"
 TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'analytics'"
 
@@ -160,13 +167,19 @@ def test_the_neighbours_of_a_former_release_become_lists(
     kept = sorted([*pairs, *((other, one, *rest) for one, other, *rest in pairs)])
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.cursor().executemany("INSERT INTO analytics.neighbours VALUES (%s, %s, %s, %s)", kept)
-        conn.execute("INSERT INTO analytics.engagement VALUES (%s, 7, 1e9, 3)", (one,))
+        totals = [(each, 7 - place, 1e9, 3) for place, each in enumerate((one, *others))]
+        conn.cursor().executemany(
+            "INSERT INTO analytics.engagement VALUES (%s, %s, %s, %s)", totals
+        )
     monkeypatch.undo()
     migrated(database_url)
     assert rows(database_url, "SELECT * FROM analytics.neighbours ORDER BY 1, 2") == kept
-    lists = "SELECT count(*), sum(cardinality(neighbour_ids)) FROM analytics.neighbour_lists"
+    lists = "SELECT count(*), sum(cardinality(neighbours)) FROM analytics.neighbour_lists"
     assert rows(database_url, lists) == [(4, 6)]
-    assert rows(database_url, "SELECT * FROM analytics.engagement") == [(one, 7, 1e9)]
+    found = rows(
+        database_url, "SELECT video_id, weight, as_of FROM analytics.engagement ORDER BY 1"
+    )
+    assert found == [total[:3] for total in totals]
 
 
 def test_the_turns_of_a_former_release_are_packed(
@@ -191,15 +204,72 @@ def test_the_turns_of_a_former_release_are_packed(
         conn.cursor().executemany(ENGAGED_BEFORE, [*before, unpaired])
         monkeypatch.undo()
         migrate(conn)
-        packed = [conn.execute(query).fetchall() for query in TURNS]
+        turns = [query.format(ids=IDS).encode() for query in TURNS]
+        packed = [conn.execute(query).fetchall() for query in turns]
         conn.execute(
             "TRUNCATE analytics.engaged, analytics.viewers, analytics.earlier_turns, "
             "analytics.engagement"
         )
         with conn.transaction():
             keep(conn, told, Weighing())
-        assert [conn.execute(query).fetchall() for query in TURNS] == packed
+        assert [conn.execute(query).fetchall() for query in turns] == packed
         assert [len(each) for each in packed] == [4, 3]
+
+
+BEFORE_NUMBERS = """
+INSERT INTO analytics.engagement SELECT id, 10 - n, 1e9 FROM unnest(%(ids)s::uuid[])
+    WITH ORDINALITY AS v (id, n) WHERE n < 9;
+INSERT INTO analytics.engaged (viewer, video_id, watched_at, turn)
+    SELECT 'ann', id, to_timestamp(1e9 + n), n FROM unnest(%(ids)s::uuid[])
+    WITH ORDINALITY AS v (id, n);
+INSERT INTO analytics.viewers VALUES ('ann', to_timestamp(0), 1, 1, (%(ids)s::uuid[])[6:9],
+    '{6,7,8,9}', '{NULL,7,NULL,NULL}', '{NULL,NULL,8,NULL}', (%(ids)s::uuid[])[9:9], '{9}');
+INSERT INTO analytics.earlier_turns VALUES ('ann', 0, (%(ids)s::uuid[])[1:5], '{1,2,3,4,5}',
+    '{NULL,NULL,NULL,NULL,NULL}', '{NULL,2,NULL,NULL,NULL}');
+INSERT INTO analytics.neighbour_lists
+    VALUES ((%(ids)s::uuid[])[1], (%(ids)s::uuid[])[2:4], '{1,2,3}', '{1e9,2e9,3e9}');
+INSERT INTO analytics.neighbour_deltas SELECT id, '{}', '{}', '{}' FROM unnest(%(ids)s::uuid[]) AS id;
+UPDATE analytics.neighbour_deltas
+    SET neighbour_ids = (%(ids)s::uuid[])[2:3] || gen_random_uuid(), weights = '{4,5,6}',
+        as_of = '{4e9,5e9,6e9}'
+    WHERE video_id = (%(ids)s::uuid[])[1]
+"""
+
+
+def test_the_videos_of_a_former_release_are_numbered(
+    database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what names them stays in its place: also a video that nothing tells how popular it is."""
+    without(copied, "video_numbers")
+    migrated(database_url)
+    random = Random(3)
+    ids = [UUID(int=random.getrandbits(128)) for _ in range(9)]
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        for statement in BEFORE_NUMBERS.split(";"):
+            psycopg.ClientCursor(conn).execute(statement.encode(), {"ids": ids})
+        before = conn.execute("SELECT viewer, last_watched_ids FROM analytics.viewers").fetchall()
+        monkeypatch.undo()
+        migrate(conn)
+        numbers = conn.execute("SELECT video_id FROM analytics.engagement ORDER BY number")
+        assert [video for (video,) in numbers] == ids
+        turns = [conn.execute(query.format(ids=IDS).encode()).fetchall() for query in TURNS]
+        none, found = [None] * 5, conn.execute("SELECT * FROM analytics.neighbours ORDER BY weight")
+        assert turns[1] == [("ann", 0, ids[:5], [1, 2, 3, 4, 5], none, [None, 2, None, None, None])]
+        assert turns[0][0][3:6] == (ids[5:], [6, 7, 8, 9], [None, 7, None, None])
+        assert found.fetchall() == [
+            (ids[0], ids[1 + place % 3], place + 1, (place + 1) * 1e9) for place in range(5)
+        ]
+        again = conn.execute("SELECT viewer, last_watched_ids FROM analytics.viewers").fetchall()
+        assert again == before
+        # It goes on from there.
+        new = str(UUID(int=1))
+        with conn.transaction():
+            watched = Engagement("ann", new, EngagementKind.WATCHED, datetime.now(UTC))
+            keep(conn, [watched], Weighing())
+        last = "SELECT number, video_id::text FROM analytics.engagement ORDER BY 1 DESC LIMIT 1"
+        assert conn.execute(last).fetchone() == (10, new)
+        paired = "SELECT count(*) FROM analytics.neighbours WHERE video_id = %s"
+        assert conn.execute(paired, (new,)).fetchone() == (9,)
 
 
 def test_both_shapes_have_the_same_versions() -> None:
