@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg import ClientCursor
 from structlog.testing import capture_logs
 
 from engine.installation import UnknownMigration
@@ -167,19 +168,15 @@ def test_the_neighbours_of_a_former_release_become_lists(
     kept = sorted([*pairs, *((other, one, *rest) for one, other, *rest in pairs)])
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.cursor().executemany("INSERT INTO analytics.neighbours VALUES (%s, %s, %s, %s)", kept)
-        totals = [(each, 7 - place, 1e9, 3) for place, each in enumerate((one, *others))]
-        conn.cursor().executemany(
-            "INSERT INTO analytics.engagement VALUES (%s, %s, %s, %s)", totals
-        )
+        totals = [(each, 7 - place, 1e9) for place, each in enumerate((one, *others))]
+        conn.cursor().executemany("INSERT INTO analytics.engagement VALUES (%s, %s, %s, 3)", totals)
     monkeypatch.undo()
     migrated(database_url)
     assert rows(database_url, "SELECT * FROM analytics.neighbours ORDER BY 1, 2") == kept
     lists = "SELECT count(*), sum(cardinality(neighbours)) FROM analytics.neighbour_lists"
     assert rows(database_url, lists) == [(4, 6)]
-    found = rows(
-        database_url, "SELECT video_id, weight, as_of FROM analytics.engagement ORDER BY 1"
-    )
-    assert found == [total[:3] for total in totals]
+    query = "SELECT video_id, weight, as_of FROM analytics.engagement ORDER BY video_id"
+    assert rows(database_url, query) == totals
 
 
 def test_the_turns_of_a_former_release_are_packed(
@@ -217,59 +214,62 @@ def test_the_turns_of_a_former_release_are_packed(
 
 
 BEFORE_NUMBERS = """
-INSERT INTO analytics.engagement SELECT id, 10 - n, 1e9 FROM unnest(%(ids)s::uuid[])
-    WITH ORDINALITY AS v (id, n) WHERE n < 9;
+INSERT INTO analytics.engagement
+SELECT id, 100 - n, 1e9 FROM unnest(%(ids)s::uuid[]) WITH ORDINALITY AS v (id, n) WHERE n < 45;
 INSERT INTO analytics.engaged (viewer, video_id, watched_at, turn)
-    SELECT 'ann', id, to_timestamp(1e9 + n), n FROM unnest(%(ids)s::uuid[])
-    WITH ORDINALITY AS v (id, n);
-INSERT INTO analytics.viewers VALUES ('ann', to_timestamp(0), 1, 1, (%(ids)s::uuid[])[6:9],
-    '{6,7,8,9}', '{NULL,7,NULL,NULL}', '{NULL,NULL,8,NULL}', (%(ids)s::uuid[])[9:9], '{9}');
-INSERT INTO analytics.earlier_turns VALUES ('ann', 0, (%(ids)s::uuid[])[1:5], '{1,2,3,4,5}',
-    '{NULL,NULL,NULL,NULL,NULL}', '{NULL,2,NULL,NULL,NULL}');
+SELECT 'ann', id, to_timestamp(n), n FROM unnest(%(ids)s::uuid[]) WITH ORDINALITY AS v (id, n);
+INSERT INTO analytics.earlier_turns
+SELECT 'ann', 0, array_agg(id ORDER BY n), array_agg(n ORDER BY n), array_agg(NULL::float8),
+       array_agg(nullif(n, 7) ORDER BY n)
+FROM unnest(%(ids)s::uuid[]) WITH ORDINALITY AS v (id, n) WHERE n <= 20;
+INSERT INTO analytics.viewers
+SELECT 'ann', to_timestamp(0), 1, 1, array_agg(id ORDER BY n), array_agg(n ORDER BY n),
+       array_agg(nullif(n, 21) ORDER BY n), array_agg(NULL::float8), array_agg(id ORDER BY n DESC),
+       array_agg(n ORDER BY n DESC)
+FROM unnest(%(ids)s::uuid[]) WITH ORDINALITY AS v (id, n) WHERE n > 20;
 INSERT INTO analytics.neighbour_lists
-    VALUES ((%(ids)s::uuid[])[1], (%(ids)s::uuid[])[2:4], '{1,2,3}', '{1e9,2e9,3e9}');
-INSERT INTO analytics.neighbour_deltas SELECT id, '{}', '{}', '{}' FROM unnest(%(ids)s::uuid[]) AS id;
-UPDATE analytics.neighbour_deltas
-    SET neighbour_ids = (%(ids)s::uuid[])[2:3] || gen_random_uuid(), weights = '{4,5,6}',
-        as_of = '{4e9,5e9,6e9}'
-    WHERE video_id = (%(ids)s::uuid[])[1]
+VALUES ((%(ids)s::uuid[])[1], (%(ids)s::uuid[])[2:4], '{1,2,3}', '{1e9,2e9,3e9}');
+INSERT INTO analytics.neighbour_deltas
+VALUES ((%(ids)s::uuid[])[1], (%(ids)s::uuid[])[2:3] || gen_random_uuid(), '{4,5,6}',
+        '{4e9,5e9,6e9}'),
+       ((%(ids)s::uuid[])[2], '{}', '{}', '{}')
 """
 
 
 def test_the_videos_of_a_former_release_are_numbered(
     database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what names them stays in its place: also a video that nothing tells how popular it is."""
+    """What names them keeps its order; also a video of which nothing tells how popular it is."""
     without(copied, "video_numbers")
     migrated(database_url)
     random = Random(3)
-    ids = [UUID(int=random.getrandbits(128)) for _ in range(9)]
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        for statement in BEFORE_NUMBERS.split(";"):
-            psycopg.ClientCursor(conn).execute(statement.encode(), {"ids": ids})
-        before = conn.execute("SELECT viewer, last_watched_ids FROM analytics.viewers").fetchall()
+    ids = [UUID(int=random.getrandbits(128)) for _ in range(45)]
+    with psycopg.connect(database_url, autocommit=True, cursor_factory=ClientCursor) as conn:
+        conn.execute(BEFORE_NUMBERS, {"ids": ids})
+        before = [
+            conn.execute(query.format(ids="video_ids").encode()).fetchall() for query in TURNS
+        ]
         monkeypatch.undo()
         migrate(conn)
         numbers = conn.execute("SELECT video_id FROM analytics.engagement ORDER BY number")
         assert [video for (video,) in numbers] == ids
-        turns = [conn.execute(query.format(ids=IDS).encode()).fetchall() for query in TURNS]
-        none, found = [None] * 5, conn.execute("SELECT * FROM analytics.neighbours ORDER BY weight")
-        assert turns[1] == [("ann", 0, ids[:5], [1, 2, 3, 4, 5], none, [None, 2, None, None, None])]
-        assert turns[0][0][3:6] == (ids[5:], [6, 7, 8, 9], [None, 7, None, None])
-        assert found.fetchall() == [
+        assert [
+            conn.execute(query.format(ids=IDS).encode()).fetchall() for query in TURNS
+        ] == before
+        found = conn.execute("SELECT * FROM analytics.neighbours ORDER BY weight").fetchall()
+        # Nobody has engaged with the sixth.
+        assert found == [
             (ids[0], ids[1 + place % 3], place + 1, (place + 1) * 1e9) for place in range(5)
         ]
-        again = conn.execute("SELECT viewer, last_watched_ids FROM analytics.viewers").fetchall()
-        assert again == before
         # It goes on from there.
         new = str(UUID(int=1))
         with conn.transaction():
             watched = Engagement("ann", new, EngagementKind.WATCHED, datetime.now(UTC))
             keep(conn, [watched], Weighing())
         last = "SELECT number, video_id::text FROM analytics.engagement ORDER BY 1 DESC LIMIT 1"
-        assert conn.execute(last).fetchone() == (10, new)
-        paired = "SELECT count(*) FROM analytics.neighbours WHERE video_id = %s"
-        assert conn.execute(paired, (new,)).fetchone() == (9,)
+        assert conn.execute(last).fetchone() == (46, new)
+        paired = "SELECT neighbour_id FROM analytics.neighbours WHERE video_id = %s"
+        assert {video for (video,) in conn.execute(paired, (new,))} == {*ids[25:]}
 
 
 def test_both_shapes_have_the_same_versions() -> None:
