@@ -14,7 +14,8 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from psycopg import ClientCursor
+from psycopg import ClientCursor, Connection
+from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
 
 from engine.installation import UnknownMigration
@@ -65,6 +66,11 @@ ARRAY (SELECT video_id FROM unnest(videos) WITH ORDINALITY AS turns (number, tur
 """
 GONE = "INSERT INTO analytics.video_viewers VALUES (lpad('1', 32, '0')::uuid, '2026-01-02', 'ann')"
 TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'analytics'"
+
+
+def turns_of(conn: Connection[TupleRow], ids: str = IDS) -> list[list[TupleRow]]:
+    """The turns of each viewer, and the earlier ones."""
+    return [conn.execute(query.format(ids=ids).encode()).fetchall() for query in TURNS]
 
 
 def migrated(url: str) -> SchemaState:
@@ -201,15 +207,14 @@ def test_the_turns_of_a_former_release_are_packed(
         conn.cursor().executemany(ENGAGED_BEFORE, [*before, unpaired])
         monkeypatch.undo()
         migrate(conn)
-        turns = [query.format(ids=IDS).encode() for query in TURNS]
-        packed = [conn.execute(query).fetchall() for query in turns]
+        packed = turns_of(conn)
         conn.execute(
             "TRUNCATE analytics.engaged, analytics.viewers, analytics.earlier_turns, "
             "analytics.engagement"
         )
         with conn.transaction():
             keep(conn, told, Weighing())
-        assert [conn.execute(query).fetchall() for query in turns] == packed
+        assert turns_of(conn) == packed
         assert [len(each) for each in packed] == [4, 3]
 
 
@@ -246,16 +251,12 @@ def test_the_videos_of_a_former_release_are_numbered(
     ids = [UUID(int=random.getrandbits(128)) for _ in range(45)]
     with psycopg.connect(database_url, autocommit=True, cursor_factory=ClientCursor) as conn:
         conn.execute(BEFORE_NUMBERS, {"ids": ids})
-        before = [
-            conn.execute(query.format(ids="video_ids").encode()).fetchall() for query in TURNS
-        ]
+        before = turns_of(conn, "video_ids")
         monkeypatch.undo()
         migrate(conn)
         numbers = conn.execute("SELECT video_id FROM analytics.engagement ORDER BY number")
         assert [video for (video,) in numbers] == ids
-        assert [
-            conn.execute(query.format(ids=IDS).encode()).fetchall() for query in TURNS
-        ] == before
+        assert turns_of(conn) == before
         found = conn.execute("SELECT * FROM analytics.neighbours ORDER BY weight").fetchall()
         # Nobody has engaged with the sixth.
         assert found == [
