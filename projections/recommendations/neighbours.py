@@ -23,16 +23,17 @@ NOTHING = 1e-9
 
 # Gives the videos that have enough deltas to be folded. To be planned each time, as is the next: a
 # plan for any number of rows reads whole tables for a few. What is there is updated first, since ON
-# CONFLICT locks each row before that, and logs it.
+# CONFLICT locks each row before that, and logs it. Arrays are unnested in a list of columns, since
+# what stands after FROM is stored, row by row, before it is read.
 APPEND = b"""
-WITH pairs AS (
-    SELECT * FROM unnest(%(ones)s::int[], %(others)s::int[], %(weights)s::float8[],
-                         %(times)s::float8[]) AS told (one, other, weight, at)),
-given AS MATERIALIZED (
+WITH given AS MATERIALIZED (
     SELECT one AS number, array_agg(other) AS neighbours, array_agg(weight) AS weights,
            array_agg(at) AS as_of
-    FROM (SELECT one, other, weight, at FROM pairs
-          UNION ALL SELECT other, one, weight, at FROM pairs ORDER BY 1) AS both_ways
+    FROM (SELECT unnest(%(ones)s::int[]) AS one, unnest(%(others)s::int[]) AS other,
+                 unnest(%(weights)s::float8[]) AS weight, unnest(%(times)s::float8[]) AS at
+          UNION ALL SELECT unnest(%(others)s::int[]), unnest(%(ones)s::int[]),
+                           unnest(%(weights)s::float8[]), unnest(%(times)s::float8[])
+          ORDER BY 1) AS both_ways
     GROUP BY one),
 grown AS (
     UPDATE analytics.neighbour_deltas AS kept
@@ -76,7 +77,8 @@ summed AS MATERIALIZED (
                        * power(2::float8, greatest(-1000, least(1000,
                            (%(now)s::float8 - max(at)) / %(half_life)s::float8)))
                    END AS weight
-            FROM unnest(neighbours, weights, as_of) AS part (neighbour, weight, at)
+            FROM (SELECT unnest(neighbours) AS neighbour, unnest(weights) AS weight,
+                         unnest(as_of) AS at) AS parts
             GROUP BY neighbour) AS pairs
         WHERE weight >= %(nothing)s) AS list
     WHERE number NOT IN (TABLE roomy)),
@@ -96,7 +98,8 @@ cut AS (
     SELECT number, best.* FROM summed CROSS JOIN LATERAL (
         SELECT array_agg(neighbour), array_agg(weight), array_agg(at)
         FROM (
-            SELECT * FROM unnest(neighbours, weights, as_of) AS n (neighbour, weight, at)
+            SELECT * FROM (SELECT unnest(neighbours) AS neighbour, unnest(weights) AS weight,
+                                  unnest(as_of) AS at) AS all_of_them
             ORDER BY ln(weight) + at * ln(2) / %(half_life)s::float8
                      - (SELECT much FROM popular)[width_bucket(
                            neighbour::float8, (SELECT numbers FROM popular))] DESC, neighbour
