@@ -40,12 +40,12 @@ JOIN analytics.earlier_turns USING (viewer, part)
 # ON CONFLICT would lock each row that is there before it is changed, and log the lock.
 SAVE = b"""
 WITH given AS MATERIALIZED (
-    SELECT viewer, hour, engaged, parts, videos::int[], watched::float8[], stayed::float8[],
-           liked::float8[], last_watched_ids::uuid[], last_watched_at::float8[]
-    FROM unnest(%s::text[], %s::timestamptz[], %s::int[], %s::int[], %s::text[], %s::text[],
-                %s::text[], %s::text[], %s::text[], %s::text[])
-        AS told (viewer, hour, engaged, parts, videos, watched, stayed, liked, last_watched_ids,
-                 last_watched_at)),
+    SELECT unnest(%s::text[]) AS viewer, unnest(%s::timestamptz[]) AS hour,
+           unnest(%s::int[]) AS engaged, unnest(%s::int[]) AS parts,
+           unnest(%s::text[])::int[] AS videos, unnest(%s::text[])::float8[] AS watched,
+           unnest(%s::text[])::float8[] AS stayed, unnest(%s::text[])::float8[] AS liked,
+           unnest(%s::text[])::uuid[] AS last_watched_ids,
+           unnest(%s::text[])::float8[] AS last_watched_at),
 kept AS (
     UPDATE analytics.viewers AS v
     SET hour = given.hour, engaged = given.engaged, parts = given.parts, videos = given.videos,
