@@ -244,12 +244,25 @@ class Pairing:
             if other == number:
                 continue
             pair = (number, other) if number < other else (other, number)
+            # What was before this engagement counts as of it; all of that is added at once.
+            gained = 0.0
             if watched is not None:
-                self._add(pair, per_watched, max(at, watched))
+                if watched > at:
+                    self._add(pair, per_watched, watched)
+                else:
+                    gained = per_watched
             if stayed is not None:
-                self._add(pair, per_stayed, max(at, stayed))
+                if stayed > at:
+                    self._add(pair, per_stayed, stayed)
+                else:
+                    gained += per_stayed
             if liked is not None:
-                self._add(pair, per_liked, max(at, liked))
+                if liked > at:
+                    self._add(pair, per_liked, liked)
+                else:
+                    gained += per_liked
+            if gained:
+                self._add(pair, gained, at)
 
     def _add(self, pair: tuple[int, int], weight: float, at: float) -> None:
         mass = self.pairs.get(pair)

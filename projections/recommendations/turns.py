@@ -92,13 +92,21 @@ class Turns:
     @classmethod
     def parsed(cls, first: int, videos: str, watched: str, stayed: str, liked: str) -> Turns:
         """Return what the database has, as text."""
-        times = _times(watched), _times(stayed), _times(liked)
-        return cls(first, orjson.loads(_json(videos)), *times)
+        numbers_ = orjson.loads(_json(videos))
+        never: Times = [None] * len(numbers_)
+        times = (_times(each) or [*never] for each in (watched, stayed, liked))
+        return cls(first, numbers_, *times)
 
     def texts(self) -> list[str]:
         """Return the columns for the database."""
-        times = self.watched, self.stayed, self.liked
-        return [numbers(self.videos), *map(numbers, times)]
+        never = len(self.videos)
+        return [
+            numbers(self.videos),
+            *(
+                numbers(times) if times.count(None) < never else "{}"
+                for times in (self.watched, self.stayed, self.liked)
+            ),
+        ]
 
     def times_of(self, kind: EngagementKind) -> Times:
         """Return when engagements of this kind were paired."""
