@@ -252,11 +252,19 @@ def test_the_videos_of_a_former_release_are_numbered(
     with psycopg.connect(database_url, autocommit=True, cursor_factory=ClientCursor) as conn:
         conn.execute(BEFORE_NUMBERS, {"ids": ids})
         before = turns_of(conn, "video_ids")
+        # Times of which there are none are left out.
+        wanted = [
+            [
+                tuple([] if isinstance(value, list) and not any(value) else value for value in row)
+                for row in found
+            ]
+            for found in before
+        ]
         monkeypatch.undo()
         migrate(conn)
         numbers = conn.execute("SELECT video_id FROM analytics.engagement ORDER BY number")
         assert [video for (video,) in numbers] == ids
-        assert turns_of(conn) == before
+        assert turns_of(conn) == wanted
         found = conn.execute("SELECT * FROM analytics.neighbours ORDER BY weight").fetchall()
         # Nobody has engaged with the sixth.
         assert found == [

@@ -27,7 +27,7 @@ FROM (SELECT video_id FROM analytics.engaged EXCEPT
 ANALYZE analytics.numbered_engagement;
 
 -- As before, but for the numbers: times are in seconds since 1970, and the turns of a viewer begin
--- after the first 20 · `parts`.
+-- after the first 20 · `parts`. Where none of them has a time, there are no times.
 CREATE TABLE analytics.numbered_viewers (
     viewer text COLLATE "C" NOT NULL,
     hour timestamptz NOT NULL,
@@ -81,13 +81,17 @@ INSERT INTO analytics.numbered_viewers
 SELECT viewer, hour, engaged, parts,
        ARRAY (SELECT number FROM unnest(video_ids) WITH ORDINALITY AS turns (video_id, turn)
               JOIN analytics.numbered_engagement USING (video_id) ORDER BY turn),
-       watched, stayed, liked, last_watched_ids, last_watched_at
+       CASE WHEN num_nonnulls(VARIADIC watched) > 0 THEN watched ELSE '{}' END,
+       CASE WHEN num_nonnulls(VARIADIC stayed) > 0 THEN stayed ELSE '{}' END,
+       CASE WHEN num_nonnulls(VARIADIC liked) > 0 THEN liked ELSE '{}' END, last_watched_ids, last_watched_at
 FROM analytics.viewers;
 INSERT INTO analytics.numbered_turns
 SELECT viewer, part,
        ARRAY (SELECT number FROM unnest(video_ids) WITH ORDINALITY AS turns (video_id, turn)
               JOIN analytics.numbered_engagement USING (video_id) ORDER BY turn),
-       watched, stayed, liked
+       CASE WHEN num_nonnulls(VARIADIC watched) > 0 THEN watched ELSE '{}' END,
+       CASE WHEN num_nonnulls(VARIADIC stayed) > 0 THEN stayed ELSE '{}' END,
+       CASE WHEN num_nonnulls(VARIADIC liked) > 0 THEN liked ELSE '{}' END
 FROM analytics.earlier_turns;
 INSERT INTO analytics.numbered_lists
 SELECT own.number, its.* FROM analytics.neighbour_lists AS l
