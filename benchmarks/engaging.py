@@ -49,9 +49,9 @@ CROSS JOIN LATERAL (
 # In the order in which they came.
 ENGAGED = b"""
 INSERT INTO analytics.engaged (viewer, video_id, watched_at, liked_at, turn)
-SELECT viewer, lpad(to_hex(video - 1), 32, '0')::uuid, to_timestamp(watched), to_timestamp(liked),
+SELECT viewer, lpad(to_hex(video - 1), 32, '0')::uuid, to_timestamp(seen), to_timestamp(praised),
        turn
-FROM drawn, unnest(videos, watched, liked) WITH ORDINALITY AS t (video, watched, liked, turn)
+FROM drawn, unnest(videos, watched, liked) WITH ORDINALITY AS t (video, seen, praised, turn)
 ORDER BY turn
 """
 VIEWERS = b"""
