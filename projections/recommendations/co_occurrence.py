@@ -329,7 +329,7 @@ def _known(conn: Connection[TupleRow], batch: Sequence[Engagement]) -> dict[Key,
 
 def _numbers(conn: Connection[TupleRow], videos: Collection[str]) -> VideoNumbers:
     """Return the numbers of the videos that have one. Nobody else gives any meanwhile."""
-    found = dict(conn.execute(NUMBERS, (array(videos),), prepare=True).fetchall())
+    found: dict[str, int] = dict(conn.execute(NUMBERS, (array(videos),), prepare=True).fetchall())
     if len(found) == len(videos):
         return VideoNumbers(found, 0)
     (last,) = conn.execute(LAST_NUMBER).fetchone() or (0,)

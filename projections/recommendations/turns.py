@@ -92,10 +92,15 @@ class Turns:
     @classmethod
     def parsed(cls, first: int, videos: str, watched: str, stayed: str, liked: str) -> Turns:
         """Return what the database has, as text."""
-        numbers_ = orjson.loads(_json(videos))
-        never: Times = [None] * len(numbers_)
-        times = (_times(each) or [*never] for each in (watched, stayed, liked))
-        return cls(first, numbers_, *times)
+        found: list[int] = orjson.loads(_json(videos))
+        never: Times = [None] * len(found)
+        return cls(
+            first,
+            found,
+            _times(watched) or [*never],
+            _times(stayed) or [*never],
+            _times(liked) or [*never],
+        )
 
     def texts(self) -> list[str]:
         """Return the columns for the database."""
