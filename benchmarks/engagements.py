@@ -31,67 +31,76 @@ SELECT lpad(to_hex(n), 32, '0')::uuid, 'owner-' || mod(n, 1000), 'category-' || 
        %(now)s - random() * interval '300 days'
 FROM generate_series(0, %(videos)s - 1) AS n
 """
-# One in five likes what it has watched; some videos are far more watched than others. Each user has
-# one of each span of popularity, in turns, and so none twice.
+# All turns of each user. One in five likes what it has watched; some videos are far more watched
+# than others. Each user has one of each span of popularity, in turns, and so none twice.
+DRAWN = b"""
+CREATE TEMPORARY TABLE drawn AS
+SELECT 'user-' || u AS viewer, turns.* FROM generate_series(0, %(users)s - 1) AS u
+CROSS JOIN LATERAL (
+    SELECT array_agg(video ORDER BY k) AS videos, array_agg(at ORDER BY k) AS watched,
+           array_agg(CASE WHEN mod(k, 5) = 0 THEN at END ORDER BY k) AS liked
+    FROM (SELECT k, 1 + place + floor((%(videos)s - %(each)s)
+                                      * ((place + random()) / %(each)s) ^ 3)::int AS video,
+                 extract(epoch FROM %(now)s)::float8
+                 - floor((1 - (k + random()) / %(each)s) * 7776000) AS at
+          FROM generate_series(0, %(each)s - 1) AS k,
+               LATERAL (SELECT mod(k + u, %(each)s) AS place) AS placed) AS t) AS turns
+"""
+# In the order in which they came.
 ENGAGED = b"""
 INSERT INTO analytics.engaged (viewer, video_id, watched_at, liked_at, turn)
-SELECT 'user-' || u, lpad(to_hex(
-           floor((%(videos)s - %(each)s) * ((place + random()) / %(each)s) ^ 3)::int + place
-       ), 32, '0')::uuid, at, CASE WHEN mod(k, 5) = 0 THEN at END, k + 1
-FROM generate_series(0, %(each)s - 1) AS k, generate_series(0, %(users)s - 1) AS u,
-     LATERAL (SELECT mod(k + u, %(each)s) AS place, %(now)s - (1 - (k + random()) / %(each)s)
-                                                     * interval '90 days' AS at) AS drawn
+SELECT viewer, lpad(to_hex(video - 1), 32, '0')::uuid, to_timestamp(seen), to_timestamp(praised),
+       turn
+FROM drawn, unnest(videos, watched, liked) WITH ORDINALITY AS t (video, seen, praised, turn)
+ORDER BY turn
 """
 VIEWERS = b"""
-WITH turns AS (
-    SELECT *, ((turn - 1) / %(part)s)::int AS part,
-           extract(epoch FROM watched_at)::float8 AS watched,
-           extract(epoch FROM liked_at)::float8 AS liked
-    FROM analytics.engaged),
-earlier AS (
+WITH earlier AS (
     INSERT INTO analytics.earlier_turns
-    SELECT viewer, part, array_agg(video_id ORDER BY turn), array_agg(watched ORDER BY turn),
-           array_agg(NULL::float8), array_agg(liked ORDER BY turn)
-    FROM turns WHERE part < %(parts)s GROUP BY viewer, part)
+    SELECT viewer, part, videos[begins:ends], watched[begins:ends],
+           array_fill(NULL::float8, ARRAY[%(part)s]), liked[begins:ends]
+    FROM drawn, generate_series(0, %(parts)s - 1) AS part,
+         LATERAL (SELECT part * %(part)s + 1 AS begins, (part + 1) * %(part)s AS ends) AS slice)
 INSERT INTO analytics.viewers
-SELECT viewer, date_trunc('hour', max(watched_at), 'UTC'), 1, %(parts)s,
-       array_agg(video_id ORDER BY turn), array_agg(watched ORDER BY turn),
-       array_agg(NULL::float8), array_agg(liked ORDER BY turn),
-       (array_agg(video_id ORDER BY turn DESC))[:%(watched)s],
-       (array_agg(watched ORDER BY turn DESC))[:%(watched)s]
-FROM turns WHERE part >= %(parts)s GROUP BY viewer
+SELECT viewer, date_trunc('hour', to_timestamp(watched[%(each)s]), 'UTC'), 1, %(parts)s,
+       videos[%(latest)s:], watched[%(latest)s:],
+       array_fill(NULL::float8, ARRAY[%(each)s + 1 - %(latest)s]), liked[%(latest)s:], last.*
+FROM drawn, LATERAL (
+    SELECT array_agg(lpad(to_hex(video - 1), 32, '0')::uuid ORDER BY turn DESC),
+           array_agg(at ORDER BY turn DESC)
+    FROM unnest(videos, watched) WITH ORDINALITY AS t (video, at, turn)
+    WHERE turn > %(each)s - %(watched)s) AS last
+"""
+TOTALS = b"""
+INSERT INTO analytics.engagement (number, video_id, weight, as_of)
+SELECT n + 1, lpad(to_hex(n), 32, '0')::uuid, coalesce(weight, 1), extract(epoch FROM %(now)s)
+FROM generate_series(0, %(videos)s - 1) AS n
+LEFT JOIN (SELECT video - 1, count(*) FROM drawn, unnest(videos) AS video GROUP BY video)
+    AS total (n, weight) USING (n)
 """
 # Between the number that pruning leaves and the one at which it begins.
 LISTS = b"""
-INSERT INTO analytics.neighbour_lists
-SELECT lpad(to_hex(v), 32, '0')::uuid, array_agg(lpad(to_hex(other), 32, '0')::uuid),
-       array_agg(0.5 + random()),
+INSERT INTO analytics.neighbour_lists (number, neighbours, weights, as_of)
+SELECT number, array_agg(other), array_agg(0.5 + random()),
        array_agg(extract(epoch FROM %(now)s)::float8 - random() * 7776000)
-FROM generate_series(0, %(videos)s - 1) AS v
+FROM generate_series(1, %(videos)s) AS number
 CROSS JOIN LATERAL (
-    SELECT DISTINCT floor(%(videos)s * random() ^ 2)::int AS other
-    FROM generate_series(1, %(most)s + mod(v * 7, %(most)s)) AS n WHERE v >= 0) AS drawn
-WHERE other <> v GROUP BY v
+    SELECT DISTINCT 1 + floor(%(videos)s * random() ^ 2)::int AS other
+    FROM generate_series(1, %(most)s + mod(number * 7, %(most)s)) AS n
+    WHERE number > 0) AS others
+WHERE other <> number GROUP BY number
 """
 # Up to the number at which they are folded.
 DELTAS = b"""
-INSERT INTO analytics.neighbour_deltas
-SELECT lpad(to_hex(v), 32, '0')::uuid,
-       coalesce(array_agg(lpad(to_hex(other), 32, '0')::uuid) FILTER (WHERE other <> v), '{}'),
-       coalesce(array_agg(0.5 + random()) FILTER (WHERE other <> v), '{}'),
-       coalesce(array_agg(extract(epoch FROM %(now)s)::float8) FILTER (WHERE other <> v), '{}')
-FROM generate_series(0, %(videos)s - 1) AS v
+INSERT INTO analytics.neighbour_deltas (number, neighbours, weights, as_of)
+SELECT number, coalesce(array_agg(other) FILTER (WHERE other <> number), '{}'),
+       coalesce(array_agg(0.5 + random()) FILTER (WHERE other <> number), '{}'),
+       coalesce(array_agg(extract(epoch FROM %(now)s)::float8) FILTER (WHERE other <> number), '{}')
+FROM generate_series(1, %(videos)s) AS number
 CROSS JOIN LATERAL (
-    SELECT floor(%(videos)s * random() ^ 2)::int AS other
-    FROM generate_series(0, mod(v * 13, %(most)s)) AS n WHERE v >= 0) AS drawn
-GROUP BY v
-"""
-ENGAGEMENT = b"""
-INSERT INTO analytics.engagement
-SELECT video_id, coalesce(weight, 1), extract(epoch FROM %(now)s)
-FROM analytics.neighbour_lists
-LEFT JOIN (SELECT video_id, count(*) AS weight FROM analytics.engaged GROUP BY video_id) AS total
-    USING (video_id)
+    SELECT 1 + floor(%(videos)s * random() ^ 2)::int AS other
+    FROM generate_series(0, mod(number * 13, %(most)s)) AS n WHERE number > 0) AS others
+GROUP BY number
 """
 LIKES = b"""
 INSERT INTO likes.likes
@@ -102,12 +111,14 @@ SELECT video_id, viewer, row_number() OVER () FROM analytics.engaged WHERE liked
 def fill_engagements(url: str, size: Size, now: datetime, weighing: Weighing) -> None:
     """Evenly over 90 days until `now`; every video has nearly all the neighbours that it may."""
     each = size.engagements // size.users
+    parts = max(each // PART - 1, 0)
     given = {
         "now": now,
         "most": weighing.neighbours,
         "each": each,
         "part": PART,
-        "parts": max(each // PART - 1, 0),
+        "parts": parts,
+        "latest": parts * PART + 1,
         "watched": MOST_WATCHED,
         **asdict(size),
     }
@@ -117,11 +128,12 @@ def fill_engagements(url: str, size: Size, now: datetime, weighing: Weighing) ->
         conn.execute(b"SET work_mem = '256MB'; SET synchronous_commit = off; SELECT setseed(0.5)")
         for what, statement in (
             ("videos", VIDEOS),
+            ("turns", DRAWN),
             ("engagements", ENGAGED),
             ("viewers", VIEWERS),
+            ("totals", TOTALS),
             ("lists of neighbours", LISTS),
             ("deltas", DELTAS),
-            ("totals", ENGAGEMENT),
             ("likes", LIKES),
         ):
             say(f"making {what} of {size.engagements:,} engagements")

@@ -30,20 +30,23 @@ FROM unnest(%s::uuid[]) WITH ORDINALITY AS v (id, number)
 """
 # Some videos are watched by far more people than others.
 SEEN = """
-WITH seen AS (
+WITH drawn AS (
+    SELECT DISTINCT ON (1, 2) 'viewer-' || viewer AS viewer,
+           (%s::uuid[])[1 + floor(%s * random() ^ 2)] AS video_id,
+           %s - random() * interval '30 days' AS at
+    FROM generate_series(0, %s - 1) AS viewer, generate_series(1, %s) AS n),
+turns AS (
+    SELECT viewer, video_id, at, extract(epoch FROM at)::float8 AS seconds,
+           row_number() OVER (PARTITION BY viewer ORDER BY at) AS turn
+    FROM drawn),
+engaged AS (
     INSERT INTO analytics.engaged (viewer, video_id, watched_at, turn)
-    SELECT viewer, video_id, at, row_number() OVER (PARTITION BY viewer ORDER BY at)
-    FROM (SELECT DISTINCT ON (1, 2) 'viewer-' || viewer AS viewer,
-                 (%s::uuid[])[1 + floor(%s * random() ^ 2)] AS video_id,
-                 %s - random() * interval '30 days' AS at
-          FROM generate_series(0, %s - 1) AS viewer, generate_series(1, %s) AS n) AS drawn
-    RETURNING *)
+    SELECT viewer, video_id, at, turn FROM turns)
 INSERT INTO analytics.viewers
-SELECT viewer, date_trunc('hour', max(watched_at), 'UTC'), 1, 0, array_agg(video_id ORDER BY turn),
-       array_agg(extract(epoch FROM watched_at) ORDER BY turn),
-       array_agg(NULL::float8), array_agg(NULL::float8), array_agg(video_id ORDER BY turn DESC),
-       array_agg(extract(epoch FROM watched_at) ORDER BY turn DESC)
-FROM seen GROUP BY viewer
+SELECT viewer, date_trunc('hour', max(at), 'UTC'), 1, 0, array_agg(number ORDER BY turn),
+       array_agg(seconds ORDER BY turn), array_agg(NULL::float8), array_agg(NULL::float8),
+       array_agg(video_id ORDER BY turn DESC), array_agg(seconds ORDER BY turn DESC)
+FROM turns JOIN analytics.engagement USING (video_id) GROUP BY viewer
 """
 
 

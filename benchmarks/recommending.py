@@ -40,19 +40,19 @@ ROWED = "its pairs alone, a row each"
 KEPT_CPU = 500.0
 TRENDING = 50
 SIZES = b"""
-SELECT max(cardinality(l.neighbour_ids) + cardinality(d.neighbour_ids)),
+SELECT max(cardinality(l.neighbours) + cardinality(d.neighbours)),
        pg_total_relation_size('analytics.neighbour_lists')
        + pg_total_relation_size('analytics.neighbour_deltas'),
        sum(pg_column_size(l.*) + pg_column_size(d.*))
-FROM analytics.neighbour_deltas AS d JOIN analytics.neighbour_lists AS l USING (video_id)
+FROM analytics.neighbour_deltas AS d JOIN analytics.neighbour_lists AS l USING (number)
 """
 # What the former releases did: a row for each neighbour of each video.
 ROWS = b"""
 CREATE TABLE pair_rows (
     video_id uuid, neighbour_id uuid, weight float8 NOT NULL, as_of float8 NOT NULL)
     WITH (fillfactor = 70);
-INSERT INTO pair_rows SELECT video_id, n.* FROM analytics.neighbour_lists
-CROSS JOIN LATERAL unnest(neighbour_ids, weights, as_of) AS n;
+INSERT INTO pair_rows
+SELECT video_id, neighbour_id, sum(weight), max(as_of) FROM analytics.neighbours GROUP BY 1, 2;
 ALTER TABLE pair_rows ADD PRIMARY KEY (video_id, neighbour_id);
 VACUUM (ANALYZE) pair_rows
 """

@@ -18,9 +18,11 @@ import select
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from time import monotonic
 from traceback import clear_frames
+from types import NoneType
 from typing import Any, NoReturn, Self, TypeVar
 from uuid import UUID
 
@@ -444,6 +446,8 @@ def column(values: Sequence[Any]) -> Any:
         return array(map(str, values))
     if kinds == {str}:
         return texts(values)
+    if datetime in kinds and kinds <= {datetime, NoneType}:
+        return array(["NULL" if value is None else value.isoformat() for value in values])
     return list(values)
 
 

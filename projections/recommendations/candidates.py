@@ -42,7 +42,7 @@ LEFT JOIN analytics.engagement AS total ON total.video_id = candidate
 NEIGHBOURS: LiteralString = f"""
 WITH seeds AS (SELECT * FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (seed, share)),
 scored AS (
-    SELECT n.neighbour_id, seed, sum(share * exp(greatest(
+    SELECT its.video_id, seed, sum(share * exp(greatest(
                ln(n.weight) + (n.as_of - %(now)s::float8) * %(decay)s::float8
                - %(profile_exponent)s::float8
                  * (ln(mine.weight) + (mine.as_of - %(now)s::float8) * %(decay)s::float8)
@@ -53,15 +53,19 @@ scored AS (
                ln(n.weight) + (n.as_of - %(now)s::float8) * %(decay)s::float8,
                -%(asleep)s::float8))) AS pairs
     FROM seeds
-    JOIN analytics.neighbours AS n ON n.video_id = seed
     JOIN analytics.engagement AS mine ON mine.video_id = seed
-    JOIN analytics.engagement AS its ON its.video_id = n.neighbour_id
-    GROUP BY n.neighbour_id, seed),
+    JOIN analytics.neighbour_deltas AS d ON d.number = mine.number
+    LEFT JOIN analytics.neighbour_lists AS l ON l.number = mine.number
+    CROSS JOIN LATERAL unnest(
+        l.neighbours || d.neighbours, l.weights || d.weights, l.as_of || d.as_of)
+        AS n (neighbour, weight, as_of)
+    JOIN analytics.engagement AS its ON its.number = n.neighbour
+    GROUP BY its.video_id, seed),
 summed AS (
-    SELECT neighbour_id AS candidate, sum(score ORDER BY seed) AS score,
+    SELECT video_id AS candidate, sum(score ORDER BY seed) AS score,
            (array_agg(seed ORDER BY score DESC, seed))[1] AS because,
            sum(sum(pairs)) OVER () AS pairs
-    FROM scored GROUP BY neighbour_id ORDER BY 2 DESC, 1 OFFSET 0)
+    FROM scored GROUP BY video_id ORDER BY 2 DESC, 1 OFFSET 0)
 SELECT {FOUND}, score, because, pairs FROM summed {ELIGIBLE}
 ORDER BY score DESC, candidate LIMIT %(nearest)s
 """

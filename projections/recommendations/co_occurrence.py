@@ -6,7 +6,7 @@ A viewer's engagement of one kind with a video counts once, however often it is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 
 from engine.projection import columns
 from infra.advisory_locks import Lock, lock_in_transaction
-from infra.postgres.connection import texts
+from infra.postgres.connection import array
 from projections.analytics.videos import listed
 from projections.recommendations import turns
 from projections.recommendations.attention import measure
@@ -30,6 +30,10 @@ SELECT viewer, video_id::text, watched_at, stayed_at, liked_at, unliked_at, turn
 FROM unnest(%s::text[], %s::uuid[]) AS asked (viewer, video_id)
 JOIN analytics.engaged USING (viewer, video_id)
 """
+NUMBERS = b"""
+SELECT video_id::text, number FROM analytics.engagement WHERE video_id = ANY (%s::uuid[])
+"""
+LAST_NUMBER = b"SELECT coalesce(max(number), 0) FROM analytics.engagement"
 MOVE = b"""
 INSERT INTO analytics.engaged AS e (
     viewer, video_id, watched_at, stayed_at, liked_at, unliked_at, turn)
@@ -41,10 +45,11 @@ SET watched_at = excluded.watched_at, stayed_at = excluded.stayed_at,
 """
 # Two weights of their own times come to this at the later one.
 GAIN = b"""
-INSERT INTO analytics.engagement AS kept (video_id, weight, as_of)
-SELECT * FROM unnest(%(videos)s::uuid[], %(weights)s::float8[], %(times)s::float8[])
-    AS gained (video_id, weight, as_of) ORDER BY video_id
-ON CONFLICT (video_id) DO UPDATE
+INSERT INTO analytics.engagement AS kept (number, video_id, weight, as_of)
+SELECT * FROM unnest(%(numbers)s::int[], %(videos)s::uuid[], %(weights)s::float8[],
+                     %(times)s::float8[])
+    AS gained (number, video_id, weight, as_of) ORDER BY number
+ON CONFLICT (number) DO UPDATE
 SET weight = kept.weight * power(2::float8, greatest(
             (kept.as_of - greatest(kept.as_of, excluded.as_of)) / %(half_life)s::float8, -1000))
         + excluded.weight * power(2::float8, greatest(
@@ -54,7 +59,7 @@ SET weight = kept.weight * power(2::float8, greatest(
 """
 LEAVE_SOME = b"""
 UPDATE analytics.engagement SET weight = %(nothing)s
-WHERE video_id = ANY (%(videos)s::uuid[]) AND weight < %(nothing)s
+WHERE number = ANY (%(numbers)s::int[]) AND weight < %(nothing)s
 """
 # By how much they are engaged with, and how new they are: of each category, and of all videos under
 # the name that is no category's.
@@ -122,24 +127,43 @@ Key = tuple[str, str]
 """A viewer and a video."""
 
 
+class VideoNumbers(dict[str, int]):
+    """The number of each video, by id; one that has none gets the next."""
+
+    def __init__(self, known: Mapping[str, int], last: int) -> None:
+        """`last` is the last number that was given."""
+        super().__init__(known)
+        self._last = last
+
+    def __missing__(self, video_id: str) -> int:
+        self._last += 1
+        self[video_id] = self._last
+        return self._last
+
+
 class Pairing:
     """Takes engagements in one by one, and holds what they come to.
 
     `moved` are those of which something new is known; `gained` the weights that videos gained, and
-    `pairs` those that pairs of videos did, the lesser id first. What an unlike takes back is below
-    zero.
+    `pairs` those that pairs of videos did, by their numbers, the lesser one first. What an unlike
+    takes back is below zero.
     """
 
     def __init__(
-        self, weighing: Weighing, viewers: Mapping[str, Viewer], known: dict[Key, KnownVideo]
+        self,
+        weighing: Weighing,
+        viewers: Mapping[str, Viewer],
+        known: dict[Key, KnownVideo],
+        numbers: VideoNumbers,
     ) -> None:
         """`viewers` are all that come, with the turns around the videos that are known."""
         self._weighing = weighing
         self._viewers = viewers
         self._known = known
+        self._numbers = numbers
         self.moved: dict[Key, KnownVideo] = {}
         self.gained: defaultdict[str, Mass] = defaultdict(Mass)
-        self.pairs: dict[tuple[str, str], Mass] = {}
+        self.pairs: dict[tuple[int, int], Mass] = {}
         self.took_back = False
 
     def take(self, event: Engagement) -> None:
@@ -194,7 +218,7 @@ class Pairing:
         if viewer.engage(event.at) > weighing.paired_per_hour:
             return
         if known.turn is None:
-            known.turn = viewer.latest.append(event.video_id)
+            known.turn = viewer.latest.append(self._numbers[event.video_id])
         self._pair(viewer, event.video_id, known.turn, weight, seconds)
         viewer.pair(known.turn, event.kind, seconds)
 
@@ -212,21 +236,40 @@ class Pairing:
 
     def _pair(self, viewer: Viewer, video_id: str, turn: int, weight: float, at: float) -> None:
         """Add a weight to the pairs of a video with those that had their turns around it."""
-        weighing, pairs = self._weighing, self.pairs
-        weights = [weight * its for its in (weighing.watched, weighing.stayed, weighing.liked)]
-        for other, *times in viewer.around(turn, weighing.paired_with):
-            if other == video_id:
+        weighing, number = self._weighing, self._numbers[video_id]
+        per_watched, per_stayed, per_liked = (
+            weight * its for its in (weighing.watched, weighing.stayed, weighing.liked)
+        )
+        for other, watched, stayed, liked in viewer.around(turn, weighing.paired_with):
+            if other == number:
                 continue
-            pair = (video_id, other) if video_id < other else (other, video_id)
-            for both, then in zip(weights, times, strict=True):
-                if then is None:
-                    continue
-                latest = max(then, at)
-                mass = pairs.get(pair)
-                if mass is None:
-                    pairs[pair] = Mass(both, latest)
+            pair = (number, other) if number < other else (other, number)
+            # What was before this engagement counts as of it; all of that is added at once.
+            gained = 0.0
+            if watched is not None:
+                if watched > at:
+                    self._add(pair, per_watched, watched)
                 else:
-                    mass.add(both, latest, weighing.half_life_seconds)
+                    gained = per_watched
+            if stayed is not None:
+                if stayed > at:
+                    self._add(pair, per_stayed, stayed)
+                else:
+                    gained += per_stayed
+            if liked is not None:
+                if liked > at:
+                    self._add(pair, per_liked, liked)
+                else:
+                    gained += per_liked
+            if gained:
+                self._add(pair, gained, at)
+
+    def _add(self, pair: tuple[int, int], weight: float, at: float) -> None:
+        mass = self.pairs.get(pair)
+        if mass is None:
+            self.pairs[pair] = Mass(weight, at)
+        else:
+            mass.add(weight, at, self._weighing.half_life_seconds)
 
 
 def keep(
@@ -247,10 +290,11 @@ def keep(
         if (key := (event.viewer, event.video_id)) in known and _is_fresh(known[key], event)
     ]
     turns.load_earlier(conn, viewers, [each for each in around if each[1]], weighing.paired_with)
-    pairing = Pairing(weighing, viewers, known)
+    numbers = _numbers(conn, {event.video_id for event in batch})
+    pairing = Pairing(weighing, viewers, known, numbers)
     for event in batch:
         pairing.take(event)
-    _write(conn, pairing, weighing)
+    _write(conn, pairing, numbers, weighing)
     changed = frozenset(viewer for viewer, _ in pairing.moved)
     if changed:
         turns.save(conn, {name: viewers[name] for name in changed})
@@ -283,6 +327,15 @@ def _known(conn: Connection[TupleRow], batch: Sequence[Engagement]) -> dict[Key,
     return {(viewer, video_id): KnownVideo(*known) for viewer, video_id, *known in found}
 
 
+def _numbers(conn: Connection[TupleRow], videos: Collection[str]) -> VideoNumbers:
+    """Return the numbers of the videos that have one. Nobody else gives any meanwhile."""
+    found: dict[str, int] = dict(conn.execute(NUMBERS, (array(videos),), prepare=True).fetchall())
+    if len(found) == len(videos):
+        return VideoNumbers(found, 0)
+    (last,) = conn.execute(LAST_NUMBER).fetchone() or (0,)
+    return VideoNumbers(found, last)
+
+
 def _is_fresh(known: KnownVideo, event: Engagement) -> bool:
     """Return whether the event may change pairs; whoever watches or stays again does not."""
     if event.kind is EngagementKind.WATCHED:
@@ -292,7 +345,9 @@ def _is_fresh(known: KnownVideo, event: Engagement) -> bool:
     return True
 
 
-def _write(conn: Connection[TupleRow], pairing: Pairing, weighing: Weighing) -> None:
+def _write(
+    conn: Connection[TupleRow], pairing: Pairing, known: VideoNumbers, weighing: Weighing
+) -> None:
     if pairing.moved:
         moved = [
             (viewer, video_id, *known.columns())
@@ -301,7 +356,8 @@ def _write(conn: Connection[TupleRow], pairing: Pairing, weighing: Weighing) -> 
         conn.execute(MOVE, columns(moved), prepare=True)
     if pairing.gained:
         gained: dict[str, Any] = {
-            "videos": texts(list(pairing.gained)),
+            "numbers": numbers([known[video] for video in pairing.gained]),
+            "videos": array(pairing.gained),
             "weights": numbers([mass.weight for mass in pairing.gained.values()]),
             "times": numbers([mass.as_of for mass in pairing.gained.values()]),
             "half_life": weighing.half_life_seconds,

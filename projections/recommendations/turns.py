@@ -28,35 +28,40 @@ PART = 20
 
 # Arrays come and go as texts, whose elements need no quotes: that takes a tenth of the time.
 LATEST = b"""
-SELECT viewer, hour, engaged, parts, video_ids::text, watched::text, stayed::text, liked::text,
+SELECT viewer, hour, engaged, parts, videos::text, watched::text, stayed::text, liked::text,
        last_watched_ids::text, last_watched_at::text
 FROM unnest(%s::text[]) AS asked (viewer) JOIN analytics.viewers USING (viewer)
 """
 EARLIER = b"""
-SELECT viewer, part, video_ids::text, watched::text, stayed::text, liked::text
+SELECT viewer, part, videos::text, watched::text, stayed::text, liked::text
 FROM unnest(%s::text[], %s::int[]) AS asked (viewer, part)
 JOIN analytics.earlier_turns USING (viewer, part)
 """
+# ON CONFLICT would lock each row that is there before it is changed, and log the lock.
 SAVE = b"""
-INSERT INTO analytics.viewers (viewer, hour, engaged, parts, video_ids, watched, stayed, liked,
+WITH given AS MATERIALIZED (
+    SELECT unnest(%s::text[]) AS viewer, unnest(%s::timestamptz[]) AS hour,
+           unnest(%s::int[]) AS engaged, unnest(%s::int[]) AS parts,
+           unnest(%s::text[])::int[] AS videos, unnest(%s::text[])::float8[] AS watched,
+           unnest(%s::text[])::float8[] AS stayed, unnest(%s::text[])::float8[] AS liked,
+           unnest(%s::text[])::uuid[] AS last_watched_ids,
+           unnest(%s::text[])::float8[] AS last_watched_at),
+kept AS (
+    UPDATE analytics.viewers AS v
+    SET hour = given.hour, engaged = given.engaged, parts = given.parts, videos = given.videos,
+        watched = given.watched, stayed = given.stayed, liked = given.liked,
+        last_watched_ids = given.last_watched_ids, last_watched_at = given.last_watched_at
+    FROM given WHERE v.viewer = given.viewer
+    RETURNING v.viewer)
+INSERT INTO analytics.viewers (viewer, hour, engaged, parts, videos, watched, stayed, liked,
                                last_watched_ids, last_watched_at)
-SELECT viewer, hour, engaged, parts, video_ids::uuid[], watched::float8[], stayed::float8[],
-       liked::float8[], last_watched_ids::uuid[], last_watched_at::float8[]
-FROM unnest(%s::text[], %s::timestamptz[], %s::int[], %s::int[], %s::text[], %s::text[],
-            %s::text[], %s::text[], %s::text[], %s::text[])
-    AS given (viewer, hour, engaged, parts, video_ids, watched, stayed, liked, last_watched_ids,
-              last_watched_at)
-ON CONFLICT (viewer) DO UPDATE
-SET hour = excluded.hour, engaged = excluded.engaged, parts = excluded.parts,
-    video_ids = excluded.video_ids, watched = excluded.watched, stayed = excluded.stayed,
-    liked = excluded.liked, last_watched_ids = excluded.last_watched_ids,
-    last_watched_at = excluded.last_watched_at
+SELECT * FROM given WHERE viewer NOT IN (SELECT viewer FROM kept)
 """
 SAVE_EARLIER = b"""
-INSERT INTO analytics.earlier_turns (viewer, part, video_ids, watched, stayed, liked)
-SELECT viewer, part, video_ids::uuid[], watched::float8[], stayed::float8[], liked::float8[]
+INSERT INTO analytics.earlier_turns (viewer, part, videos, watched, stayed, liked)
+SELECT viewer, part, videos::int[], watched::float8[], stayed::float8[], liked::float8[]
 FROM unnest(%s::text[], %s::int[], %s::text[], %s::text[], %s::text[], %s::text[])
-    AS given (viewer, part, video_ids, watched, stayed, liked)
+    AS given (viewer, part, videos, watched, stayed, liked)
 ON CONFLICT (viewer, part) DO UPDATE
 SET watched = excluded.watched, stayed = excluded.stayed, liked = excluded.liked
 """
@@ -65,29 +70,48 @@ Times: TypeAlias = "list[float | None]"
 """In seconds since 1970."""
 
 
-PairedVideo: TypeAlias = "tuple[str, float | None, float | None, float | None]"
-"""A video that had its turn, and when it was watched, stayed with and liked, as it was paired."""
+PairedVideo: TypeAlias = "tuple[int, float | None, float | None, float | None]"
+"""A video that had its turn, by number, and when it was watched, stayed with and liked, as it was
+paired."""
 
 
 @dataclass(slots=True)
 class Turns:
-    """Some turns of a viewer, one after another; the first has the number `first`, from 1 on."""
+    """Some turns of a viewer, one after another; the first is the `first`, counted from 1 on.
+
+    `videos` are the numbers of videos.
+    """
 
     first: int
-    video_ids: list[str] = field(default_factory=list)
+    videos: list[int] = field(default_factory=list)
     watched: Times = field(default_factory=list)
     stayed: Times = field(default_factory=list)
     liked: Times = field(default_factory=list)
     changed: bool = False
 
     @classmethod
-    def parsed(cls, first: int, video_ids: str, watched: str, stayed: str, liked: str) -> Turns:
+    def parsed(cls, first: int, videos: str, watched: str, stayed: str, liked: str) -> Turns:
         """Return what the database has, as text."""
-        return cls(first, _ids(video_ids), _times(watched), _times(stayed), _times(liked))
+        found: list[int] = orjson.loads(_json(videos))
+        never: Times = [None] * len(found)
+        return cls(
+            first,
+            found,
+            _times(watched) or [*never],
+            _times(stayed) or [*never],
+            _times(liked) or [*never],
+        )
 
     def texts(self) -> list[str]:
         """Return the columns for the database."""
-        return [_ids_text(self.video_ids), *map(numbers, (self.watched, self.stayed, self.liked))]
+        never = len(self.videos)
+        return [
+            numbers(self.videos),
+            *(
+                numbers(times) if times.count(None) < never else "{}"
+                for times in (self.watched, self.stayed, self.liked)
+            ),
+        ]
 
     def times_of(self, kind: EngagementKind) -> Times:
         """Return when engagements of this kind were paired."""
@@ -96,34 +120,34 @@ class Turns:
         return self.stayed if kind is EngagementKind.STAYED else self.liked
 
     def between(self, low: int, high: int) -> Iterator[PairedVideo]:
-        """Yield those from one number to another, both included, that are among these."""
+        """Yield those from one turn to another, both included, that are among these."""
         part = slice(max(low - self.first, 0), max(high - self.first + 1, 0))
         return zip(
-            self.video_ids[part],
+            self.videos[part],
             self.watched[part],
             self.stayed[part],
             self.liked[part],
             strict=True,
         )
 
-    def append(self, video_id: str) -> int:
-        """Give a video its turn; return the number of that."""
-        self.video_ids.append(video_id)
+    def append(self, video: int) -> int:
+        """Give a video its turn; return which it is."""
+        self.videos.append(video)
         for times in (self.watched, self.stayed, self.liked):
             times.append(None)
-        return self.first + len(self.video_ids) - 1
+        return self.first + len(self.videos) - 1
 
     def split(self) -> Turns:
         """Take away the first part, and return it."""
         part = Turns(
             self.first,
-            self.video_ids[:PART],
+            self.videos[:PART],
             self.watched[:PART],
             self.stayed[:PART],
             self.liked[:PART],
             changed=True,
         )
-        for column in (self.video_ids, self.watched, self.stayed, self.liked):
+        for column in (self.videos, self.watched, self.stayed, self.liked):
             del column[:PART]
         self.first += PART
         return part
@@ -181,7 +205,7 @@ class Viewer:
 
     def ended_parts(self) -> Iterator[tuple[int, Turns]]:
         """Yield the earlier parts to be saved, by number; leave less than two in `latest`."""
-        while len(self.latest.video_ids) >= 2 * PART:
+        while len(self.latest.videos) >= 2 * PART:
             part = self.latest.split()
             self.earlier[(part.first - 1) // PART] = part
         return ((number, each) for number, each in self.earlier.items() if each.changed)

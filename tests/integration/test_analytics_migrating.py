@@ -14,6 +14,8 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg import ClientCursor, Connection
+from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
 
 from engine.installation import UnknownMigration
@@ -50,13 +52,25 @@ VALUES (%s, %s, %s, %s, %s, %s, %s)
 """
 TURNS = (
     """
-SELECT viewer, hour, parts, video_ids, watched, stayed, liked, last_watched_ids, last_watched_at
+SELECT viewer, hour, parts, {ids}, watched, stayed, liked, last_watched_ids, last_watched_at
 FROM analytics.viewers WHERE viewer <> 'busy' ORDER BY viewer
 """,
-    "SELECT * FROM analytics.earlier_turns ORDER BY viewer, part",
+    """
+SELECT viewer, part, {ids}, watched, stayed, liked FROM analytics.earlier_turns
+ORDER BY viewer, part
+""",
 )
+IDS = """
+ARRAY (SELECT video_id FROM unnest(videos) WITH ORDINALITY AS turns (number, turn)
+       JOIN analytics.engagement USING (number) ORDER BY turn)
+"""
 GONE = "INSERT INTO analytics.video_viewers VALUES (lpad('1', 32, '0')::uuid, '2026-01-02', 'ann')"
 TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'analytics'"
+
+
+def turns_of(conn: Connection[TupleRow], ids: str = IDS) -> list[list[TupleRow]]:
+    """The turns of each viewer, and the earlier ones."""
+    return [conn.execute(query.format(ids=ids).encode()).fetchall() for query in TURNS]
 
 
 def migrated(url: str) -> SchemaState:
@@ -160,13 +174,15 @@ def test_the_neighbours_of_a_former_release_become_lists(
     kept = sorted([*pairs, *((other, one, *rest) for one, other, *rest in pairs)])
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.cursor().executemany("INSERT INTO analytics.neighbours VALUES (%s, %s, %s, %s)", kept)
-        conn.execute("INSERT INTO analytics.engagement VALUES (%s, 7, 1e9, 3)", (one,))
+        totals = [(each, 7 - place, 1e9) for place, each in enumerate((one, *others))]
+        conn.cursor().executemany("INSERT INTO analytics.engagement VALUES (%s, %s, %s, 3)", totals)
     monkeypatch.undo()
     migrated(database_url)
     assert rows(database_url, "SELECT * FROM analytics.neighbours ORDER BY 1, 2") == kept
-    lists = "SELECT count(*), sum(cardinality(neighbour_ids)) FROM analytics.neighbour_lists"
+    lists = "SELECT count(*), sum(cardinality(neighbours)) FROM analytics.neighbour_lists"
     assert rows(database_url, lists) == [(4, 6)]
-    assert rows(database_url, "SELECT * FROM analytics.engagement") == [(one, 7, 1e9)]
+    query = "SELECT video_id, weight, as_of FROM analytics.engagement ORDER BY video_id"
+    assert rows(database_url, query) == totals
 
 
 def test_the_turns_of_a_former_release_are_packed(
@@ -191,15 +207,80 @@ def test_the_turns_of_a_former_release_are_packed(
         conn.cursor().executemany(ENGAGED_BEFORE, [*before, unpaired])
         monkeypatch.undo()
         migrate(conn)
-        packed = [conn.execute(query).fetchall() for query in TURNS]
+        packed = turns_of(conn)
         conn.execute(
             "TRUNCATE analytics.engaged, analytics.viewers, analytics.earlier_turns, "
             "analytics.engagement"
         )
         with conn.transaction():
             keep(conn, told, Weighing())
-        assert [conn.execute(query).fetchall() for query in TURNS] == packed
+        assert turns_of(conn) == packed
         assert [len(each) for each in packed] == [4, 3]
+
+
+BEFORE_NUMBERS = """
+INSERT INTO analytics.engagement
+SELECT id, mod(n * 7, 45), 1e9
+FROM unnest(%(ids)s::uuid[]) WITH ORDINALITY AS v (id, n) WHERE n < 45;
+INSERT INTO analytics.engaged (viewer, video_id, watched_at, turn)
+SELECT 'ann', id, to_timestamp(n), n FROM unnest(%(ids)s::uuid[]) WITH ORDINALITY AS v (id, n);
+INSERT INTO analytics.earlier_turns
+SELECT 'ann', 0, array_agg(id ORDER BY n), array_agg(n ORDER BY n), array_agg(NULL::float8),
+       array_agg(nullif(n, 7) ORDER BY n)
+FROM unnest(%(ids)s::uuid[]) WITH ORDINALITY AS v (id, n) WHERE n <= 20;
+INSERT INTO analytics.viewers
+SELECT 'ann', to_timestamp(0), 1, 1, array_agg(id ORDER BY n), array_agg(n ORDER BY n),
+       array_agg(nullif(n, 21) ORDER BY n), array_agg(NULL::float8), array_agg(id ORDER BY n DESC),
+       array_agg(n ORDER BY n DESC)
+FROM unnest(%(ids)s::uuid[]) WITH ORDINALITY AS v (id, n) WHERE n > 20;
+INSERT INTO analytics.neighbour_lists
+VALUES ((%(ids)s::uuid[])[1], (%(ids)s::uuid[])[2:4], '{1,2,3}', '{1e9,2e9,3e9}');
+INSERT INTO analytics.neighbour_deltas
+VALUES ((%(ids)s::uuid[])[1], (%(ids)s::uuid[])[2:3] || gen_random_uuid(), '{4,5,6}',
+        '{4e9,5e9,6e9}'),
+       ((%(ids)s::uuid[])[2], '{}', '{}', '{}')
+"""
+
+
+def test_the_videos_of_a_former_release_are_numbered(
+    database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What names them keeps its order; also a video of which nothing tells how popular it is."""
+    without(copied, "video_numbers")
+    migrated(database_url)
+    random = Random(3)
+    ids = [UUID(int=random.getrandbits(128)) for _ in range(45)]
+    with psycopg.connect(database_url, autocommit=True, cursor_factory=ClientCursor) as conn:
+        conn.execute(BEFORE_NUMBERS, {"ids": ids})
+        before = turns_of(conn, "video_ids")
+        # Times of which there are none are left out.
+        wanted = [
+            [
+                tuple([] if isinstance(value, list) and not any(value) else value for value in row)
+                for row in found
+            ]
+            for found in before
+        ]
+        monkeypatch.undo()
+        migrate(conn)
+        numbers = conn.execute("SELECT video_id FROM analytics.engagement ORDER BY number")
+        ranked = sorted(range(1, 45), key=lambda n: -(n * 7 % 45))
+        assert [video for (video,) in numbers] == [*(ids[n - 1] for n in ranked), ids[44]]
+        assert turns_of(conn) == wanted
+        found = conn.execute("SELECT * FROM analytics.neighbours ORDER BY weight").fetchall()
+        # Nobody has engaged with the sixth.
+        assert found == [
+            (ids[0], ids[1 + place % 3], place + 1, (place + 1) * 1e9) for place in range(5)
+        ]
+        # It goes on from there.
+        new = str(UUID(int=1))
+        with conn.transaction():
+            watched = Engagement("ann", new, EngagementKind.WATCHED, datetime.now(UTC))
+            keep(conn, [watched], Weighing())
+        last = "SELECT number, video_id::text FROM analytics.engagement ORDER BY 1 DESC LIMIT 1"
+        assert conn.execute(last).fetchone() == (46, new)
+        paired = "SELECT neighbour_id FROM analytics.neighbours WHERE video_id = %s"
+        assert {video for (video,) in conn.execute(paired, (new,))} == {*ids[25:]}
 
 
 def test_both_shapes_have_the_same_versions() -> None:

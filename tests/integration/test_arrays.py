@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
 
@@ -36,6 +37,9 @@ def test_texts_keep_every_character(database_url: str, values: list[str | None])
         ("bigint", [-1, 0, 2**63 - 1]),
         ("bytea", [b"", b"\x00\xff"]),
         ("uuid", [uuid4(), None]),
+        ("timestamptz", [datetime.min.replace(tzinfo=UTC), datetime.now(UTC)]),
+        ("timestamptz", [datetime(2026, 3, 1, 12, 30, tzinfo=timezone(timedelta(hours=-5))), None]),
+        ("timestamptz", [None, None]),
     ],
 )
 def test_other_kinds_too(database_url: str, kind: str, values: list[Any]) -> None:

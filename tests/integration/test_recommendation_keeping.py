@@ -189,7 +189,7 @@ def test_what_had_its_turn_long_ago_is_paired_with_what_was_around_it(
     views = [watched("ann", number, long - timedelta(hours=number)) for number in range(90)]
     for begin in range(0, 90, 7):
         take(tables, views[begin : begin + 7], weighing)
-    (row,) = tables.execute("SELECT parts, cardinality(video_ids) FROM analytics.viewers")
+    (row,) = tables.execute("SELECT parts, cardinality(videos) FROM analytics.viewers")
     assert row == (3, 30)
     for number in (0, 45, 89):
         before = neighbours(tables), totals(tables)
@@ -233,7 +233,7 @@ def test_an_hour_that_is_full_is_full_for_what_comes_late_too(tables: Connection
     take(tables, [watched("bot", number) for number in range(8)], weighing)
     late = [watched("bot", 100 + number, timedelta(hours=2)) for number in range(8)]
     take(tables, late, weighing)
-    (row,) = tables.execute("SELECT engaged, cardinality(video_ids) FROM analytics.viewers")
+    (row,) = tables.execute("SELECT engaged, cardinality(videos) FROM analytics.viewers")
     assert row == (16, 10)
     # Also likes that are given and taken back, over and over.
     toggling = [
@@ -246,16 +246,17 @@ def test_an_hour_that_is_full_is_full_for_what_comes_late_too(tables: Connection
 
 
 def assert_bounded(conn: Connection[TupleRow], weighing: Weighing = WEIGHING) -> None:
-    """Lists name nobody twice and are as short as they have to be, and so are deltas."""
+    """Lists are as short as they have to be, and so are deltas."""
     lists = conn.execute(
-        "SELECT l.neighbour_ids, l.weights, l.as_of FROM analytics.neighbour_lists AS l "
-        "JOIN analytics.neighbour_deltas USING (video_id)"
+        "SELECT l.neighbours, l.weights, l.as_of FROM analytics.neighbour_lists AS l "
+        "JOIN analytics.neighbour_deltas USING (number)"
     ).fetchall()
     (all_lists,) = conn.execute("SELECT count(*) FROM analytics.neighbour_lists").fetchone() or (0,)
     assert len(lists) == all_lists
     for ids, weights, times in lists:
-        assert len(ids) == len(set(ids)) == len(weights) == len(times) <= 2 * weighing.neighbours
-    deltas = conn.execute("SELECT neighbour_ids, weights, as_of FROM analytics.neighbour_deltas")
+        assert len(ids) == len(weights) == len(times) <= 2 * weighing.neighbours
+        assert all(weight > 0 for weight in weights)
+    deltas = conn.execute("SELECT neighbours, weights, as_of FROM analytics.neighbour_deltas")
     for ids, weights, times in deltas:
         assert len(ids) == len(weights) == len(times) < weighing.neighbours
         assert all(weight > 0 for weight in weights)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from random import Random
+from typing import TypeVar
 
 import pytest
 
-from projections.recommendations.co_occurrence import Engagement, Pairing
+from projections.recommendations.co_occurrence import Engagement, Pairing, VideoNumbers
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.neighbours import Mass
 from projections.recommendations.turns import Viewer
+
+K = TypeVar("K")
 
 NOW = datetime(2026, 3, 14, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -52,6 +55,10 @@ def faded(mass: Mass) -> float:
     return float(mass.weight * 2 ** ((mass.as_of - NOW.timestamp()) / WEIGHING.half_life_seconds))
 
 
+def left(masses: Mapping[K, Mass]) -> dict[K, float]:
+    return {key: faded(mass) for key, mass in masses.items() if abs(faded(mass)) > 1e-9}
+
+
 def weight_now(at: datetime, weight: float) -> float:
     return faded(Mass(weight, at.timestamp()))
 
@@ -60,20 +67,20 @@ def weight_now(at: datetime, weight: float) -> float:
 def test_what_is_taken_back_might_never_have_been(seed: int) -> None:
     random = Random(seed)
     streams, standing = streams_of(random)
-    pairing = Pairing(WEIGHING, defaultdict(Viewer), {})
+    numbers = VideoNumbers({}, 0)
+    pairing = Pairing(WEIGHING, defaultdict(Viewer), {}, numbers)
     events = between_each_other(random, streams)
     # All of it a second time changes nothing.
     for event in (*events, *events):
         pairing.take(event)
-    pairs: defaultdict[tuple[str, str], float] = defaultdict(float)
+    pairs: defaultdict[tuple[int, int], float] = defaultdict(float)
     gained: defaultdict[str, float] = defaultdict(float)
     for event in standing:
         gained[event.video_id] += weight_now(event.at, WEIGHING.of(event.kind))
     for one, other in combinations(standing, 2):
         if one.viewer == other.viewer and one.video_id != other.video_id:
-            pair = (min(one.video_id, other.video_id), max(one.video_id, other.video_id))
+            lesser, greater = sorted((numbers[one.video_id], numbers[other.video_id]))
             weight = WEIGHING.of(one.kind) * WEIGHING.of(other.kind)
-            pairs[pair] += weight_now(max(one.at, other.at), weight)
-    for found, wanted in ((pairing.pairs, pairs), (pairing.gained, gained)):
-        left = {key: faded(mass) for key, mass in found.items() if abs(faded(mass)) > 1e-9}
-        assert left == pytest.approx(dict(wanted))
+            pairs[lesser, greater] += weight_now(max(one.at, other.at), weight)
+    assert left(pairing.pairs) == pytest.approx(dict(pairs))
+    assert left(pairing.gained) == pytest.approx(dict(gained))
