@@ -201,7 +201,8 @@ async def _opened(settings: Settings) -> AsyncIterator[PersonalData]:
 def _objects(settings: Settings, stack: AsyncExitStack) -> ObjectStore | None:
     """Return the store, to look into it; None where its folder is on another machine."""
     from infra.objects.folder import FolderStore
-    from infra.objects.s3 import S3Store, now
+    from infra.objects.port import now
+    from infra.objects.s3 import S3Store
 
     if settings.objects.bucket is not None:
         store = S3Store(settings.objects)

@@ -259,8 +259,8 @@ def _write(out: IO[bytes], between: bytes, batches: Iterable[list[Row]]) -> int:
     return count
 
 
-def _text(value: bytes) -> str:
-    return value.decode(errors="backslashreplace")
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode(errors="backslashreplace")
 
 
 async def document(data: PersonalData, subject: str) -> AsyncIterator[bytes]:

@@ -8,6 +8,7 @@ then stays, and fades by its half-life; it names nobody.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import LiteralString
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
@@ -19,6 +20,11 @@ from projections.recommendations.recommender import ENGAGED_PREFIX, PREFIX
 TERM = "ENGAGEMENT_RETENTION_DAYS"
 KEPT = "so many days after the viewer's last engagement"
 CACHED = "RECOMMENDATIONS_CACHE_TTL_SECONDS"
+TURNS: LiteralString = """viewer, watched, stayed, liked, ARRAY (
+    SELECT named.video_id FROM unnest(t.videos) WITH ORDINALITY AS turns (number, turn)
+    JOIN analytics.engagement AS named USING (number) ORDER BY turn) AS video_ids
+"""
+LAST_TURNS: LiteralString = f"{TURNS}, last_watched_ids, last_watched_at"
 PERSONAL = (
     *(
         PersonalTable(
@@ -28,12 +34,13 @@ PERSONAL = (
             setting=TERM,
             table=f"analytics.{table}",
             columns=("viewer",),
+            shown=shown,
             analytics=True,
         )
-        for table, holds in (
-            ("engaged", "which videos somebody watched, stayed with, liked, and when"),
-            ("viewers", "the videos that somebody engaged with last"),
-            ("earlier_turns", "the videos that somebody engaged with before"),
+        for table, shown, holds in (
+            ("engaged", "*", "which videos somebody watched, stayed with, liked, and when"),
+            ("viewers", LAST_TURNS, "the videos that somebody engaged with last"),
+            ("earlier_turns", TURNS, "the videos that somebody engaged with before"),
         )
     ),
     PersonalTable(
