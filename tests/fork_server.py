@@ -41,7 +41,10 @@ class ForkedProcess:
         stdin: Path = Path(os.devnull),
         start_new_session: bool = False,
     ) -> None:
-        """The streams are files, to be written on at their ends, or a terminal, or a FIFO."""
+        """`module` may be "-c", and the first argument a program then.
+
+        The streams are files, to be written on at their ends, or a terminal, or a FIFO.
+        """
         target, streams = (_run_alone if start_new_session else _run), (stdin, stdout, stderr)
         self._process = fork_server().Process(
             target=target, args=(module, arguments, cwd, dict(env), streams)
@@ -97,9 +100,13 @@ def _run(
     os.environ.update(env)
     time.tzset()
     _redirect(streams)
-    sys.argv = [module, *arguments]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module == "-c":
+            program, *sys.argv[1:] = arguments
+            exec(program, {"__name__": "__main__"})
+        else:
+            sys.argv = [module, *arguments]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         # What ends an interpreter; multiprocessing leaves it out.
         end_threads: Any = vars(threading)["_shutdown"]
