@@ -49,6 +49,8 @@ from workers import consumers as ledger
 
 SECRET = "a secret of the tests, long enough for HS256"
 COUNTER_TTL = 600
+# However busy the machine is.
+PATIENCE_MS = "20000"
 UNSETTLED = timedelta(seconds=0.2)
 T = TypeVar("T")
 
@@ -69,8 +71,8 @@ class Site:
         self.writer = Writer(database_url)
         ttl = timedelta(hours=1)
         self.objects = FolderStore(folder, SECRET.encode(), ttl, lambda: datetime.now(UTC))
-        with psycopg.connect(database_url, autocommit=True) as conn:
-            migrate(conn)
+        self._conn = psycopg.connect(database_url, autocommit=True)
+        migrate(self._conn)
         # Whether consumers are pretended to have taken in what was written.
         self.counting = True
         self._loop = asyncio.Runner()
@@ -125,6 +127,7 @@ class Site:
         self.run(self.analytics_pool.close())
         self.run(self.queries.pool.close())
         self._loop.close()
+        self._conn.close()
         self.writer.close()
 
     def get(
@@ -144,6 +147,7 @@ class Site:
             if self.counting:
                 self.take_in(self.writer.head)
             sent.setdefault("Backlot-Min-Position", encode_position(self.writer.head))
+            sent.setdefault("Backlot-Timeout-Ms", PATIENCE_MS)
         if user is not None:
             token = mint_token(SECRET, user, ["admin"] if admin else roles)
             sent["Authorization"] = f"Bearer {token}"
@@ -152,13 +156,11 @@ class Site:
     def take_in(self, position: int, telemetry: int = 0) -> None:
         """Say of every consumer of the analytics that it has come so far."""
         places = {("events", 0): position, ("telemetry", 0): telemetry}
-        with psycopg.connect(self.database_url, autocommit=True) as conn:
-            for name in (COUNTS_CONSUMER, VIDEOS_CONSUMER, ENGAGED_CONSUMER):
-                ledger.settle(conn, name, (), (), places)
+        for name in (COUNTS_CONSUMER, VIDEOS_CONSUMER, ENGAGED_CONSUMER):
+            ledger.settle(self._conn, name, (), (), places)
 
     def view(self, video: Upload, times: int) -> None:
-        with psycopg.connect(self.database_url, autocommit=True) as conn:
-            conn.execute("INSERT INTO backlot_views VALUES (%s, %s)", (video.id, times))
+        self._conn.execute("INSERT INTO backlot_views VALUES (%s, %s)", (video.id, times))
 
 
 def make_app(queries: Queries) -> FastAPI:
@@ -169,8 +171,10 @@ def make_app(queries: Queries) -> FastAPI:
         translate=OF_QUERIES,
     )
     app.state.queries = queries
-    for router in (router for feature in FEATURES for router in feature.queries):
-        app.include_router(router)
+    # As `backlot.http` does it.
+    app.router.routes.extend(
+        route for feature in FEATURES for router in feature.queries for route in router.routes
+    )
     return app
 
 
