@@ -23,6 +23,7 @@ from engine.installation import make_tables
 from infra.postgres.embedded import EmbeddedPostgres
 
 T = TypeVar("T")
+PLACES = {"max_connections": "300"}
 
 
 class Scale(StrEnum):
@@ -93,10 +94,13 @@ class Bench:
 
 @contextmanager
 def open_bench(scale: Scale) -> Iterator[Bench]:
-    """A bench on a server of its own, as it is shipped: durable, with its default settings."""
+    """A bench on a server of its own, as it is shipped: durable, with its default settings.
+
+    Only its connections are more: several programs use it at once, where elsewhere one does.
+    """
     with TemporaryDirectory(prefix="backlot-bench-") as name:
         folder = Path(name)
-        with EmbeddedPostgres(folder / "postgres") as server:
+        with EmbeddedPostgres(folder / "postgres", settings=PLACES) as server:
             yield Bench(server, folder, scale)
 
 
