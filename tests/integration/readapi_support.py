@@ -50,8 +50,6 @@ from workers import consumers as ledger
 
 SECRET = "a secret of the tests, long enough for HS256"
 COUNTER_TTL = 600
-# However busy the machine is.
-PATIENCE_MS = "20000"
 UNSETTLED = timedelta(seconds=0.2)
 T = TypeVar("T")
 
@@ -148,7 +146,6 @@ class Site:
             if self.counting:
                 self.take_in(self.writer.head)
             sent.setdefault("Backlot-Min-Position", encode_position(self.writer.head))
-            sent.setdefault("Backlot-Timeout-Ms", PATIENCE_MS)
         if user is not None:
             token = mint_token(SECRET, user, ["admin"] if admin else roles)
             sent["Authorization"] = f"Bearer {token}"
