@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Within a tier the order stays random.
     """
     items.sort(key=lambda item: TIERS.index(item.path.relative_to(PROJECT / "tests").parts[0]))
+
+
+def pytest_collection_finish() -> None:
+    """Look no more for garbage in what stays to the end: all modules, and thousands of items."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
