@@ -11,6 +11,7 @@ import redis
 import redis.asyncio
 
 from benchmarks.bench import Bench
+from benchmarks.delays import Delays, pace, percentiles
 from benchmarks.like import (
     LIMITED,
     LIMITS,
@@ -22,7 +23,6 @@ from benchmarks.like import (
     crud,
     side,
 )
-from benchmarks.pacing import Delays, pace, percentiles
 from benchmarks.redis_server import redis_server
 from benchmarks.results import Comparison, Side
 from infra.http.auth import mint_token

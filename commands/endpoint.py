@@ -1,17 +1,17 @@
-"""From an HTTP request to a command and back: actor, correlation, idempotency, position."""
+"""From an HTTP request to a command and back: actor, quotas, correlation, idempotency, position."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar, cast
 from uuid import UUID, uuid4, uuid5
 
 from fastapi import Depends, Request, Response
 
-from commands.rate_limits import Quotas
 from domain.errors import DomainError
 from domain.model import Origin
 from domain.moderation import NO_WORDS, WatchedWords
@@ -21,19 +21,83 @@ from engine.event_store import StoredAnswer
 from engine.reservations import Reservations
 from engine.telemetry import Telemetry
 from engine.viewers import ViewerKeys
-from infra.http.app import request_id_of, wire
-from infra.http.auth import Identity
-from infra.http.callers import client_address, header, maybe_identity, require_identity
+from infra.http.app import wire
+from infra.http.auth import Identity, maybe_identity, require_identity
 from infra.http.problems import Problem
+from infra.http.requests import client_address, header, request_id_of
 from infra.http.shapes import Wire, encode_position
 from infra.objects.port import ObjectStore
+from infra.rate_limits import BucketAnswer, Buckets, Limit, LimitReached
 from infra.redlock import Redlock
+from infra.settings.features import QuotaSettings
 
 W = TypeVar("W", bound=Wire)
 R = TypeVar("R")
 
 MAX_KEY_LENGTH = 255
 NAMESPACE = UUID("6f2a1e5c-5d0b-4c0e-9b38-0e6d0a3f7c11")
+MINUTE_SECONDS = 60.0
+MOST_REMEMBERED = 50_000
+
+
+class Recent:
+    """Ids that were seen within the last minute or two; bounded, and for one event loop."""
+
+    def __init__(self, clock: Callable[[], float], most: int = MOST_REMEMBERED) -> None:
+        self._clock = clock
+        self._most = most
+        self._now: set[int] = set()
+        self._before: set[int] = set()
+        self._until = 0.0
+
+    def __contains__(self, item: UUID) -> bool:
+        now = self._clock()
+        if now >= self._until or len(self._now) >= self._most:
+            self._before, self._now = self._now, set()
+            self._until = now + MINUTE_SECONDS
+        # Numbers: the hash of a UUID is computed in Python.
+        return item.int in self._now or item.int in self._before
+
+    def add(self, item: UUID) -> None:
+        self._now.add(item.int)
+
+
+class Quotas:
+    """What one user may do per minute, whatever the rate of requests.
+
+    A video that was liked and liked again counts once in a minute.
+    """
+
+    def __init__(
+        self,
+        buckets: Buckets,
+        settings: QuotaSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        comments, liked = settings.comments_per_minute, settings.liked_videos_per_minute
+        self._buckets = buckets
+        self._comments = Limit("comments", comments, comments)
+        self._liked = Limit("liked-videos", liked, liked)
+        self._recent = Recent(clock)
+
+    async def comment(self, user_id: str) -> None:
+        """Count a comment; raise LimitReached for one too many."""
+        self._admit(await self._buckets.take(f"comments:u:{user_id}", self._comments))
+
+    async def like(self, user_id: str, likes_id: UUID) -> None:
+        """Count the like of a viewer and a video, by its stream; raise LimitReached."""
+        if likes_id in self._recent:
+            return
+        key, limit = f"liked:u:{user_id}", self._liked
+        verdict = self._buckets.take_at_once(key, limit) or await self._buckets.take(key, limit)
+        self._admit(verdict)
+        self._recent.add(likes_id)
+
+    def _admit(self, verdict: BucketAnswer) -> None:
+        if verdict.wait:
+            verdict.record()
+            raise LimitReached(verdict)
 
 
 @dataclass(frozen=True)
@@ -42,8 +106,8 @@ class Services:
 
     `projections` are the names of the read models. `ending` has the uploads that a request of this
     process is about to complete or abort. Without `viewers` only users may watch; without `quotas`
-    and `reservations` users may do as much as they like. Comments
-    with `watched_words` wait for approval.
+    and `reservations` users may do as much as they like. Comments with `watched_words` wait for
+    approval.
     """
 
     bus: CommandBus

@@ -18,6 +18,7 @@ MODULES = (
     "backlot.projections.replay",
     "backlot.up",
     "backlot.upload.run",
+    "boto3",
     "fakeredis.aioredis",
     "openai",
     "tests.integration.replay_support",
