@@ -100,7 +100,18 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def short_dir() -> Iterator[Path]:
-    """A folder with a short path that other users can pass, for sockets and servers."""
+    """A folder with a short path that other users can pass, for sockets and servers.
+
+    It lies in memory where that has room: what is put there has to be removed by who needs it no
+    more.
+    """
+    with _short_dir(_memory()) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def disk_dir() -> Iterator[Path]:
+    """The same on a disk, for tests of what outlives a crash."""
     with _short_dir() as folder:
         yield folder
 

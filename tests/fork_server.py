@@ -23,12 +23,7 @@ from signal import SIGKILL, SIGTERM, Signals
 from typing import Any
 from unittest.mock import patch
 
-from backlot.doctor import examine
-from backlot.up import run_up
 from tests.support import PROJECT
-
-# What these bring with them is there before the fork.
-IMPORTED = (examine, run_up)
 
 
 class ForkedProcess:
@@ -43,12 +38,16 @@ class ForkedProcess:
         env: Mapping[str, str],
         stdout: Path,
         stderr: Path,
+        stdin: Path = Path(os.devnull),
+        start_new_session: bool = False,
     ) -> None:
-        """The files are written anew; standard input is empty."""
-        for path in (stdout, stderr):
-            path.write_bytes(b"")
-        self._process = _server().Process(
-            target=_run, args=(module, arguments, cwd, dict(env), stdout, stderr)
+        """`module` may be "-c", and the first argument a program then.
+
+        The streams are files, to be written on at their ends, or a terminal, or a FIFO.
+        """
+        target, streams = (_run_alone if start_new_session else _run), (stdin, stdout, stderr)
+        self._process = fork_server().Process(
+            target=target, args=(module, arguments, cwd, dict(env), streams)
         )
         self._process.start()
         assert self._process.pid is not None
@@ -78,26 +77,36 @@ class ForkedProcess:
 
 
 @cache
-def _server() -> ForkServerContext:
+def fork_server() -> ForkServerContext:
+    """The context of multiprocessing whose processes have imported the program."""
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "tests.preloaded"])
     with patch.dict(os.environ, PYTHONPATH=str(PROJECT)):
         forkserver.ensure_running()
     return context
 
 
+def _run_alone(*args: Any) -> None:
+    os.setsid()
+    _run(*args)
+
+
 def _run(
-    module: str, arguments: Sequence[str], cwd: Path, env: dict[str, str], out: Path, err: Path
+    module: str, arguments: Sequence[str], cwd: Path, env: dict[str, str], streams: Sequence[Path]
 ) -> None:
     """Become what a new interpreter would be, and run the module."""
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
-    _redirect(out, err)
-    sys.argv = [module, *arguments]
+    _redirect(streams)
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module == "-c":
+            program, *sys.argv[1:] = arguments
+            exec(program, {"__name__": "__main__"})
+        else:
+            sys.argv = [module, *arguments]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         # What ends an interpreter; multiprocessing leaves it out.
         end_threads: Any = vars(threading)["_shutdown"]
@@ -105,10 +114,11 @@ def _run(
         atexit._run_exitfuncs()
 
 
-def _redirect(out: Path, err: Path) -> None:
+def _redirect(streams: Sequence[Path]) -> None:
     """Open the standard streams anew, with the buffers that those of an interpreter have."""
-    for number, path in enumerate((Path(os.devnull), out, err)):
-        opened = os.open(path, os.O_RDWR | os.O_APPEND)
+    for number, path in enumerate(streams):
+        way = os.O_RDWR | os.O_APPEND | os.O_CREAT if number else os.O_RDONLY
+        opened = os.open(path, way, 0o600)
         os.dup2(opened, number)
         os.close(opened)
     sys.stdin = os.fdopen(0, closefd=False)

@@ -59,7 +59,7 @@ def _pauses(seconds: float) -> Iterator[float]:
     while True:
         assert time.monotonic() < deadline, "The condition did not come true in time."
         yield pause
-        pause = min(1.2 * pause, 0.03)
+        pause = min(1.2 * pause, 0.1)
 
 
 def in_ci() -> bool:

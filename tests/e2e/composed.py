@@ -23,14 +23,14 @@ from infra.http.auth import mint_token
 from infra.settings import Role
 from tests.composition import PROJECT, Composition, Service, read_composition, seconds
 from tests.e2e import plain
-from tests.e2e.program import OWN_VARIABLES, NotStarted
+from tests.e2e.program import OWN_VARIABLES, NotStarted, Process
+from tests.fork_server import ForkedProcess
 from tests.integration.s3_server import s3_server
 from tests.nginx import Proxy, running_nginx
-from tests.support import eventually, requires, unused_port
+from tests.support import DEADLINE_SECONDS, eventually, requires, unused_port
 from tests.two_users import TwoUsers, two_users
 
 START_SECONDS = 180.0
-PROGRAMS = {name: [sys.executable, "-m", name] for name in ("backlot", "dramatiq")}
 
 
 @dataclass
@@ -42,7 +42,7 @@ class RoleProcess:
     variables: Mapping[str, str]
     port: int = field(default_factory=unused_port)
     admin_port: int = field(default_factory=unused_port)
-    _process: subprocess.Popen[bytes] | None = None
+    _process: Process | None = None
 
     @property
     def address(self) -> str:
@@ -58,7 +58,7 @@ class RoleProcess:
         return (self.home / "log").read_text(errors="replace")
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> Process:
         assert self._process is not None, "not started"
         return self._process
 
@@ -66,14 +66,26 @@ class RoleProcess:
         """Run the command of the service; a group of processes, as a container is."""
         program, *arguments = self.service.words
         self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*PROGRAMS[program], *arguments],
+        log, environment = self.home / "log", self._environment()
+        if program == "backlot":
+            self._process = ForkedProcess(
+                program,
+                arguments,
                 cwd=self.home,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
+                env=environment,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
+            )
+            return
+        with log.open("ab") as written:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", program, *arguments],
+                cwd=self.home,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=written,
+                stderr=written,
                 start_new_session=True,
             )
 
@@ -113,15 +125,22 @@ class RoleProcess:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Another command of the program there, as `docker compose exec` runs it."""
-        return subprocess.run(
-            [*PROGRAMS["backlot"], *arguments],
-            check=False,
+        out, err = self.home / "run-out", self.home / "run-err"
+        for path in (out, err):
+            path.write_bytes(b"")
+        process = ForkedProcess(
+            "backlot",
+            arguments,
             cwd=self.home,
             env=self._environment(),
-            capture_output=True,
-            text=True,
-            timeout=360,
+            stdout=out,
+            stderr=err,
         )
+        try:
+            code = process.wait(2 * DEADLINE_SECONDS)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
     def kill(self) -> None:
         """End all its processes at once, without a warning."""
@@ -138,6 +157,7 @@ class RoleProcess:
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
             self._process.wait()
 
 

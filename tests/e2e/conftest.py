@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -16,6 +17,15 @@ from tests.support import unused_port
 # So that even a short film has several parts.
 SMALL_PARTS = {"PART_SIZE_BYTES": str(16 * 1024), "MAX_UPLOAD_BYTES": str(10_000 * 16 * 1024)}
 _numbers = count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_first_start(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One cluster with all tables is made for all programs of a run; each gets a copy."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    Program.template = shared / "first-start"
 
 
 @pytest.fixture(scope="module")

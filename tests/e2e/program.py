@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,16 +14,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import httpx
 import psutil
 
-from infra.data_folder import FORMAT, FORMAT_FILE, cluster_path, secret_path
+from backlot.app import prepare_database
+from infra.data_folder import LOCK_FILE, DataFolder, cluster_path, secret_path
 from infra.http.auth import mint_token
-from infra.postgres.cluster import create, make_reachable, run_as
-from infra.postgres.embedded import running_url
-from infra.settings import Settings
+from infra.postgres.embedded import EmbeddedPostgres, running_url
+from infra.settings import Settings, load_settings
 from tests.e2e import plain
 from tests.fork_server import ForkedProcess
 from tests.support import DEADLINE_SECONDS, PROJECT
@@ -37,6 +39,10 @@ class NotStarted(Exception):
 @dataclass
 class Program:
     """`backlot up` on `home/data`; `home` also keeps what the program prints."""
+
+    # A data folder to begin with, for all processes of a run; without one each program makes its
+    # own, as everybody's does.
+    template: ClassVar[Path | None] = None
 
     home: Path
     port: int
@@ -95,6 +101,8 @@ class Program:
         """A process of this release, or of another one whose source the variables name."""
         environment = {**self.environment(), **variables}
         out, err = (self.home / name for name in files)
+        for path in (out, err):
+            path.write_bytes(b"")
         if environment["PYTHONPATH"] == str(PROJECT):
             return ForkedProcess(
                 module, arguments, cwd=self.home, env=environment, stdout=out, stderr=err
@@ -112,12 +120,11 @@ class Program:
     def start(self) -> Self:
         """Launch, and return once it says that it is ready.
 
-        A new folder gets a copy of an empty cluster, which is what a launch would make there.
+        A new folder gets a copy of a cluster without events, as a launch would make it there.
         """
-        if not self.data.exists() and not {"DATABASE_URL", "BACKLOT_DATA_DIR"} & set(
-            self.variables
-        ):
-            copy_cluster(self.home.parent / "empty", self.data)
+        elsewhere = {"DATABASE_URL", "BACKLOT_DATA_DIR"} & set(self.variables)
+        if self.template is not None and not elsewhere and not self.data.exists():
+            copy_data(self.template, self.data)
         self.launch()
         deadline = time.monotonic() + DEADLINE_SECONDS
         while f"ready: {self.url}\n" not in self.said:
@@ -179,7 +186,7 @@ class Program:
         return self.wait()
 
     def clean_up(self) -> None:
-        """Leave no process behind, whatever a test did."""
+        """Leave no process and no file behind, whatever a test did."""
         self._open.close()
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
@@ -189,6 +196,7 @@ class Program:
                 self.kill()
         for process in self.servers():
             process.kill()
+        shutil.rmtree(self.home, ignore_errors=True)
 
     def servers(self) -> list[psutil.Process]:
         """Every PostgreSQL process that works in the data folder."""
@@ -202,13 +210,26 @@ class Program:
         return found
 
 
-def copy_cluster(template: Path, folder: Path) -> None:
-    """Make a data folder with an empty cluster; the template is made first when it is not there."""
-    if not template.exists():
-        template.mkdir(parents=True)
-        (template / FORMAT_FILE).write_text(f"{FORMAT}\n")
-        cluster = cluster_path(template)
-        make_reachable(cluster)
-        create(cluster, run_as(cluster))
+def copy_data(template: Path, folder: Path) -> None:
+    """Make a data folder whose cluster has all tables; who comes first makes the template."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["cp", "-a", template, folder], check=True)
+    with template.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if template.exists():
+            _copy(template, folder)
+        else:
+            _make_data(folder)
+            draft = template.with_suffix(".draft")
+            _copy(folder, draft)
+            draft.rename(template)
+
+
+def _make_data(folder: Path) -> None:
+    fast = {"fsync": "off"}
+    with DataFolder(folder) as data, EmbeddedPostgres(data.postgres, settings=fast) as server:
+        prepare_database(load_settings({}), server.url)
+    (folder / LOCK_FILE).unlink()
+
+
+def _copy(folder: Path, to: Path) -> None:
+    subprocess.run(["cp", "-a", folder, to], check=True)

@@ -41,8 +41,8 @@ class Likes(Former):
 def next_release(folder: Path, *, carries: bool) -> Path:
     """Where its source is; `carries`: it can still feed the copy that this release has made."""
     for package in PACKAGES:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(PROJECT / package, folder / package, ignore=ignored)
+        # With what was compiled: Python compiles again what has changed.
+        shutil.copytree(PROJECT / package, folder / package)
     changed = folder / CHANGED.relative_to(PROJECT)
     changed.write_text(
         changed.read_text() + NEXT_LIKES.format(former="(Former,)" if carries else "()")
@@ -53,9 +53,11 @@ def next_release(folder: Path, *, carries: bool) -> Path:
 def copy_of_source(folder: Path) -> Path:
     """Copy the whole source, without what tools and programs leave beside it."""
 
-    def left_out(_: str, names: Iterable[str]) -> set[str]:
+    def left_out(of: str, names: Iterable[str]) -> set[str]:
         hidden = {name for name in names if name.startswith(".") and name != ".env.example"}
-        return hidden | {"__pycache__"}
+        # What was compiled of the program stays: Python compiles again what has changed.
+        of_tests = (PROJECT / "tests") in (Path(of), *Path(of).parents)
+        return hidden | {"__pycache__"} if of_tests else hidden
 
     shutil.copytree(PROJECT, folder, ignore=left_out)
     return folder

@@ -168,9 +168,9 @@ def test_every_command_does_what_its_page_says(
 
 
 @pytest.fixture
-def clone(site: Program) -> Path:
+def clone(tmp_path: Path) -> Path:
     """A folder with what a reader of README.md has in a clone after `make up`."""
-    made = site.home / "clone"
+    made = tmp_path / "clone"
     bin_folder, demo = made / ".venv" / "bin", made / "backlot" / "demo"
     for folder in (bin_folder, demo):
         folder.mkdir(parents=True)

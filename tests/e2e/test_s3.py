@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -103,12 +102,12 @@ def test_the_doctor_asks_the_bucket(program: Program, s3: S3Server) -> None:
 
 
 def test_with_s3_away_only_uploads_wait(make_program: Callable[..., Program]) -> None:
-    with ExitStack() as stack:
-        s3 = stack.enter_context(s3_server())
+    with s3_server() as s3:
         program = make_program(**s3.settings()).start()
         owner = program.client("owner")
         video = upload(owner, b"short")
-        stack.close()
+        s3.process.kill()
+        s3.process.wait()
         refused = problem(owner.post("/uploads", json=UPLOAD), 503, "object-store-unavailable")
         assert s3.url.removeprefix("http://") not in str(refused)
         assert read(owner.post(f"/videos/{video}/like"))["hasLiked"]

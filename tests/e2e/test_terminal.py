@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pty
 import re
-import subprocess
-import sys
 import termios
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.e2e.program import Program
+from tests.e2e.test_commands import everything_on
 from tests.e2e.videos import read, upload
+from tests.fork_server import ForkedProcess
+from tests.support import DEADLINE_SECONDS
 
 STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -23,37 +25,28 @@ def on_terminal(program: Program, columns: int, *words: str, typed: str = "") ->
     """The exit code of a command on a terminal, and what stands there at the end."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, columns))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "backlot", *words],
+    terminal = Path(os.ttyname(theirs))
+    environment = {**program.environment(), "TERM": "xterm"}
+    process = ForkedProcess(
+        "backlot",
+        words,
         cwd=program.home,
-        env={**without_columns(program), "TERM": "xterm"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        env=environment,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
     )
-    os.close(theirs)
     os.write(ours, typed.encode())
-    shown = b""
-    # Linux tells the end of a terminal as an error.
-    with os.fdopen(ours, "rb", buffering=0) as screen, contextlib.suppress(OSError):
-        while chunk := screen.read(65_536):
-            shown += chunk
-    return process.wait(60), STYLE.sub("", shown.decode()).replace("\r", "")
-
-
-def without_columns(program: Program) -> dict[str, str]:
-    return {name: text for name, text in program.environment().items() if name != "COLUMNS"}
+    with ThreadPoolExecutor(1) as pool:
+        shown = pool.submit(everything_on, ours)
+        code = process.wait(DEADLINE_SECONDS)
+        os.close(theirs)
+        return code, STYLE.sub("", shown.result()).replace("\r", "")
 
 
 def piped(program: Program, *words: str) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-m", "backlot", *words],
-        check=True,
-        cwd=program.home,
-        env=without_columns(program),
-        capture_output=True,
-        text=True,
-    )
+    ended = program.run(*words)
+    assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
 

@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -23,15 +24,14 @@ from tests.e2e.gate import Gate, gate_to
 from tests.e2e.program import Program
 from tests.e2e.test_commands import everything_on
 from tests.e2e.videos import read
+from tests.fork_server import ForkedProcess
 from tests.integration.s3_server import s3_server
-from tests.support import eventually, unused_port
+from tests.support import DEADLINE_SECONDS, eventually, unused_port
 
 SIZE = 30_000_000
 PART_BYTES = 256 * 1024
 PARTS = list(range(1, 116))
 MIDDLE = 40
-
-Started = subprocess.Popen[str]
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +67,19 @@ def film(tmp_path: Path, content: bytes) -> Path:
     return path
 
 
+class Started(NamedTuple):
+    """A run of the client, and the files that it writes to."""
+
+    process: ForkedProcess
+    out: Path
+    err: Path
+
+    def end(self) -> tuple[int, str, str]:
+        """Its exit code and output, once it has ended."""
+        code = self.process.wait(DEADLINE_SECONDS)
+        return code, self.out.read_text(), self.err.read_text()
+
+
 class Client:
     """Runs the client through the gate, with a memory of its own."""
 
@@ -74,32 +87,27 @@ class Client:
         self.program, self.gate, self.film = program, gate, film
         self.state = film.parent / "state"
 
-    def command(self, *options: str) -> list[str]:
-        words = [sys.executable, "-m", "backlot", "upload", str(self.film), "--url", self.gate.url]
-        return [*words, "--user", "alice", *options]
-
-    def environment(self) -> dict[str, str]:
-        return {**self.program.environment(), "XDG_STATE_HOME": str(self.state)}
-
     def start(self, *options: str) -> Started:
-        return subprocess.Popen(
-            self.command("--json", *options),
-            cwd=self.film.parent,
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        folder = self.film.parent
+        out, err = folder / "out", folder / "err"
+        for path in (out, err):
+            path.write_bytes(b"")
+        words = ["upload", str(self.film), "--url", self.gate.url, "--user", "alice", "--json"]
+        environment = {**self.program.environment(), "XDG_STATE_HOME": str(self.state)}
+        process = ForkedProcess(
+            "backlot", [*words, *options], cwd=folder, env=environment, stdout=out, stderr=err
         )
+        return Started(process, out, err)
 
     def stopped_in_the_middle(self, sign: signal.Signals) -> tuple[int, str, str]:
         """Exit code and output of a run that got a signal after so many parts."""
         self.gate.hold_after(MIDDLE)
         started = self.start()
         self.gate.wait_until_full()
-        started.send_signal(sign)
-        out, err = started.communicate(timeout=180)
+        started.process.send_signal(sign)
+        ended = started.end()
         self.gate.drop()
-        return started.returncode, out, err
+        return ended
 
     def memories(self) -> list[Path]:
         folder = self.state / "backlot" / "uploads"
@@ -113,8 +121,8 @@ def client(program: Program, gate: Gate, film: Path) -> Client:
 
 def finish(started: Started) -> dict[str, object]:
     """What a successful run says in the end."""
-    out, err = started.communicate(timeout=120)
-    assert started.returncode == 0, err
+    code, out, err = started.end()
+    assert code == 0, err
     found = json.loads(out)
     assert isinstance(found, dict)
     return found
@@ -198,8 +206,8 @@ def test_a_file_that_changes_is_told_and_the_upload_given_up(client: Client) -> 
     with client.film.open("r+b") as file:
         file.write(b"other")
     client.gate.open()
-    out, err = started.communicate(timeout=180)
-    assert (started.returncode, out) == (4, "")
+    code, out, err = started.end()
+    assert (code, out) == (4, "")
     changed = f"{client.film} changed while it was uploaded: upload it again once it is whole"
     assert err.splitlines()[-1] == f"backlot: {changed}"
     alice = client.program.client("alice")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing.context import BaseContext
+from unittest.mock import patch
 
 import psycopg
 import pytest
@@ -16,6 +18,7 @@ from engine.connections import connect
 from engine.event_store import GroupCommitRecorder
 from infra.postgres.embedded import EmbeddedPostgres
 from projections.analytics.schema import Shape
+from tests.fork_server import fork_server
 from tests.integration.event_log import recording
 from tests.integration.operator_desk import Backlot, Desk, desk, in_group
 from tests.integration.projection_support import Writer
@@ -26,10 +29,26 @@ from tests.openai_server import OpenAIServer, openai_server
 @pytest.fixture(scope="session")
 def processes() -> Iterator[ProcessPoolExecutor]:
     """Two processes that are ready to work at the same time."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, mp_context=fork_server()) as pool:
         for ready in [pool.submit(time.sleep, 0.5) for _ in range(2)]:
             ready.result()
         yield pool
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_parts() -> Iterator[None]:
+    """Have parts of replays built by forks of a process that has imported the program.
+
+    A new interpreter for each part takes longer than the whole replay of a test. In those that
+    the tests start as processes of their own, parts are built as in production.
+    """
+    get_context = multiprocessing.get_context
+
+    def forked(method: str | None = None) -> BaseContext:
+        return fork_server() if method == "spawn" else get_context(method)
+
+    with patch("engine.replay.build.multiprocessing.get_context", forked):
+        yield
 
 
 @pytest.fixture(scope="session")

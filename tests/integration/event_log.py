@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +24,9 @@ from infra.advisory_locks import LockClass
 from tests.support import eventually
 
 Rows = list[tuple[Any, ...]]
+# How long a reader rests that has seen everything.
+IDLE_SECONDS = 0.002
+_kept: dict[str, psycopg.Connection[TupleRow]] = {}
 
 
 def events(count: int = 1, *, stream: UUID | None = None, first: int = 1) -> list[StoredEvent]:
@@ -66,8 +71,39 @@ def recording(database_url: str, **options: Any) -> Iterator[GroupCommitRecorder
 
 
 def rows(database_url: str, query: str, values: Sequence[Any] = ()) -> Rows:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        return conn.execute(query.encode(), values).fetchall()
+    """What a query gives; those of the main thread share a connection, as long as it lasts."""
+    if threading.current_thread() is not threading.main_thread():
+        with _connected(database_url) as conn:
+            return conn.execute(query.encode(), values).fetchall()
+    reused = database_url in _kept
+    try:
+        return _keep(database_url).execute(query.encode(), values).fetchall()
+    except psycopg.OperationalError:
+        # Somebody may have ended it since it was used last.
+        forget_connection()
+        if not reused:
+            raise
+    return _keep(database_url).execute(query.encode(), values).fetchall()
+
+
+def _connected(database_url: str) -> psycopg.Connection[TupleRow]:
+    # Nothing is prepared: tables change between two looks.
+    return psycopg.connect(database_url, autocommit=True, prepare_threshold=None)
+
+
+def _keep(database_url: str) -> psycopg.Connection[TupleRow]:
+    if database_url not in _kept:
+        forget_connection()
+        _kept[database_url] = _connected(database_url)
+    return _kept[database_url]
+
+
+@atexit.register
+def forget_connection() -> None:
+    """Close the connection that `rows` has kept."""
+    for conn in _kept.values():
+        conn.close()
+    _kept.clear()
 
 
 def logged(database_url: str) -> dict[int, StoredEvent]:
@@ -122,7 +158,7 @@ def _waiting(database_url: str, lock_class: int) -> int:
 
 
 class Tail:
-    """Follows the log in a thread, as fast as it can; notes every position that it passed over."""
+    """Follows the log in a thread, close behind; notes every position that it passed over."""
 
     def __init__(self, recorder: ApplicationRecorder) -> None:
         self.seen: list[Notification] = []
@@ -154,12 +190,15 @@ class Tail:
     def _follow(self) -> None:
         last = 0
         while not self._stop.is_set():
-            for notification in self._recorder.select_notifications(
+            found = self._recorder.select_notifications(
                 start=last, limit=100, inclusive_of_start=False
-            ):
+            )
+            for notification in found:
                 self.skipped.extend(range(last + 1, notification.id))
                 self.seen.append(notification)
                 last = notification.id
+            if not found:
+                time.sleep(IDLE_SECONDS)
 
 
 def write(

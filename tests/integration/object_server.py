@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,10 +21,10 @@ from infra.http.auth import Authenticator
 from infra.http.keys import OneKey
 from infra.objects.folder import FolderStore
 from infra.objects.routes import object_router, part_router
-from tests.support import DEADLINE_SECONDS
+from tests.fork_server import ForkedProcess
+from tests.support import DEADLINE_SECONDS, PROJECT, eventually
 
 SECRET = b"signs the URLs of object tests"
-PROJECT = Path(__file__).parents[2]
 
 
 def folder_store(root: Path, at: datetime | None = None) -> FolderStore:
@@ -36,7 +37,7 @@ class ObjectServer:
     """The running server; `process` is the one that answers at `url`."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: ForkedProcess
 
     def connect(self) -> socket.socket:
         """A bare connection, for what no HTTP client would send."""
@@ -54,17 +55,22 @@ def object_server(
     root: Path, *, idle_seconds: float = 60, file_limit: int = 0
 ) -> Iterator[ObjectServer]:
     """Serve the folder from a new process; `file_limit` bounds each file's size in bytes."""
-    command = [sys.executable, "-m", "tests.integration.object_server"]
-    arguments = [str(root), str(idle_seconds), str(file_limit)]
-    process = subprocess.Popen(command + arguments, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        port = process.stdout.readline().strip()
-        yield ObjectServer(f"http://127.0.0.1:{port}", process)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    with TemporaryDirectory(prefix="backlot-objects-") as folder:
+        said = Path(folder, "out")
+        process = ForkedProcess(
+            "tests.integration.object_server",
+            [str(root), str(idle_seconds), str(file_limit)],
+            cwd=PROJECT,
+            env=os.environ,
+            stdout=said,
+            stderr=Path(folder, "err"),
+        )
+        try:
+            eventually(lambda: said.exists() and "\n" in said.read_text())
+            yield ObjectServer(f"http://127.0.0.1:{said.read_text().strip()}", process)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _application(store: FolderStore, idle_seconds: float) -> FastAPI:

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
 import psutil
@@ -28,6 +31,7 @@ from engine.operations import load, request
 from engine.replay.records import Replay, tell_nobody
 from projections.operations import Operations
 from tests.e2e.program import OWN_VARIABLES
+from tests.fork_server import ForkedProcess
 from tests.integration.event_log import logged, recording
 from tests.integration.projection_support import ThreadedHost
 from tests.integration.replay_support import replays
@@ -118,26 +122,63 @@ def desk(database_url: str) -> Iterator[Desk]:
         yield Desk(database_url, recorder)
 
 
+class ForkedChild(ForkedProcess):
+    """A process that carries an operation out, in a working folder of that name."""
+
+    def __init__(self, work: UUID, folder: Path, environment: Mapping[str, str]) -> None:
+        folder.mkdir(parents=True)
+        os.mkfifo(folder / "in")
+        self.stdin = open(os.open(folder / "in", os.O_RDWR), "wb")  # noqa: PTH123, SIM115
+        super().__init__(
+            "backlot",
+            [*CHILD[3:], str(work)],
+            cwd=folder,
+            env=environment,
+            stdin=folder / "in",
+            stdout=Path(os.devnull),
+            stderr=folder / "err",
+            start_new_session=True,
+        )
+
+
+class ForkedChildren(Children):
+    """Those of the executor, but forked: to import the program takes longer than most of them."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        super().__init__((), environment)
+        self._folder = folder
+
+    def start(self, work: UUID) -> None:
+        self._started[work] = time.monotonic()
+        folder = self._folder / uuid4().hex / str(work)
+        self.running[work] = cast(
+            "subprocess.Popen[bytes]", ForkedChild(work, folder, self._environment)
+        )
+
+
 @contextmanager
 def executing(
     database_url: str,
     *,
-    command: tuple[str, ...] = CHILD,
+    command: tuple[str, ...] = (),
     auto_replay: bool = False,
     variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Children]:
     """All projections of the program, and an executor, as one process has them.
 
-    `variables` are settings of the processes that it starts.
+    `variables` are settings of the processes that it starts, by `command`; else they are forked.
     """
     with ExitStack() as stack:
         models = read_models()
         recorder = stack.enter_context(recording(database_url))
         host = ThreadedHost(database_url, models.all())
         environment = dict.fromkeys(OWN_VARIABLES & os.environ.keys(), "")
-        children = Children(
-            command,
-            {**environment, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT), **variables},
+        own = {"DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT), **variables}
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="backlot-operations-")))
+        children = (
+            Children(command, {**environment, **own})
+            if command
+            else ForkedChildren(folder, {**environment, **own})
         )
         tools = Tools(database_url, models.by_name(), tell_nobody, Event())
         executor = Executor(recorder, models[Operations], tools, children, auto_replay=auto_replay)
@@ -149,11 +190,12 @@ def executing(
 
 def working_on(operation_id: UUID) -> list[psutil.Process]:
     """The processes that carry this operation out."""
+    name = str(operation_id)
     return [
         process
-        for process in psutil.process_iter(["cmdline", "status"])
-        if str(operation_id) in (process.info["cmdline"] or ())
-        and process.info["status"] != psutil.STATUS_ZOMBIE
+        for process in psutil.process_iter(["cmdline", "cwd", "status"])
+        if name in (process.info["cmdline"] or ()) or Path(process.info["cwd"] or "").name == name
+        if process.info["status"] != psutil.STATUS_ZOMBIE
     ]
 
 

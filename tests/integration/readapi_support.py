@@ -71,8 +71,8 @@ class Site:
         self.writer = Writer(database_url)
         ttl = timedelta(hours=1)
         self.objects = FolderStore(folder, SECRET.encode(), ttl, lambda: datetime.now(UTC))
-        with psycopg.connect(database_url, autocommit=True) as conn:
-            migrate(conn)
+        self._conn = psycopg.connect(database_url, autocommit=True)
+        migrate(self._conn)
         # Whether consumers are pretended to have taken in what was written.
         self.counting = True
         self._loop = asyncio.Runner()
@@ -127,6 +127,7 @@ class Site:
         self.run(self.analytics_pool.close())
         self.run(self.queries.pool.close())
         self._loop.close()
+        self._conn.close()
         self.writer.close()
 
     def get(
@@ -164,13 +165,11 @@ class Site:
     def take_in(self, position: int, telemetry: int = 0) -> None:
         """Say of every consumer of the analytics that it has come so far."""
         places = {("events", 0): position, ("telemetry", 0): telemetry}
-        with psycopg.connect(self.database_url, autocommit=True) as conn:
-            for name in (COUNTS_CONSUMER, VIDEOS_CONSUMER, ENGAGED_CONSUMER):
-                ledger.settle(conn, name, (), (), places)
+        for name in (COUNTS_CONSUMER, VIDEOS_CONSUMER, ENGAGED_CONSUMER):
+            ledger.settle(self._conn, name, (), (), places)
 
     def view(self, video: Upload, times: int) -> None:
-        with psycopg.connect(self.database_url, autocommit=True) as conn:
-            conn.execute("INSERT INTO backlot_views VALUES (%s, %s)", (video.id, times))
+        self._conn.execute("INSERT INTO backlot_views VALUES (%s, %s)", (video.id, times))
 
 
 def make_app(queries: Queries) -> FastAPI:
@@ -181,8 +180,10 @@ def make_app(queries: Queries) -> FastAPI:
         translate=OF_QUERIES,
     )
     app.state.queries = queries
-    for router in (router for feature in FEATURES for router in feature.queries):
-        app.include_router(router)
+    # As `backlot.http` does it.
+    app.router.routes.extend(
+        route for feature in FEATURES for router in feature.queries for route in router.routes
+    )
     return app
 
 

@@ -5,19 +5,21 @@ moto itself takes URLs that were changed or have expired, and breaks on uploads 
 
 from __future__ import annotations
 
+import atexit
 import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 import boto3
+import httpx
 from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
@@ -25,15 +27,17 @@ from botocore.credentials import Credentials
 
 from infra.objects.s3 import S3Store
 from infra.settings.adapters import ObjectSettings
+from tests.e2e import plain
+from tests.support import PROJECT
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from types_boto3_s3 import S3Client
 
-PROJECT = Path(__file__).parents[2]
 REGION = "eu-central-1"
 KEY_ID, SECRET = "AKIDEXAMPLEEXAMPLE00", "a secret that signs in tests only"
 BUCKET = "media"
+_idle: list[S3Server] = []
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,20 @@ class S3Server:
 
     def client(self) -> S3Client:
         """An operator's own look into the store."""
-        return boto3.client(
-            "s3",
-            endpoint_url=self.url,
-            region_name=REGION,
-            aws_access_key_id=KEY_ID,
-            aws_secret_access_key=SECRET,
-            config=Config(retries={"total_max_attempts": 1}, proxies={}),
-        )
+        return _client(self.url)
+
+
+@cache
+def _client(url: str) -> S3Client:
+    # Made once for each server: that takes a fifth of a second.
+    return boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name=REGION,
+        aws_access_key_id=KEY_ID,
+        aws_secret_access_key=SECRET,
+        config=Config(retries={"total_max_attempts": 1}, proxies={}),
+    )
 
 
 def s3_store(place: ObjectSettings, at: datetime | None = None) -> S3Store:
@@ -75,20 +85,48 @@ def s3_store(place: ObjectSettings, at: datetime | None = None) -> S3Store:
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """Serve from a new process, on a port that the process itself took."""
-    command = [sys.executable, "-m", "tests.integration.s3_server"]
-    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    """A server that nobody else uses meanwhile. It is used again: a start takes two seconds."""
+    server = _rested() or _start()
     try:
-        port = int(process.stdout.readline())
-        server = S3Server(f"http://127.0.0.1:{port}", process)
         location = {"LocationConstraint": REGION}
         server.client().create_bucket(Bucket=BUCKET, CreateBucketConfiguration=location)  # type: ignore[arg-type]
         yield server
     finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        if server.process.poll() is None and _forgets(server):
+            _idle.append(server)
+        else:
+            _end(server)
+
+
+def _rested() -> S3Server | None:
+    while _idle:
+        if (server := _idle.pop()).process.poll() is None:
+            return server
+    return None
+
+
+def _start() -> S3Server:
+    """Start a process, on a port that the process itself took."""
+    command = [sys.executable, "-m", "tests.integration.s3_server"]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    server = S3Server(f"http://127.0.0.1:{int(process.stdout.readline())}", process)
+    atexit.register(_end, server)
+    return server
+
+
+def _forgets(server: S3Server) -> bool:
+    """Whether nothing is left in it."""
+    with suppress(httpx.TransportError), plain.client() as client:
+        return client.post(f"{server.url}/moto-api/reset").is_success
+    return False
+
+
+def _end(server: S3Server) -> None:
+    server.process.kill()
+    server.process.wait()
+    if server.process.stdout is not None:
+        server.process.stdout.close()
 
 
 class Doorman:

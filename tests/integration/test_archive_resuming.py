@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from benchmarks.log import fill
 from engine.archive.lines import ExportFormat, ExportRequest
 from engine.archive.transfer import ExportRefused
 from engine.privacy import PayloadMode
+from tests.fork_server import ForkedProcess
 from tests.integration.archive_support import (
     check,
     export,
@@ -46,9 +46,13 @@ def test_killed_and_resumed_an_export_is_identical(
     size = whole.stat().st_size
     killed = 0
     for part in (0.1, 0.4, 0.8):
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, database_url, str(torn), export_format],
-            cwd=ROOT,
+        process = ForkedProcess(
+            "-c",
+            [PROGRAM, database_url, str(torn), export_format],
+            cwd=tmp_path,
+            env=os.environ,
+            stdout=Path(os.devnull),
+            stderr=Path(os.devnull),
         )
         while process.poll() is None and not _reached(partial, part * size):
             time.sleep(0.002)

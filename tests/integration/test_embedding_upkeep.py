@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from unittest.mock import patch
 from uuid import UUID
 
@@ -29,6 +29,7 @@ from infra.llm.errors import (
 from projections.recommendations import embeddings
 from projections.recommendations.embeddings import state
 from tests import openai_server as server_of
+from tests.fork_server import ForkedProcess
 from tests.integration.embedding_support import (
     FakeEmbedder,
     Shop,
@@ -377,7 +378,9 @@ asyncio.run(main())
 """
 
 
-def test_killed_in_the_middle_it_goes_on(shop: Shop, conn: Connection[TupleRow]) -> None:
+def test_killed_in_the_middle_it_goes_on(
+    shop: Shop, conn: Connection[TupleRow], tmp_path: Path
+) -> None:
     with conn.transaction():
         videos = [shop.video(f"Video {number}") for number in range(400)]
     with openai_server() as server:
@@ -385,7 +388,14 @@ def test_killed_in_the_middle_it_goes_on(shop: Shop, conn: Connection[TupleRow])
         seen = set()
         for _ in range(3):
             calls = len(server.calls)
-            process = subprocess.Popen([sys.executable, "-c", WORKER, shop.url, server.url])
+            process = ForkedProcess(
+                "-c",
+                [WORKER, shop.url, server.url],
+                cwd=tmp_path,
+                env=os.environ,
+                stdout=tmp_path / "out",
+                stderr=tmp_path / "err",
+            )
             deadline = time.monotonic() + DEADLINE_SECONDS
             while len(server.calls) < calls + 2:
                 assert process.poll() is None

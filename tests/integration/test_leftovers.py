@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-OPTIONS = ("-p", "tests.leftovers", "-p", "no:randomly", "-p", "no:cacheprovider", "-rA", "-Werror")
+OPTIONS = ("-p", "tests.leftovers", "-p", "no:cacheprovider", "-rA", "-Werror")
 
 HEAD = """
 import asyncio, gc, os, signal, socket, subprocess, sys, threading, time
@@ -94,7 +94,7 @@ def outcome(folder: Path, source: str) -> tuple[str, str]:
         [sys.executable, "-m", "pytest", *OPTIONS, str(folder)],
         check=False,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=120,

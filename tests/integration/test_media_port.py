@@ -50,7 +50,7 @@ def proxy(server: S3Server, short_dir: Path) -> Iterator[Proxy]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def store(server: S3Server, proxy: Proxy) -> Iterator[S3Store]:
     opened = s3_store(server.place(public_endpoint_url=proxy.media_url))
     yield opened

@@ -22,6 +22,7 @@ from engine.replay.records import tell_nobody
 from projections.operations import Operations
 from tests.integration.event_log import rows
 from tests.integration.operator_desk import (
+    CHILD,
     Desk,
     await_process,
     desk,
@@ -178,7 +179,7 @@ class TestExecutor:
     def test_a_replay_runs_in_a_process_of_its_own(self, root: Desk, writer: Writer) -> None:
         video = writer.video()
         writer.like(video.id, *(f"viewer-{number}" for number in range(50)))
-        with executing(root.database_url):
+        with executing(root.database_url, command=CHILD):
             caught_up(root.database_url, ["likes"], writer.head)
             result = root.done("replay", "likes", workers=2, reason="a test")
             assert result["state"] == "switched"

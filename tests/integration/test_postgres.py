@@ -33,8 +33,8 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.fixture(scope="module")
-def server(short_dir: Path) -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres(short_dir / "shipped") as server:
+def server(disk_dir: Path) -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(disk_dir / "shipped") as server:
         yield server
 
 
@@ -95,8 +95,8 @@ def _stay_busy(url: str) -> None:
         connection.execute("SELECT count(*) FROM generate_series(1, 1000000000)")
 
 
-def test_takes_over_what_a_killed_process_left_running(short_dir: Path) -> None:
-    cluster = short_dir / "orphaned"
+def test_takes_over_what_a_killed_process_left_running(disk_dir: Path) -> None:
+    cluster = disk_dir / "orphaned"
     gone = subprocess.run([sys.executable, "-c", OUTLIVED, cluster], check=False)
     assert gone.returncode == -signal.SIGKILL
     assert stray_processes(cluster), "the killed process should have left a server"
@@ -106,8 +106,8 @@ def test_takes_over_what_a_killed_process_left_running(short_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["postmaster.pid", ".s.PGSQL.5432.lock"])
-def test_a_pid_file_that_names_a_stranger_does_not_hinder(short_dir: Path, name: str) -> None:
-    cluster = short_dir / f"reused{name}"
+def test_a_pid_file_that_names_a_stranger_does_not_hinder(disk_dir: Path, name: str) -> None:
+    cluster = disk_dir / f"reused{name}"
     EmbeddedPostgres(cluster).__enter__().stop()
     stranger = subprocess.Popen(["sleep", "60"], user=_owner_of(cluster))
     try:
@@ -124,8 +124,8 @@ def _owner_of(cluster: Path) -> int | None:
     return cluster.stat().st_uid if os.geteuid() == 0 else None
 
 
-def test_a_path_too_long_for_a_socket_works(short_dir: Path) -> None:
-    cluster = short_dir / ("long" * 30) / "with, comma and space"
+def test_a_path_too_long_for_a_socket_works(disk_dir: Path) -> None:
+    cluster = disk_dir / ("long" * 30) / "with, comma and space"
     with EmbeddedPostgres(cluster) as server:
         assert show(server.url, "data_directory") == str(cluster)
         folder = Path(show(server.url, "unix_socket_directories"))
@@ -145,15 +145,15 @@ def test_another_major_version_is_refused_untouched(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["PG_VERSION"]
 
 
-def test_a_failed_start_gives_the_servers_own_reason(short_dir: Path) -> None:
+def test_a_failed_start_gives_the_servers_own_reason(disk_dir: Path) -> None:
     with pytest.raises(PostgresError, match=r"did not start: .*max_connections"):
-        EmbeddedPostgres(short_dir / "wrong", settings={"max_connections": "-1"}).start()
+        EmbeddedPostgres(disk_dir / "wrong", settings={"max_connections": "-1"}).start()
 
 
-def test_a_half_made_cluster_is_made_again(short_dir: Path) -> None:
-    draft = short_dir / "interrupted.new"
+def test_a_half_made_cluster_is_made_again(disk_dir: Path) -> None:
+    draft = disk_dir / "interrupted.new"
     draft.mkdir()
     (draft / "PG_VERSION").write_text("18\n")
-    with EmbeddedPostgres(short_dir / "interrupted") as server:
+    with EmbeddedPostgres(disk_dir / "interrupted") as server:
         assert server.ready
     assert not draft.exists()

@@ -11,9 +11,9 @@ import pytest
 
 from engine.log import topics_of
 from infra.settings import Settings
-from tests.support import aggregates
+from tests.fork_server import ForkedProcess
+from tests.support import DEADLINE_SECONDS, PROJECT, aggregates
 
-PROJECT = Path(__file__).parents[2]
 ALIASES = Settings.variables()
 
 
@@ -54,16 +54,17 @@ def test_a_process_of_tasks_without_its_servers_says_so_in_one_line(
     tmp_path: Path, variables: dict[str, str], told: str
 ) -> None:
     kept = {name: value for name, value in os.environ.items() if name not in ALIASES}
-    ended = subprocess.run(
-        [sys.executable, "-c", "import workers.app"],
+    err = tmp_path / "err"
+    ended = ForkedProcess(
+        "-c",
+        ["import workers.app"],
         cwd=tmp_path,
-        env={**kept, "PYTHONPATH": str(PROJECT), **variables},
-        capture_output=True,
-        text=True,
-        check=False,
+        env={**kept, **variables},
+        stdout=tmp_path / "out",
+        stderr=err,
     )
-    (line,) = ended.stderr.splitlines()
-    assert ended.returncode == 1
+    assert ended.wait(DEADLINE_SECONDS) == 1
+    (line,) = err.read_text().splitlines()
     assert line.startswith("workers.app: ")
     assert told in line
 

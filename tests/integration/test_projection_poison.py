@@ -53,7 +53,8 @@ def test_stops_in_front_of_the_culprit(
         assert told in (status.detail or "")
         # The others go on.
         caught_up(database_url, ["likes"], writer.head)
-        assert metrics.value("backlot_projection_state", projection="tally", state="stopped") == 1
+        stopped = {"projection": "tally", "state": "stopped"}
+        eventually(lambda: metrics.value("backlot_projection_state", **stopped) == 1)
     (line,) = [entry for entry in logs if entry["event"] == "projection_stopped"]
     assert (line["position"], line["projection"]) == (6, "tally")
     assert told in line["error"]

@@ -1,0 +1,36 @@
+"""What the fork server has imported and made before it forks a program: see `tests.fork_server`."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from functools import cache
+
+import typer.main
+
+from backlot.cli import app
+
+# What a start of the server, the commands of operators and the features load when they need it.
+MODULES = (
+    "anyio._backends._asyncio",
+    "backlot.demo.run",
+    "backlot.doctor",
+    "backlot.projections.replay",
+    "backlot.up",
+    "backlot.upload.run",
+    "boto3",
+    "fakeredis.aioredis",
+    "openai",
+    "tests.integration.replay_support",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.uvloop",
+)
+
+for name in MODULES:
+    importlib.import_module(name)
+# The tree of commands never changes.
+typer.main.get_command = cache(typer.main.get_command)
+typer.main.get_command(app)
+# What is here stays: a collection in a child would copy all of it.
+gc.collect()
+gc.freeze()
