@@ -399,13 +399,13 @@ async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
     user_id = caller.user_id if isinstance(caller, Identity) else None
     address = client_address(scope)
     try:
-        verdict = await limits.admit(kind, user_id, address, path)
+        told = await limits.admit(kind, user_id, address, path)
     except LimitReached:
         record(SecurityEvent.LIMIT_HIT, user_id or address, limit=kind)
         raise
-    if verdict.is_half_spent:
+    if told is not None:
         # The first of all that is added to the answer.
-        scope[ADDED] = fields(verdict)
+        scope[ADDED] = fields(told)
 
 
 def request_id_of(scope: Scope) -> str:
