@@ -25,6 +25,7 @@ BENCHMARKS = (
     "append",
     "like",
     "counters",
+    "limits",
     "projecting",
     "memory",
     "replaying",

@@ -24,6 +24,7 @@ class Proxies:
         self._trusted = tuple(trusted)
         self.any_trusted = bool(self._trusted)
         self._is_trusted = lru_cache(REMEMBERED)(self._search)
+        self._remembered = lru_cache(REMEMBERED)(self._client)
 
     def client(self, peer: str, forwarded: str | None) -> str:
         """Return who sends a request: `peer`, or whom a trusted one names in `X-Forwarded-For`.
@@ -31,7 +32,14 @@ class Proxies:
         The last address there that is no trusted proxy's is the client's: what stands before it
         was written by the client.
         """
-        if forwarded is None or not self._is_trusted(peer):
+        if forwarded is None:
+            return peer
+        if len(forwarded) > LONGEST_REMEMBERED:
+            return self._client(peer, forwarded)
+        return self._remembered(peer, forwarded)
+
+    def _client(self, peer: str, forwarded: str) -> str:
+        if not self._is_trusted(peer):
             return peer
         client = peer
         for word in reversed(forwarded.split(",")):

@@ -240,8 +240,11 @@ class HttpApp(FastAPI):
         if self._apart and (apart := self._apart.get(_local_port(scope))):
             await apart(scope, receive, send)
             return
+        if scope["method"] != "HEAD":
+            await self._serve(scope, receive, send)
+            return
         with suppress(HeadersSent):
-            await self._serve(as_get(scope) if scope["method"] == "HEAD" else scope, receive, send)
+            await self._serve(as_get(scope), receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an HTTP request, or tell what went wrong in place of an answer."""
