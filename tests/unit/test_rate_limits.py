@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import pytest
 from fakeredis import FakeServer
@@ -106,15 +107,26 @@ async def test_buckets_are_bounded_and_those_in_use_are_kept(clock: Clock) -> No
     assert (await buckets.take("busy", limit)).remaining < 4
 
 
+def test_what_is_not_given_at_once_is_not_taken(clock: Clock) -> None:
+    buckets, limit = Buckets(clock=clock), Limit("write", 60, 2)
+    assert [buckets.spend("k", limit, clock.now) for _ in range(4)] == [1.0, 2.0, None, None]
+    clock.now += 1
+    assert [buckets.spend("k", limit, clock.now) for _ in range(2)] == [2.0, None]
+
+
 @pytest.fixture
 def server() -> FakeServer:
     return FakeServer(version=(7, 4))
 
 
-def shared(server: FakeServer, clock: Clock) -> SharedBuckets:
+def shared(server: FakeServer, clock: Clock, **options: Any) -> SharedBuckets:
     """One of several processes."""
     return SharedBuckets(
-        embedded_redis(server), clock=clock, redis_clock=lambda: clock.now + 1.7e9, patience=60
+        embedded_redis(server),
+        clock=clock,
+        redis_clock=lambda: clock.now + 1.7e9,
+        patience=60,
+        **options,
     )
 
 
@@ -155,21 +167,59 @@ async def test_a_large_bucket_gives_on_credit_what_it_is_paid_back(
     assert limit.burst + 100 <= taken <= limit.burst + 100 + 4 * limit.credit
 
 
-async def test_credit_costs_one_call_for_many(server: FakeServer, clock: Clock) -> None:
-    buckets, limit = shared(server, clock), Limit("write", 60, 1_000)
-    calls = 0
-    script = buckets._script
+class Counted:
+    """The script of some buckets, with the answers of Redis."""
 
-    async def counting(keys: list[str], args: list[str]) -> object:
-        nonlocal calls
-        calls += 1
-        return await script(keys=keys, args=args)
+    def __init__(self, buckets: SharedBuckets) -> None:
+        self._script = buckets._script
+        self.answers = list[bytes]()
+        buckets._script = self.call  # type: ignore[assignment]
 
-    buckets._script = counting  # type: ignore[assignment]
-    for number in range(300):
-        await buckets.take(f"user-{number}", limit)
+    async def call(self, keys: list[str], args: list[str]) -> object:
+        answer = await self._script(keys=keys, args=args)
+        self.answers.append(answer)  # type: ignore[arg-type]
+        return answer
+
+
+async def test_credit_costs_one_call_for_many_buckets_of_all_limits(
+    server: FakeServer, clock: Clock
+) -> None:
+    buckets = shared(server, clock)
+    counted = Counted(buckets)
+    limits = [Limit(f"limit {number}", 60 * number, 100 * number) for number in (1, 2, 3)]
+    for number in range(100):
+        for limit in limits:
+            await buckets.take(f"{limit.name}:user-{number}", limit)
     await buckets.aclose()
-    assert calls == 1
+    # Of buckets that are nearly full there is nothing to tell.
+    assert counted.answers == [b""]
+    keys = await buckets._redis.ask(lambda redis: redis.keys("*"))
+    assert len(keys or ()) == 300
+
+
+async def test_a_process_is_told_what_others_took_before_it_gives_more(
+    server: FakeServer, clock: Clock
+) -> None:
+    one, two = shared(server, clock), shared(server, clock)
+    limit = Limit("write", 60, 1_000)
+    counted = Counted(two)
+    assert await given(one, limit, 300) == 300
+    await one.aclose()
+    assert await given(two, limit, 10) == 10
+    await two.aclose()
+    assert counted.answers == [b"0 0 310000000"]
+    answer = await two.take("k", limit)
+    assert (answer.remaining, answer.alone) == (689, False)
+
+
+@pytest.mark.parametrize("burst", [50, 200])
+async def test_what_redis_tells_of_is_bounded_too(
+    server: FakeServer, clock: Clock, burst: int
+) -> None:
+    buckets, limit = shared(server, clock, most=100), Limit("live", 60, burst)
+    for number in range(300):
+        await buckets.take(f"passing-{number}", limit)
+    assert len(buckets._full_at) <= 100
 
 
 def limits(buckets: Buckets, **settings: str) -> RateLimits:
@@ -279,6 +329,15 @@ def test_only_a_trusted_proxy_says_who_the_client_is(
 ) -> None:
     trusted = load_settings({"TRUSTED_PROXIES": "10.0.0.0/8"}).server.trusted_proxies
     assert Proxies(trusted).client(peer, forwarded) == client
+
+
+def test_a_long_word_about_the_client_is_taken_but_not_remembered() -> None:
+    proxies = Proxies(load_settings({"TRUSTED_PROXIES": "10.0.0.0/8"}).server.trusted_proxies)
+    made_up = ", ".join(["203.0.113.5"] * 1_000)
+    for number in range(10):
+        assert proxies.client("10.0.0.1", f"{made_up}, 198.51.100.{number}").endswith(f".{number}")
+        assert proxies.client("10.0.0.1", f"198.51.100.{number}").endswith(f".{number}")
+    assert proxies._remembered.cache_info().currsize == 10
 
 
 def test_one_subscriber_of_ipv6_is_one_caller() -> None:
