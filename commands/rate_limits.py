@@ -59,5 +59,5 @@ class Quotas:
     async def _take(self, key: str, limit: Limit) -> None:
         answer = await self._buckets.take(key, limit)
         if answer.wait:
-            DECISIONS.add(limit.name, "limited")
+            DECISIONS.counts[limit.name, "limited"] += 1
             raise LimitReached(answer)

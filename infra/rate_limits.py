@@ -32,7 +32,7 @@ CREDIT_SHARE = 0.05
 LEAST_BURST_ON_CREDIT = 100
 # How long what was given on credit waits, so that one call of Redis takes it with that of others.
 # It is bounded by the credit, however long it waits.
-REPORT_SECONDS = 1.0
+REPORT_SECONDS = 5.0
 # A request waits no longer for Redis; then its process decides alone.
 PATIENCE_SECONDS = 0.25
 MOST_KEYS = 1_000
@@ -88,11 +88,8 @@ class Decisions(Collector):
     """Decisions by class and outcome; an ordinary counter would cost more than the decision."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str], int] = defaultdict(int)
-
-    def add(self, name: str, outcome: str) -> None:
-        """Count one decision: `allowed`, `limited`, or `fallback` where one was made alone."""
-        self._counts[name, outcome] += 1
+        self.counts: dict[tuple[str, str], int] = defaultdict(int)
+        """By class, and `allowed`, `limited`, or `fallback` where a process decided alone."""
 
     def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily(
@@ -100,7 +97,7 @@ class Decisions(Collector):
             "Requests by what the rate limits made of them (allowed, limited, fallback).",
             labels=("class", "outcome"),
         )
-        for labels, count in list(self._counts.items()):
+        for labels, count in list(self.counts.items()):
             family.add_metric(labels, count)
         return (family,)
 
@@ -237,31 +234,31 @@ class Dues:
         self.taken: dict[str, int] = {}
         self.waiting: dict[str, list[asyncio.Future[BucketAnswer | None]]] = {}
 
+    def asked(self) -> Dues:
+        """Take out the buckets that somebody waits for."""
+        part = Dues(self.limit)
+        part.waiting, self.waiting = self.waiting, {}
+        part.taken = {key: self.taken.pop(key) for key in part.waiting}
+        return part
 
-class Due(NamedTuple):
-    """One of the buckets that are due, and what the script is told of it."""
 
-    line: str
-    key: str
-    of: Dues
-
-
-def _buckets(dues: Iterable[Dues]) -> Iterator[Due]:
+def _lines(dues: Iterable[Dues]) -> Iterator[tuple[str, str, Dues]]:
+    """Yield each bucket: what the script is told of it, its key, and where it belongs to."""
     for number, each in enumerate(dues):
         waiting = each.waiting
         for key, taken in each.taken.items():
             asked = len(waiting[key]) if key in waiting else 0
-            yield Due(f"{key}\n{number} {taken} {asked}\n", key, each)
+            yield f"{key}\n{number} {taken} {asked}\n", key, each
 
 
 class SharedBuckets(Buckets):
     """Buckets that all processes with the same Redis share.
 
     A process knows each bucket as Redis last told it, and gives up to a twentieth of it on credit,
-    which it reports with that of others every second. Beyond that it asks, and all who ask at the
-    same time share one call. So a bucket gives at most that twentieth more in each process, once:
-    what was given is always paid back. Where Redis is away, each process goes on with what it
-    knows.
+    which it reports with that of others every five seconds. Beyond that it asks, and all who ask at
+    the same time share one call. So a bucket gives at most that twentieth more in each process,
+    once: what was given is always paid back. Where Redis is away, each process goes on with what
+    it knows.
     """
 
     def __init__(
@@ -280,7 +277,11 @@ class SharedBuckets(Buckets):
         self._redis_clock = redis_clock
         self._patience = patience
         self._dues: dict[int, Dues] = {}
-        self._due_at = math.inf
+        # Tokens given on credit that Redis is being told of: until it answers they count as such.
+        self._telling: dict[str, int] = {}
+        # When all that is due is told; never, while nothing is.
+        self._report_at = math.inf
+        self._asked = False
         # Whether Redis failed the last time: only then is it worth looking whether it is away.
         self._unanswered = False
         self._call: asyncio.Task[None] | None = None
@@ -290,13 +291,13 @@ class SharedBuckets(Buckets):
             return None
         dues = self._dues.get(id(limit)) or self._dues_of(limit)
         taken = dues.taken.get(key, 0)
-        if taken >= limit.credit:
+        if taken + self._telling.get(key, 0) >= limit.credit:
             return None
         ahead = Buckets.spend(self, key, limit, now)
         if ahead is not None:
             dues.taken[key] = taken + 1
-            if self._due_at == math.inf:
-                self._settle_in(REPORT_SECONDS)
+            if self._report_at == math.inf:
+                self._report_later()
         return ahead
 
     async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> BucketAnswer:
@@ -312,8 +313,9 @@ class SharedBuckets(Buckets):
         return answer or self._alone(key, limit, fails_open=fails_open)
 
     async def aclose(self) -> None:
-        while self._has_dues() and not self._redis.away:
-            self._settle_in(0.0)
+        while any(dues.taken for dues in self._dues.values()) and not self._redis.away:
+            self._report_at = 0.0
+            self._settle_due()
             if self._call is not None:
                 await asyncio.wait([self._call])
             await asyncio.sleep(0)
@@ -329,51 +331,55 @@ class SharedBuckets(Buckets):
     def _dues_of(self, limit: Limit) -> Dues:
         return self._dues.setdefault(id(limit), Dues(limit))
 
-    def _has_dues(self) -> bool:
-        return any(dues.taken for dues in self._dues.values())
-
     async def _ask(self, key: str, limit: Limit) -> BucketAnswer | None:
         """Return what Redis says; None where it says nothing in time."""
         answer: asyncio.Future[BucketAnswer | None] = asyncio.get_running_loop().create_future()
         dues = self._dues_of(limit)
         dues.taken.setdefault(key, 0)
         dues.waiting.setdefault(key, []).append(answer)
-        self._settle_in(0.0)
+        if not self._asked:
+            # Not at once: who asks in the same turn of the loop shares the call.
+            self._asked = True
+            asyncio.get_running_loop().call_soon(self._settle_due)
         await asyncio.wait([answer], timeout=self._patience)
         return answer.result() if answer.done() else None
 
-    def _settle_in(self, seconds: float) -> None:
-        """Call Redis that soon, or once the call that is under way has ended."""
-        if self._call is not None or (seconds and self._due_at < math.inf):
-            return
+    def _report_later(self) -> None:
         # Asked for only now: it is a system call on Python 3.11.
         loop = asyncio.get_running_loop()
-        due = loop.time() + seconds
-        if due < self._due_at:
-            self._due_at = due
-            # An earlier one that is late finds nothing left to do.
-            loop.call_at(due, self._begin)
+        self._report_at = loop.time() + REPORT_SECONDS
+        loop.call_at(self._report_at, self._settle_due)
 
-    def _begin(self) -> None:
-        self._due_at = math.inf
-        if self._has_dues() and self._call is None:
-            self._call = asyncio.get_running_loop().create_task(self._settle())
-            self._call.add_done_callback(self._ended)
+    def _settle_due(self) -> None:
+        """Call Redis for those who ask, and in time for all; or once the present call has ended."""
+        if self._call is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._asked = False
+        if loop.time() >= self._report_at:
+            self._report_at = math.inf
+            due, self._dues = list(self._dues.values()), {}
+        else:
+            due = [dues.asked() for dues in self._dues.values() if dues.waiting]
+        if due:
+            for dues in due:
+                self._telling.update(dues.taken)
+            self._call = loop.create_task(self._settle(due))
+            self._call.add_done_callback(self._settled)
 
-    def _ended(self, call: asyncio.Task[None]) -> None:
+    def _settled(self, call: asyncio.Task[None]) -> None:
         self._call = None
-        if self._has_dues() and not call.cancelled():
-            asked = any(dues.waiting for dues in self._dues.values())
-            self._settle_in(0.0 if asked else REPORT_SECONDS)
+        self._telling = {}
+        if not call.cancelled():
+            self._settle_due()
 
-    async def _settle(self) -> None:
-        """Settle what is due now, so many buckets at a time."""
-        dues, self._dues = list(self._dues.values()), {}
+    async def _settle(self, dues: Sequence[Dues]) -> None:
+        """Tell Redis of these buckets, so many at a time, and apply what it answers."""
         rates = [(each.limit.interval * 1e6, each.limit.window * 1e6) for each in dues]
         limits = " ".join(f"{token:.3f} {whole:.3f}" for token, whole in rates)
-        buckets = _buckets(dues)
+        buckets = _lines(dues)
         while some := list(islice(buckets, MOST_KEYS)):
-            lines = "".join([each.line for each in some])
+            lines = "".join([line for line, _, _ in some])
             self._apply(some, await self._redis.ask(partial(self._ask_script, limits, lines)))
 
     async def _ask_script(self, limits: str, lines: str, redis: Redis) -> list[int]:
@@ -381,7 +387,7 @@ class SharedBuckets(Buckets):
         answer = await self._script(keys=[PREFIX], args=[now, limits, lines])
         return [int(word) for word in cast("bytes", answer).split()]
 
-    def _apply(self, buckets: Sequence[Due], answer: list[int] | None) -> None:
+    def _apply(self, buckets: Sequence[tuple[str, str, Dues]], answer: list[int] | None) -> None:
         """Tell who waits, and know what Redis tells; None: it did not answer."""
         self._unanswered = answer is None
         if answer is None:

@@ -26,7 +26,7 @@ class Proxies:
         self._is_trusted = lru_cache(REMEMBERED)(self._search)
         self._remembered = lru_cache(REMEMBERED)(self._client)
 
-    def client(self, peer: str, forwarded: str | None) -> str:
+    def client(self, peer: str, forwarded: bytes | None) -> str:
         """Return who sends a request: `peer`, or whom a trusted one names in `X-Forwarded-For`.
 
         The last address there that is no trusted proxy's is the client's: what stands before it
@@ -38,11 +38,11 @@ class Proxies:
             return self._client(peer, forwarded)
         return self._remembered(peer, forwarded)
 
-    def _client(self, peer: str, forwarded: str) -> str:
+    def _client(self, peer: str, forwarded: bytes) -> str:
         if not self._is_trusted(peer):
             return peer
         client = peer
-        for word in reversed(forwarded.split(",")):
+        for word in reversed(forwarded.decode("latin-1").split(",")):
             named = _bare(word.strip())
             if named is None:
                 break

@@ -39,7 +39,7 @@ def client_address(scope: Scope) -> str:
     proxies: Proxies = scope["app"].proxies
     if not proxies.any_trusted:
         return str(host)
-    return proxies.client(str(host), header(scope, b"x-forwarded-for"))
+    return proxies.client(str(host), scope[HEADERS].get(b"x-forwarded-for"))
 
 
 def add_header(scope: Scope, name: bytes, value: str) -> None:
@@ -57,11 +57,11 @@ async def maybe_identity(request: Request) -> Identity | None:
 
 def recalled(scope: Scope) -> Identity | None:
     """Return the caller of a token that was verified before; most requests end here."""
-    given = header(scope, b"authorization")
-    if given is None or not given.startswith("Bearer "):
+    given: bytes | None = scope[HEADERS].get(b"authorization")
+    if given is None or not given.startswith(b"Bearer "):
         return None
     authenticator: Authenticator = scope["app"].state.authenticator
-    if (identity := authenticator.recall(given[7:].strip())) is not None:
+    if (identity := authenticator.recall(given[7:].strip().decode("latin-1"))) is not None:
         scope[CALLER] = identity
     return identity
 

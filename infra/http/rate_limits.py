@@ -89,14 +89,15 @@ class RateLimits:
             ahead = answer.ahead
         if user_id is not None and spend(of_address, whole, now) is None:
             await self._take(kind, of_address, whole)
-        DECISIONS.add(kind, "fallback" if answer is not None and answer.alone else "allowed")
+        outcome = "fallback" if answer is not None and answer.alone else "allowed"
+        DECISIONS.counts[kind, outcome] += 1
         return None if 2 * ahead < limit.window else answer or BucketAnswer(limit, ahead)
 
     async def _take(self, kind: str, key: str, limit: Limit) -> BucketAnswer:
         # What only reads does no harm for the seconds until Redis is back.
         answer = await self._buckets.take(key, limit, fails_open=kind == "read")
         if answer.wait:
-            DECISIONS.add(kind, "limited")
+            DECISIONS.counts[kind, "limited"] += 1
             raise LimitReached(answer)
         return answer
 
