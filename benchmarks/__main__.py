@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -122,7 +123,8 @@ def _count(text: str) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Return the exit code: 1 when a target was missed; a quick run misses none."""
+    """Return the exit code: 1 when a target was missed, which a quick run never does, or when a
+    benchmark broke."""
     options = parse(arguments)
     configure_logging(load_settings({"LOG_LEVEL": "error"}).logs)
     # Else a stopped run would leave its servers behind.
@@ -131,6 +133,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.history is not None or options.own:
             return judge_history(options)
         results, facts = measure(options.names, options.scale)
+        broken = [name for name in options.names if name not in results]
     except OperatorError as error:
         print(f"backlot: {error}", file=sys.stderr)
         return int(error.exit_code)
@@ -139,10 +142,11 @@ def main(arguments: Sequence[str]) -> int:
     judged = options.scale is not Scale.QUICK
     if options.json != STDOUT:
         show(results, facts, judged=judged)
-    if options.json is not None:
+    # A partial result must not replace a whole one.
+    if options.json is not None and not (broken and options.json == LATEST):
         keep(options.json, as_dict(results, facts, judged=judged))
     missed = [each for result in results.values() for each in result.comparisons if not each.passed]
-    return int(judged and bool(missed))
+    return int(bool(broken) or (judged and bool(missed)))
 
 
 def judge_history(options: argparse.Namespace) -> int:
@@ -167,13 +171,22 @@ def judge_history(options: argparse.Namespace) -> int:
 
 
 def measure(names: Sequence[str], scale: Scale) -> tuple[dict[str, Result], dict[str, Any]]:
-    """Run these benchmarks on a server of their own; also what the machine is."""
+    """Run these benchmarks on a server of their own; also what the machine is.
+
+    One that breaks has no result, and costs the others nothing.
+    """
     results: dict[str, Result] = {}
     with open_bench(scale) as bench:
         for name in names:
             print(f"{name} …", file=sys.stderr, flush=True)
             started = time.monotonic()
-            comparisons = _module(name).run(bench)
+            module = _module(name)
+            try:
+                comparisons = module.run(bench)
+            except Exception:  # noqa: BLE001 - told, and its result is missing
+                traceback.print_exc()
+                say(f"{name} broke; the others go on")
+                continue
             results[name] = Result((time.monotonic() - started) / 60, comparisons)
         return results, machine(bench.postgres_version)
 

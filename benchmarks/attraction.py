@@ -46,7 +46,12 @@ Ranking = Callable[[Sequence[Event], datetime], Weights]
 """Gives each video its weight at a time, from the views before it."""
 
 LIKES = {Kind.LIKE: 1, Kind.UNLIKE: -1}
-HOURLY = b"COPY analytics.video_hourly FROM STDIN"
+HOURLY = b"""
+COPY analytics.video_hourly (
+    bucket, video_id, views, trending_views, likes, trending_likes, comments, trending_comments,
+    shares, watch_seconds, trending_watch_seconds)
+FROM STDIN
+"""
 DAILY = b"""
 INSERT INTO analytics.video_daily
 SELECT date_trunc('day', bucket, 'UTC'), video_id, sum(views), sum(trending_views), sum(likes),
@@ -187,7 +192,7 @@ def fill(url: str, history: History) -> None:
         cursor.executemany(VIDEOS, rows)
         with cursor.copy(HOURLY) as copy:
             for (hour, video), (views, likes, seconds) in hours.items():
-                copy.write_row((hour, video, views, views, likes, 0, 0, seconds, seconds))
+                copy.write_row((hour, video, views, views, likes, likes, 0, 0, 0, seconds, seconds))
         cursor.execute(DAILY)
 
 

@@ -66,7 +66,7 @@ Draw = Callable[[random.Random], Search]
 
 def run(bench: Bench) -> list[Comparison]:
     """p99 in ms of a page of 50, of counting everything, and how fast the index is made."""
-    events = bench.size(1_000_000, 5_000)
+    events = bench.size(500_000, 5_000, 1_000_000)
     url = bench.database()
     say(f"filling a log with {events:,} events")
     fill(url, events)

@@ -1,4 +1,4 @@
-"""What an append and a like cost in a store of 10,000 events, and in one of a million."""
+"""What an append and a like cost in a store of 10,000 events, and in one of half a million."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ APPEND, LIKE = "append", "like command"
 
 def run(bench: Bench) -> list[Comparison]:
     """Costs in µs per event and per command, 64 of them at a time."""
-    few, many = bench.size(10_000, 1_000), bench.size(1_000_000, 10_000)
+    few, many = bench.size(10_000, 1_000), bench.size(500_000, 10_000, 1_000_000)
     rounds, count = bench.size(9, 3), CALLERS * bench.size(100, 2)
     contenders: dict[str, Callable[[int], float]] = {}
     with ExitStack() as stack:

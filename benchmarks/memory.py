@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 
 def run(bench: Bench) -> list[Comparison]:
     """Resident memory in MiB of one process after a part of the log, and after ten times that."""
-    first, last = bench.size(100_000, 2_000), bench.size(1_000_000, 20_000)
+    first, last = bench.size(50_000, 2_000, 100_000), bench.size(500_000, 20_000, 1_000_000)
     url = bench.log(first)
     with subprocess.Popen(
         command("memory", url),

@@ -47,9 +47,9 @@ from projections.likes import Likes
 
 MIB = 1024 * 1024
 MODELS: list[tuple[type[Projection], Callable[[int], StoredEvent], int]] = [
-    (Likes, like_event, 1_000_000),
-    (Comments, comment_event, 250_000),
-    (Catalog, upload_event, 250_000),
+    (Likes, like_event, 500_000),
+    (Comments, comment_event, 125_000),
+    (Catalog, upload_event, 125_000),
 ]
 """Each with its events, and how many of them it is measured over."""
 STOCK = "stock ProjectionRunner, the same rows"
@@ -63,7 +63,7 @@ def run(bench: Bench) -> list[Comparison]:
 def rates(bench: Bench) -> Iterator[Comparison]:
     """Every projection over its log, and a stock runner over as many events as it manages."""
     for kind, make, usual in MODELS:
-        yield from _rates(bench, kind(), make, bench.size(usual, 5_000))
+        yield from _rates(bench, kind(), make, bench.size(usual, 5_000, 2 * usual))
 
 
 def _rates(
@@ -133,7 +133,7 @@ def by_stock(url: str, model: Projection, seconds: int) -> float:
 
 def memory(bench: Bench) -> Comparison:
     """Resident memory of a process that replays, at its end, for a log ten times as long."""
-    first, last = bench.size(100_000, 2_000), bench.size(1_000_000, 20_000)
+    first, last = bench.size(50_000, 2_000, 100_000), bench.size(500_000, 20_000, 1_000_000)
     url = bench.log(first)
     few = _ask_memory(url, first)
     say(f"filling the log up to {last:,} events")

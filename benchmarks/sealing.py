@@ -32,7 +32,7 @@ LAG = "lag at the end"
 def run(bench: Bench) -> list[Comparison]:
     """Rates in events/s, each round long enough for many seals; how far these are behind."""
     count = CALLERS * bench.size(800, 4)
-    sets = [first_likes(count, prefix=f"sealing-{number}") for number in range(bench.size(11, 2))]
+    sets = [first_likes(count, prefix=f"sealing-{number}") for number in range(bench.size(7, 2))]
     with ExitStack() as stack:
         urls = {name: bench.database() for name in (ALONE, BESIDE, APART)}
         recorders = {name: _recorder(url, stack) for name, url in urls.items()}

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from rich.console import Console
@@ -222,6 +224,28 @@ def test_a_benchmark_that_lacks_a_library_says_so(
     monkeypatch.setitem(sys.modules, "tests.openai_server", None)
     assert main(["translating"]) == ExitCode.FAILED
     assert "backlot: the benchmark translating needs what only" in capsys.readouterr().err
+
+
+def test_a_benchmark_that_breaks_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def no_server(scale: Scale) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(postgres_version="18.4")
+
+    def broken(bench: object) -> NoReturn:
+        raise RuntimeError("the film tore")
+
+    runs = {"append": broken, "growth": lambda bench: [Comparison("x", "1/s", FAST, SLOW)]}
+    monkeypatch.setattr("benchmarks.__main__.open_bench", no_server)
+    monkeypatch.setattr("benchmarks.__main__.signal.signal", lambda *_: None)
+    monkeypatch.setattr("benchmarks.__main__._module", lambda name: SimpleNamespace(run=runs[name]))
+    path = tmp_path / "kept.json"
+    assert main(["append", "growth", "--json", str(path)]) == 1
+    assert list(json.loads(path.read_text())["benchmarks"]) == ["growth"]
+    said = capsys.readouterr().err
+    assert "append broke; the others go on" in said
+    assert "the film tore" in said
 
 
 def test_every_benchmark_is_a_module_that_runs() -> None:
