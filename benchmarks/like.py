@@ -63,9 +63,9 @@ class Clients:
     ) -> tuple[float, dict[str, float]]:
         """Toggle at random, and see that each answer stands for a change in the database."""
         before = _ask(server.url, server.recorded)
-        spent = _redis_seconds(server)
+        spent = redis_seconds(server)
         result, answered = self._load(server.served, paths, number)
-        spent = _redis_seconds(server) - spent
+        spent = redis_seconds(server) - spent
         recorded = _ask(server.url, server.recorded) - before
         if recorded != answered:
             raise Lost(f"{answered} toggles were answered, {recorded} are stored.")
@@ -212,7 +212,7 @@ def _ask(url: str, question: str) -> int:
     return int(row[0]) if row else 0
 
 
-def _redis_seconds(server: Server) -> float:
+def redis_seconds(server: Server) -> float:
     """CPU seconds that the server's Redis has taken; 0 without one."""
     if server.redis_url is None:
         return 0.0

@@ -59,7 +59,7 @@ class RateLimits:
     """What every caller may ask of this program."""
 
     def __init__(self, buckets: Buckets, settings: RateLimitSettings) -> None:
-        self._buckets = buckets
+        self.buckets = buckets
         self._classes = {
             name: (limit, limit.times(settings.address_factor), limit.times(settings.anonymous))
             for name, limit in limits_of(settings).items()
@@ -82,7 +82,7 @@ class RateLimits:
             key, limit = of_address, whole
         else:
             key, limit = of_address.replace(":a:", ":n:", 1), anonymous
-        spend, now, answer = self._buckets.spend, self._buckets.clock(), None
+        spend, now, answer = self.buckets.spend, self.buckets.clock(), None
         # No object is made of what most requests are answered.
         if (ahead := spend(key, limit, now)) is None:
             answer = await self._take(kind, key, limit)
@@ -95,7 +95,7 @@ class RateLimits:
 
     async def _take(self, kind: str, key: str, limit: Limit) -> BucketAnswer:
         # What only reads does no harm for the seconds until Redis is back.
-        answer = await self._buckets.take(key, limit, fails_open=kind == "read")
+        answer = await self.buckets.take(key, limit, fails_open=kind == "read")
         if answer.wait:
             DECISIONS.counts[kind, "limited"] += 1
             raise LimitReached(answer)
