@@ -64,7 +64,11 @@ def run(bench: Bench) -> list[Comparison]:
 
 
 def _stretches(clients: Clients, server: Server) -> list[Stretch]:
-    """Switch every second, while clients like; what is due in Redis is told within the second."""
+    """Switch every second, while clients like.
+
+    What a process reports to Redis every few seconds falls on both kinds of stretches alike: it is
+    a fifth of a bucket per like.
+    """
     say("liking, while limits are switched on and off")
     marks, switches = [], cycle(ORDER)
     with ThreadPoolExecutor(1) as pool, httpx.Client(trust_env=False) as http:

@@ -54,8 +54,6 @@ async def limits(switch: Literal["on", "off"], request: Request) -> Spent:
     if not hasattr(app.state, "limited"):
         app.state.limited = app.rate_limits, app.state.commands
     rates, services = app.state.limited
-    if app.rate_limits is not None:
-        await rates.buckets.aclose()
     on = switch == "on"
     app.rate_limits = rates if on else None
     app.state.commands = services if on else replace(services, quotas=None)

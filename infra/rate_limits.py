@@ -30,9 +30,12 @@ MOST_BUCKETS = 50_000
 # What one process gives before it asks Redis, as a share of the bucket; nothing of small ones.
 CREDIT_SHARE = 0.05
 LEAST_BURST_ON_CREDIT = 100
-# How long what was given on credit waits, so that one call of Redis takes it with that of others.
-# It is bounded by the credit, however long it waits.
+# How long what was given on credit waits, so that one call of Redis takes it with that of others:
+# where it is less than a quarter of the credit, until there is more. It is bounded by the credit,
+# however long it waits.
 REPORT_SECONDS = 5.0
+REPORT_ALL_SECONDS = 60.0
+RIPE_SHARE = 0.25
 # A request waits no longer for Redis; then its process decides alone.
 PATIENCE_SECONDS = 0.25
 MOST_KEYS = 1_000
@@ -241,6 +244,13 @@ class Dues:
         part.taken = {key: self.taken.pop(key) for key in part.waiting}
         return part
 
+    def ripe(self) -> Dues:
+        """Take out those, and the ones that have given a good part of their credit."""
+        part, least = self.asked(), self.limit.credit * RIPE_SHARE
+        ripe = [key for key, taken in self.taken.items() if taken >= least]
+        part.taken.update((key, self.taken.pop(key)) for key in ripe)
+        return part
+
 
 def _lines(dues: Iterable[Dues]) -> Iterator[tuple[str, str, Dues]]:
     """Yield each bucket: what the script is told of it, its key, and where it belongs to."""
@@ -255,10 +265,10 @@ class SharedBuckets(Buckets):
     """Buckets that all processes with the same Redis share.
 
     A process knows each bucket as Redis last told it, and gives up to a twentieth of it on credit,
-    which it reports with that of others every five seconds. Beyond that it asks, and all who ask at
-    the same time share one call. So a bucket gives at most that twentieth more in each process,
-    once: what was given is always paid back. Where Redis is away, each process goes on with what
-    it knows.
+    which it reports with that of others every few seconds, or of a few tokens every minute. Beyond
+    that it asks, and all who ask at the same time share one call. So a bucket gives at most that
+    twentieth more in each process, once: what was given is always paid back. Where Redis is away,
+    each process goes on with what it knows.
     """
 
     def __init__(
@@ -279,8 +289,8 @@ class SharedBuckets(Buckets):
         self._dues: dict[int, Dues] = {}
         # Tokens given on credit that Redis is being told of: until it answers they count as such.
         self._telling: dict[str, int] = {}
-        # When all that is due is told; never, while nothing is.
-        self._report_at = math.inf
+        # When what is due is told, and when all of it; never, while nothing is.
+        self._report_at = self._report_all_at = math.inf
         self._asked = False
         # Whether Redis failed the last time: only then is it worth looking whether it is away.
         self._unanswered = False
@@ -314,7 +324,7 @@ class SharedBuckets(Buckets):
 
     async def aclose(self) -> None:
         while any(dues.taken for dues in self._dues.values()) and not self._redis.away:
-            self._report_at = 0.0
+            self._report_at = self._report_all_at = 0.0
             self._settle_due()
             if self._call is not None:
                 await asyncio.wait([self._call])
@@ -347,7 +357,9 @@ class SharedBuckets(Buckets):
     def _report_later(self) -> None:
         # Asked for only now: it is a system call on Python 3.11.
         loop = asyncio.get_running_loop()
-        self._report_at = loop.time() + REPORT_SECONDS
+        now = loop.time()
+        self._report_at = now + REPORT_SECONDS
+        self._report_all_at = min(self._report_all_at, now + REPORT_ALL_SECONDS)
         loop.call_at(self._report_at, self._settle_due)
 
     def _settle_due(self) -> None:
@@ -356,16 +368,26 @@ class SharedBuckets(Buckets):
             return
         loop = asyncio.get_running_loop()
         self._asked = False
-        if loop.time() >= self._report_at:
-            self._report_at = math.inf
-            due, self._dues = list(self._dues.values()), {}
-        else:
-            due = [dues.asked() for dues in self._dues.values() if dues.waiting]
+        due = self._take_due(loop.time())
         if due:
             for dues in due:
                 self._telling.update(dues.taken)
             self._call = loop.create_task(self._settle(due))
             self._call.add_done_callback(self._settled)
+
+    def _take_due(self, now: float) -> list[Dues]:
+        known = list(self._dues.values())
+        if now < self._report_at:
+            return [dues.asked() for dues in known if dues.waiting]
+        kept = sum(len(dues.taken) for dues in known)
+        if now >= self._report_all_at or kept >= self._most:
+            self._dues = {}
+            self._report_at = self._report_all_at = math.inf
+            return [dues for dues in known if dues.taken]
+        ripe = [dues.ripe() for dues in known]
+        # The rest waits, whether or not anybody comes.
+        self._report_later()
+        return [dues for dues in ripe if dues.taken]
 
     def _settled(self, call: asyncio.Task[None]) -> None:
         self._call = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from random import Random
 from typing import Any
 
@@ -13,7 +13,7 @@ from fakeredis import FakeServer
 from fastapi import Request, Response
 from fastapi.testclient import TestClient
 
-from infra import metrics
+from infra import metrics, rate_limits
 from infra.http.addresses import Proxies, subscriber
 from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, OneKey, mint_token
@@ -23,6 +23,7 @@ from infra.rate_limits import Buckets, Limit, SharedBuckets
 from infra.redis import embedded_redis
 from infra.settings import load_settings
 from tests.routes import AUDITORS, MODERATORS, ROUTES, Line
+from tests.support import until
 
 pytestmark = pytest.mark.anyio
 SECRET = "s" * 40
@@ -222,6 +223,35 @@ async def test_who_asks_has_only_those_told_of_who_ask(server: FakeServer, clock
     assert counted.answers == [b"0 1 1000000 1 1 1000000 2 1 1000000"]
     await buckets.aclose()
     assert counted.answers[1:] == [b""]
+
+
+async def test_of_a_few_tokens_redis_is_told_with_those_to_come(
+    server: FakeServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_limits, "REPORT_SECONDS", 0.0)
+    buckets, limit = shared(server, clock), Limit("write", 60, 1_000)
+    counted = Counted(buckets)
+
+    def keys_told() -> Awaitable[list[bytes] | None]:
+        return buckets._redis.ask(lambda redis: redis.keys("*"))
+
+    least = math.ceil(limit.credit * rate_limits.RIPE_SHARE)
+    for number in range(50):
+        await buckets.take(f"user-{number}", limit)
+    assert await given(buckets, limit, least, "busy") == least
+    await until(lambda: answered(counted))
+    assert await keys_told() == [rate_limits.PREFIX.encode() + b"busy"]
+    # In a minute all of it is told, and at the end.
+    buckets._report_all_at = 0.0
+    await until(lambda: answered(counted, 2))
+    assert len(await keys_told() or ()) == 51
+    await buckets.take("user-0", limit)
+    await buckets.aclose()
+    assert len(counted.answers) == 3
+
+
+async def answered(counted: Counted, times: int = 1) -> bool:
+    return len(counted.answers) >= times
 
 
 async def test_credit_is_not_given_again_while_redis_is_being_told(
