@@ -15,13 +15,12 @@ from psycopg.rows import TupleRow
 from backlot.features import FEATURES, TABLES, read_models, replayable
 from backlot.http import applications
 from backlot.signals import last_word, run
-from commands.endpoint import Services
-from commands.rate_limits import Quotas
+from commands.endpoint import Quotas, Services
 from domain.moderation import WatchedWords
 from engine import telemetry
+from engine.checkpoints import Waiting
 from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
-from engine.freshness import Waiting
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
 from engine.privileges import give_rights, make_user, running_user
@@ -42,13 +41,13 @@ from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
 from infra.http.app import HttpApp
-from infra.http.auth import make_authenticator, read_or_make_secret
+from infra.http.auth import make_authenticator
+from infra.http.keys import read_or_make_secret
 from infra.http.rate_limits import RateLimits
 from infra.kafka import client_options
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
-from infra.objects.port import ObjectStore, ObjectStoreUnavailable
-from infra.objects.s3 import S3Store, now
+from infra.objects.port import ObjectStore, ObjectStoreUnavailable, now
 from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.rate_limits import Buckets, SharedBuckets
@@ -56,7 +55,8 @@ from infra.redis import open_redis
 from infra.redlock import make_redlock
 from infra.security_log import SECURITY_LOG
 from infra.settings import Role, Settings
-from infra.tasks.broker import Resources, make_broker
+from infra.tasks.broker import make_broker
+from infra.tasks.middleware import Resources
 from infra.tasks.queues import FailedTask
 from infra.tasks.worker import TaskWorker
 from projections.analytics import schema as analytics_schema
@@ -164,6 +164,9 @@ def open_objects(
                 # Only the process that takes uploads may sweep up what a crash left of them.
                 run(local.recover())
             return local
+        # Its library is slow to import, and not needed where objects lie in a folder.
+        from infra.objects.s3 import S3Store
+
         store = S3Store(settings.objects)
         stack.callback(store.close)
         if roles != {Role.PROJECTIONS}:

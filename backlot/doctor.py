@@ -35,9 +35,8 @@ from infra.data_folder import (
 )
 from infra.errors import OperatorError
 from infra.http.auth import make_authenticator
-from infra.http.jwks import KeysUnavailable, RemoteKeys
+from infra.http.keys import KeysUnavailable, RemoteKeys
 from infra.objects.port import ObjectStoreUnavailable
-from infra.objects.s3 import S3Store
 from infra.postgres.cluster import MAJOR, PostgresError, check_major
 from infra.postgres.connection import UNHURRIED, explained, is_silence, open_connection
 from infra.postgres.embedded import running_url
@@ -45,7 +44,7 @@ from infra.redis import connect_blocking_redis, server_of
 from infra.settings import Role, Settings, SettingsError, load_settings
 from infra.settings.values import secret_weakness
 from infra.tasks.broker import task_queues
-from infra.tasks.messages import BrokerAway
+from infra.tasks.queues import BrokerAway
 
 
 def kafka(settings: Settings) -> DoctorPart:
@@ -239,6 +238,9 @@ def _projections(settings: Settings) -> DoctorPart:
 
 
 def _s3(settings: Settings) -> DoctorPart:
+    # Its library is slow to import, and not needed where objects lie in a folder.
+    from infra.objects.s3 import S3Store
+
     url = settings.objects.endpoint_url
     try:
         with closing(S3Store(settings.objects)) as store:

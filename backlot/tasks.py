@@ -140,7 +140,7 @@ def _chosen(
 
 
 def _require_found(task: str | None, found: Sequence[object]) -> None:
-    from infra.tasks.messages import NoSuchDeadTask
+    from infra.tasks.queues import NoSuchDeadTask
 
     if task is not None and not found:
         raise NoSuchDeadTask(f"no dead task {task}: `backlot tasks dead` lists them")

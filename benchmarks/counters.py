@@ -11,8 +11,8 @@ import redis
 import redis.asyncio
 
 from benchmarks.bench import Bench
+from benchmarks.delays import Delays, pace, percentiles
 from benchmarks.like import PATHS, Clients, Server, backlot, crud, side
-from benchmarks.pacing import Delays, pace, percentiles
 from benchmarks.redis_server import redis_server
 from benchmarks.results import Comparison, Side
 from infra.http.auth import mint_token

@@ -24,8 +24,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from backlot.up import calm_garbage_collector, serving
 from infra.http.app import HttpApp
-from infra.http.auth import make_authenticator
-from infra.http.callers import Caller
+from infra.http.auth import Caller, make_authenticator
 from infra.http.problems import Problem
 from infra.http.shapes import LikeState
 from infra.redis import open_redis

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.bench import Bench, say
-from benchmarks.detecting import BARE, LLM, TEXT, WHISPER, Guess, Labelled, Told, labelled, lines
+from benchmarks.detection import BARE, LLM, TEXT, WHISPER, Guess, Labelled, Told, labelled, lines
 from benchmarks.processes import ROOT, ProcessFailed, command
 from benchmarks.results import Comparison, Side
 from infra import whisper
@@ -146,7 +146,7 @@ def _others() -> list[str]:
 def _told(kind: str, rounds: int, every: int, *folder: Path) -> Told:
     say(f"finding languages: {NAMES[kind]}")
     done = subprocess.run(
-        command("detecting", kind, str(rounds), str(every), *map(str, folder)),
+        command("detection", kind, str(rounds), str(every), *map(str, folder)),
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_python_path()])},
         capture_output=True,
         text=True,

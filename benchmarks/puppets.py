@@ -13,8 +13,8 @@ import uvloop
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
+from benchmarks.analytics import History, fill_analytics
 from benchmarks.bench import Bench, say
-from benchmarks.filling import History, fill_analytics
 from benchmarks.results import Comparison, Side
 from projections.analytics.calendar import DAY, HOUR, start_of_hour
 from projections.analytics.ingest import Store

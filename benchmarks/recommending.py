@@ -19,7 +19,7 @@ from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
 from benchmarks.bench import Bench, medians
-from benchmarks.engaging import Size, fill_engagements
+from benchmarks.engagements import Size, fill_engagements
 from benchmarks.results import Comparison, Side
 from engine.connections import connect
 from engine.projection import columns

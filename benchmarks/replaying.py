@@ -25,9 +25,9 @@ from psycopg.rows import TupleRow
 
 from benchmarks import stock
 from benchmarks.bench import Bench, say
+from benchmarks.delays import Delays, paced_likes
 from benchmarks.like import backlot
 from benchmarks.log import comment_event, fill, like_event, upload_event
-from benchmarks.pacing import Delays, paced_likes
 from benchmarks.processes import ProcessFailed, command, environment
 from benchmarks.results import Comparison, Side
 from engine import checkpoints

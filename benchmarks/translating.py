@@ -16,8 +16,8 @@ from eventsourcing.persistence import StoredEvent
 from openai import AsyncOpenAI
 
 from benchmarks.bench import Bench
+from benchmarks.delays import percentiles
 from benchmarks.log import MAPPER, ORIGIN, VIDEOS
-from benchmarks.pacing import percentiles
 from benchmarks.processes import Served, serving
 from benchmarks.redis_server import redis_server
 from benchmarks.results import Comparison, Side

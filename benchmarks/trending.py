@@ -17,8 +17,8 @@ import uvloop
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from benchmarks.analytics import SKEW, History, fill_analytics, video_of
 from benchmarks.bench import Bench, medians, say
-from benchmarks.filling import SKEW, History, fill_analytics, video_of
 from benchmarks.results import Comparison, Side
 from projections.analytics.calendar import start_of_hour
 from projections.analytics.queries import Bucket, Range, stats_of

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from commands.endpoint import TOKEN_FIRST, Execute, executor
-from commands.queries import FindVideoOwner
 from domain.comment import Comment, TranslationStatus
 from domain.errors import Conflict, NotAllowed
 from domain.model import Origin
@@ -208,6 +207,22 @@ class FindVideoOfComment(LogQuery[UUID]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> UUID:
         return aggregates.get(Comment, self.comment_id).require_known()
+
+
+@dataclass(frozen=True)
+class FindVideoOwner(LogQuery[str]):
+    """Return whose video it is; refuse one that the viewer may not see."""
+
+    video_id: UUID
+    viewer: VideoViewer
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.video_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> str:
+        upload = aggregates.get(Upload, self.video_id)
+        upload.require_visible(self.viewer)
+        return upload.owner
 
 
 def as_seen(comment: Comment) -> SeenComment:

@@ -1,4 +1,4 @@
-"""From an HTTP request to a command and back: actor, correlation, idempotency, position."""
+"""From an HTTP request to a command and back: actor, quotas, correlation, idempotency, position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from uuid import UUID, uuid4, uuid5
 
 from fastapi import Depends, Request, Response
 
-from commands.rate_limits import Quotas
 from domain.errors import DomainError
 from domain.model import Origin
 from domain.moderation import NO_WORDS, WatchedWords
@@ -21,19 +20,78 @@ from engine.event_store import StoredAnswer
 from engine.reservations import Reservations
 from engine.telemetry import Telemetry
 from engine.viewers import ViewerKeys
-from infra.http.app import request_id_of, wire
-from infra.http.auth import Identity
-from infra.http.callers import client_address, header, maybe_identity, require_identity
+from infra.http.app import wire
+from infra.http.auth import Identity, maybe_identity, require_identity
 from infra.http.problems import Problem
+from infra.http.requests import client_address, header, request_id_of
 from infra.http.shapes import Wire, encode_position
 from infra.objects.port import ObjectStore
+from infra.rate_limits import DECISIONS, Buckets, Limit, LimitReached
 from infra.redlock import Redlock
+from infra.settings.features import QuotaSettings
 
 W = TypeVar("W", bound=Wire)
 R = TypeVar("R")
 
 MAX_KEY_LENGTH = 255
 NAMESPACE = UUID("6f2a1e5c-5d0b-4c0e-9b38-0e6d0a3f7c11")
+MINUTE_SECONDS = 60.0
+MOST_REMEMBERED = 50_000
+
+
+class Recent:
+    """Ids that were seen within the last minute or two; bounded, and for one event loop."""
+
+    def __init__(self, most: int = MOST_REMEMBERED) -> None:
+        self._most = most
+        # Numbers: the hash of a UUID is computed in Python.
+        self._now: set[int] = set()
+        self._before: set[int] = set()
+        self._until = 0.0
+
+    def has(self, number: int, now: float) -> bool:
+        """Return whether the id was seen; `now` in seconds."""
+        if now >= self._until or len(self._now) >= self._most:
+            self._before, self._now = self._now, set()
+            self._until = now + MINUTE_SECONDS
+        return number in self._now or number in self._before
+
+    def add(self, number: int) -> None:
+        self._now.add(number)
+
+
+class Quotas:
+    """What one user may do per minute, whatever the rate of requests.
+
+    A video that was liked and liked again counts once in a minute.
+    """
+
+    def __init__(self, buckets: Buckets, settings: QuotaSettings) -> None:
+        comments, liked = settings.comments_per_minute, settings.liked_videos_per_minute
+        self._buckets = buckets
+        self._comments = Limit("comments", comments, comments)
+        self._liked = Limit("liked-videos", liked, liked)
+        self._recent = Recent()
+
+    async def comment(self, user_id: str) -> None:
+        """Count a comment; raise LimitReached for one too many."""
+        await self._take(f"comments:u:{user_id}", self._comments)
+
+    async def like(self, user_id: str, likes_id: UUID) -> None:
+        """Count the like of a viewer and a video, by its stream; raise LimitReached."""
+        now = self._buckets.clock()
+        if self._recent.has(likes_id.int, now):
+            return
+        key = f"liked:u:{user_id}"
+        if self._buckets.spend(key, self._liked, now) is None:
+            await self._take(key, self._liked)
+        self._recent.add(likes_id.int)
+
+    async def _take(self, key: str, limit: Limit) -> None:
+        answer = await self._buckets.take(key, limit)
+        if answer.wait:
+            DECISIONS.counts[limit.name, "limited"] += 1
+            raise LimitReached(answer)
 
 
 @dataclass(frozen=True)
@@ -42,8 +100,8 @@ class Services:
 
     `projections` are the names of the read models. `ending` has the uploads that a request of this
     process is about to complete or abort. Without `viewers` only users may watch; without `quotas`
-    and `reservations` users may do as much as they like. Comments
-    with `watched_words` wait for approval.
+    and `reservations` users may do as much as they like. Comments with `watched_words` wait for
+    approval.
     """
 
     bus: CommandBus

@@ -33,8 +33,7 @@ from domain.moderation import (
 from domain.text import is_name
 from domain.upload import Status, Upload, VideoViewer
 from engine.command_bus import Aggregates, Command, Query
-from infra.http.auth import MAX_USER_ID_LENGTH
-from infra.http.callers import require_moderator
+from infra.http.auth import MAX_USER_ID_LENGTH, require_moderator
 from infra.http.problems import problems
 from infra.http.shapes import Comment as SeenComment
 from infra.http.shapes import RequestBody, Wire

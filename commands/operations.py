@@ -19,7 +19,7 @@ from domain.errors import NotFound
 from domain.model import Origin
 from domain.operation import Members, Operation
 from engine.command_bus import Aggregates, Command
-from infra.http.callers import require_admin
+from infra.http.auth import require_admin
 from infra.http.problems import problems
 from infra.http.shapes import RequestBody, Wire
 from infra.settings.features import MAX_REPLAY_WORKERS

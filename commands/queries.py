@@ -102,17 +102,6 @@ class FindVideoFile(UploadQuery[VideoFile]):
 
 
 @dataclass(frozen=True)
-class FindVideoOwner(UploadQuery[str]):
-    """Return whose video it is; refuse one that the viewer may not see."""
-
-    viewer: VideoViewer
-
-    def answer(self, upload: Upload, origin: Origin) -> str:
-        upload.require_visible(self.viewer)
-        return upload.owner
-
-
-@dataclass(frozen=True)
 class FindVisible(Query[list[UUID]]):
     """Return those of some videos that the viewer may see, or could; refuse where there is none."""
 

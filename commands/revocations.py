@@ -15,7 +15,7 @@ from commands.endpoint import executor
 from domain.model import Origin
 from domain.revocations import MAX_REASON, MAX_TOKEN_ID, MAX_USER_ID, STREAM_ID, Revocations
 from engine.command_bus import Aggregates, Command
-from infra.http.callers import require_admin
+from infra.http.auth import require_admin
 from infra.http.problems import problems
 from infra.http.shapes import RequestBody, RevokedToken, Wire
 

@@ -2,7 +2,8 @@
 
 A set of migrations is a folder of files such as `0002_seals.log.sql`: a version, a name and, for a
 file that not every database gets, the kind of database that it is for. Each file is applied once,
-in order. A table of the set records which files were applied, with their digests.
+in order. A table of the set records which files were applied, with their digests. A line
+`\\ir shared/FILE`, as psql has it, stands for the text of that file: what two kinds share.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from infra.errors import OperatorError
 log = structlog.get_logger(__name__)
 
 NAME = re.compile(r"(?P<version>\d{4})_\w+(?:\.(?P<kind>\w+))?\.sql")
+SHARED = re.compile(rb"^\\ir (shared/\w+\.sql)\n", re.MULTILINE)
 RECORDS = """
 CREATE TABLE IF NOT EXISTS {table} (
     version int PRIMARY KEY,
@@ -110,8 +112,15 @@ def _files(folder: Path) -> Sequence[Migration]:
         match = NAME.fullmatch(path.name)
         if match is None:
             raise ValueError(f"{path.name} is no name for a migration.")
-        found.append(Migration(int(match["version"]), path.name, path.read_bytes(), match["kind"]))
+        found.append(Migration(int(match["version"]), path.name, _text(path), match["kind"]))
     return found
+
+
+def _text(path: Path) -> bytes:
+    """Return what a file says, with what it shares with others."""
+    return SHARED.sub(
+        lambda found: (path.parent / found[1].decode()).read_bytes(), path.read_bytes()
+    )
 
 
 def migrate(conn: Connection[Any], wanted: MigrationSet, kind: str | None = None) -> int:

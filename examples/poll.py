@@ -19,9 +19,9 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from domain.model import Aggregate, Origin
+from engine.checkpoints import Waiting
 from engine.command_bus import Aggregates, Command, CommandBus
 from engine.event_store import EVENTS, open_recorder
-from engine.freshness import Waiting
 from engine.inspection.streams import Fold, follow
 from engine.installation import install, make_tables
 from engine.projection import Batch, Projection, columns

@@ -239,7 +239,6 @@ class Catalog(Projection):
         self,
         conn: AsyncConnection[TupleRow],
         viewer: VideoViewer,
-        *,
         owner: str | None,
         category: str | None,
         before: int,

@@ -110,7 +110,7 @@ FULL JOIN (
 ) AS newest USING (video_id)
 """
 OF_VIDEOS = " AND video_id = ANY (%(videos)s)"
-
+LISTED = listed("video")
 IN_CATEGORY = " AND video.category = %(category)s"
 NONE_OF = " AND video.video_id <> ALL (%(without)s)"
 
@@ -354,7 +354,7 @@ async def _rank_videos(
 def _listing_condition(given: Mapping[str, Any]) -> str:
     """Return the condition of the videos that can be listed."""
     in_category = IN_CATEGORY if given["category"] is not None else ""
-    return listed("video") + in_category + (NONE_OF if given["without"] else "")
+    return LISTED + in_category + (NONE_OF if given["without"] else "")
 
 
 async def _rank_leaders(

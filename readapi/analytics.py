@@ -12,11 +12,10 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import Field
 
-from engine.freshness import Freshness
+from engine.checkpoints import Freshness
 from infra.cache import CachedValue
 from infra.http.app import TOKEN_OPTIONAL, wire
-from infra.http.auth import MODERATORS, Identity
-from infra.http.callers import MaybeCaller, require_known
+from infra.http.auth import MODERATORS, Identity, MaybeCaller, require_known
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Video, Wire
 from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -10,20 +11,16 @@ from pydantic import AfterValidator
 
 from domain.upload import CommentPolicy
 from infra.http.app import TOKEN_OPTIONAL, wire
-from infra.http.callers import Caller, MaybeCaller, require_known
+from infra.http.auth import Caller, MaybeCaller, require_known
 from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
 from projections.catalog import UploadRow
 from readapi.queries import (
-    DEFAULT_LIMIT,
-    Cursor,
     Fresh,
-    Limit,
     Page,
+    Paged,
     Read,
-    cut,
-    decode_cursor,
     present,
     require_video,
     storable,
@@ -55,21 +52,17 @@ async def list_videos(
     queries: Read,
     fresh: Fresh,
     caller: MaybeCaller,
+    page: Paged,
     owner: Owner = None,
     category: InCategory = None,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
 ) -> Response:
     """Public ones; where callers ask for their own, with those that are not."""
-    before = decode_cursor("videos", cursor)
     if owner == "me":
         owner = require_known(caller).user_id
     viewer = viewer_of(caller)
     async with queries.reading(fresh, *queries.projections) as conn:
-        rows = await queries.catalog.page(
-            conn, viewer, owner=owner, category=category, before=before, limit=limit + 1
-        )
-        shown, following = cut("videos", rows, limit, lambda row: row.completed_position)
+        videos = partial(queries.catalog.page, conn, viewer, owner, category)
+        shown, following = await page.read("videos", videos, lambda row: row.completed_position)
         items = await present(queries, conn, shown, caller)
     return wire(Page[Video](items=items, next_cursor=following))
 
@@ -81,14 +74,11 @@ async def list_videos(
     responses=problems(401, 422, 503),
     summary="Videos that the caller likes, newest like first",
 )
-async def list_liked(
-    queries: Read, caller: Caller, fresh: Fresh, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
-) -> Response:
+async def list_liked(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
     """Those that are public, or the caller's own."""
-    before = decode_cursor("liked", cursor)
     async with queries.reading(fresh, *queries.projections) as conn:
-        likes = await queries.likes.liked_page(conn, caller.user_id, before, limit + 1)
-        shown, following = cut("liked", likes, limit, lambda like: like.position)
+        likes = partial(queries.likes.liked_page, conn, caller.user_id)
+        shown, following = await page.read("liked", likes, lambda like: like.position)
         videos = await queries.catalog.videos(conn, [like.video_id for like in shown])
         rows = [
             row

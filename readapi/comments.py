@@ -13,6 +13,7 @@ import math
 from asyncio import Queue, QueueFull
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, cast
 from uuid import UUID
 
@@ -22,30 +23,28 @@ from fastapi import APIRouter, Query, Request, Response
 from redis.asyncio import Redis
 
 from domain.moderation import Standing
-from engine.freshness import Freshness
+from engine.checkpoints import Freshness
 from infra.cache import OptionalRedis
-from infra.http.app import TOKEN_OPTIONAL, request_id_of, wire
-from infra.http.auth import Identity
-from infra.http.callers import MaybeCaller, header, require_identity
+from infra.http.app import TOKEN_OPTIONAL, wire
+from infra.http.auth import Identity, MaybeCaller, require_identity
 from infra.http.problems import Problem, problems
+from infra.http.requests import header, request_id_of
 from infra.http.shapes import Comment
 from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING, UNPAID
 from infra.metrics import counter
 from infra.settings.features import TranslationSettings
-from infra.tasks.messages import BrokerAway, enqueue
+from infra.tasks.queues import BrokerAway, enqueue
 from projections.catalog import VideoRow
 from projections.comments import CommentRow
 from projections.translation import TranslationRow, Translations
 from readapi.moderation import present_hidden
 from readapi.queries import (
-    DEFAULT_LIMIT,
-    Cursor,
     Fresh,
-    Limit,
     Page,
+    Paged,
+    PageRequest,
     Queries,
     Read,
-    cut,
     decode_cursor,
     require_video,
 )
@@ -340,10 +339,9 @@ async def list_comments(
     queries: Read,
     fresh: Fresh,
     caller: MaybeCaller,
+    page: Paged,
     lang: Lang = None,
     status: Annotated[Literal["held", "removed"] | None, Query(description=HIDDEN)] = None,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
 ) -> Response:
     """With translations into `lang`, or else into the language that `Accept-Language` likes best
     among those that comments are translated to. What is asked for the first time is `pending`.
@@ -351,23 +349,23 @@ async def list_comments(
     """
     if status is not None:
         await require_identity(request)
-        return await _list_hidden(queries, fresh, caller, video_id, Standing(status), cursor, limit)
-    before = decode_cursor("comments", cursor)
+        return await _list_hidden(queries, fresh, caller, video_id, Standing(status), page)
+    before = decode_cursor("comments", page.cursor)
     choice = queries.requests.choice(request, lang)
     translations = queries.models[Translations]
     models = [queries.catalog, queries.comments, *([translations] if choice.on_demand else [])]
     async with queries.reading(fresh, *models) as conn:
         await require_video(queries, conn, video_id, caller)
-        rows = await queries.comments.page(conn, video_id, before, limit + 1)
+        rows = await queries.comments.page(conn, video_id, before, page.rows)
         own = []
         if caller is not None:
             own = await queries.comments.hidden_page(
-                conn, before, limit + 1, video_id=video_id, author=caller.user_id
+                conn, before, page.rows, video_id=video_id, author=caller.user_id
             )
         hidden = {each.comment.comment_id: each for each in own}
         rows += (each.comment for each in own)
-        rows = sorted(rows, key=lambda row: row.position, reverse=True)[: limit + 1]
-        shown, following = cut("comments", rows, limit, lambda row: row.position)
+        rows = sorted(rows, key=lambda row: row.position, reverse=True)[: page.rows]
+        shown, following = page.cut("comments", rows, lambda row: row.position)
         found: dict[UUID, TranslationRow] = {}
         if choice.on_demand is not None:
             ids = [row.comment_id for row in shown]
@@ -389,18 +387,15 @@ async def _list_hidden(
     caller: Identity | None,
     video_id: UUID,
     standing: Standing,
-    cursor: str | None,
-    limit: int,
+    page: PageRequest,
 ) -> Response:
     """Return what waits for approval on a video, or was removed, to those who decide about it."""
-    kind = f"comments-{standing}"
-    before = decode_cursor(kind, cursor)
     async with queries.reading(fresh, queries.catalog, queries.comments) as conn:
         _require_deciding(caller, await require_video(queries, conn, video_id, caller))
-        rows = await queries.comments.hidden_page(
-            conn, before, limit + 1, video_id=video_id, standing=standing
+        hidden = partial(queries.comments.hidden_page, conn, video_id=video_id, standing=standing)
+        shown, following = await page.read(
+            f"comments-{standing}", hidden, lambda row: row.comment.position
         )
-    shown, following = cut(kind, rows, limit, lambda row: row.comment.position)
     items = [present_hidden(row, decides=True) for row in shown]
     return wire(Page[Comment](items=items, next_cursor=following))
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from domain.feedback import Signal, Variant
 from infra.http.app import wire
-from infra.http.callers import Admin
+from infra.http.auth import Admin
 from infra.http.problems import problems
 from infra.http.shapes import Time, Wire
 from projections.analytics.calendar import start_of_hour

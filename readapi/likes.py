@@ -25,12 +25,12 @@ from redis import RedisError
 from starlette.types import Receive, Scope, Send
 
 from domain.upload import VideoViewer
-from engine.freshness import Pool
+from engine.checkpoints import Pool
 from infra.cancellation import cancel
-from infra.http.addresses import subscriber
 from infra.http.app import TOKEN_OPTIONAL, hot, wire
-from infra.http.callers import MaybeCaller, client_address, header
+from infra.http.auth import MaybeCaller
 from infra.http.problems import Problem, problems
+from infra.http.requests import client_address, header, subscriber
 from infra.http.shapes import LikeState
 from infra.metrics import counter, gauge
 from projections.catalog import Catalog, VideoRow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -10,26 +12,19 @@ from fastapi import APIRouter, Query, Response
 from psycopg import AsyncConnection
 
 from domain.moderation import ReportReason, Standing, ThingKind
+from engine.log import END_OF_LOG
 from infra.http.app import wire
-from infra.http.callers import Caller, Moderator
+from infra.http.auth import Caller, Moderator
 from infra.http.problems import problems
 from infra.http.shapes import Comment, Time, Wire
 from projections.catalog import VideoRow
 from projections.comments import CommentRow, HiddenComment
 from projections.moderation import CaseRow, DetailRow, Moderation
-from readapi.queries import (
-    DEFAULT_LIMIT,
-    Cursor,
-    Fresh,
-    Limit,
-    Page,
-    Queries,
-    Read,
-    cut,
-    decode_cursor,
-)
+from readapi.queries import Fresh, Page, Paged, Queries, Read
 
 DETAILS = 5
+
+by_position = attrgetter("position")
 
 
 class ReportDetail(Wire):
@@ -96,17 +91,14 @@ async def list_reports(
     queries: Read,
     caller: Moderator,
     fresh: Fresh,
+    page: Paged,
     status: Status = "open",
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
 ) -> Response:
     """What was decided, or is gone, comes newest first."""
-    kind, moderation = f"reports-{status}", queries.models[Moderation]
-    oldest_first = status == "open" and cursor is None
-    place = 0 if oldest_first else decode_cursor(kind, cursor)
+    moderation, first = queries.models[Moderation], 0 if status == "open" else END_OF_LOG
     async with queries.reading(fresh, moderation, queries.comments, queries.catalog) as conn:
-        rows = await moderation.cases(conn, status, place, limit + 1)
-        shown, following = cut(kind, rows, limit, lambda row: row.position)
+        read = partial(moderation.cases, conn, status)
+        shown, following = await page.read(f"reports-{status}", read, by_position, first)
         items = await _reported(queries, conn, shown)
     return wire(Page[ReportedThing](items=items, next_cursor=following))
 
@@ -186,17 +178,14 @@ def present_hidden(hidden: HiddenComment, *, decides: bool) -> Comment:
     responses=problems(401, 422, 503),
     summary="Comments that wait for the caller's approval, newest first",
 )
-async def list_held(
-    queries: Read, caller: Caller, fresh: Fresh, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
-) -> Response:
+async def list_held(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
     """All of them for a moderator; for others those on videos of their own."""
-    before = decode_cursor("held", cursor)
     owner = None if caller.is_moderator else caller.user_id
     async with queries.reading(fresh, queries.comments) as conn:
-        rows = await queries.comments.hidden_page(
-            conn, before, limit + 1, video_owner=owner, standing=Standing.HELD
+        held = partial(
+            queries.comments.hidden_page, conn, video_owner=owner, standing=Standing.HELD
         )
-    shown, following = cut("held", rows, limit, lambda row: row.comment.position)
+        shown, following = await page.read("held", held, lambda row: row.comment.position)
     items = [present_hidden(row, decides=True) for row in shown]
     return wire(Page[Comment](items=items, next_cursor=following))
 
@@ -207,12 +196,10 @@ async def list_held(
     responses=problems(401, 422, 503),
     summary="Whom the caller blocks, the latest first",
 )
-async def list_blocked(
-    queries: Read, caller: Caller, fresh: Fresh, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
-) -> Response:
-    before, moderation = decode_cursor("blocked", cursor), queries.models[Moderation]
+async def list_blocked(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
+    moderation = queries.models[Moderation]
     async with queries.reading(fresh, moderation) as conn:
-        rows = await moderation.blocks(conn, caller.user_id, before, limit + 1)
-    shown, following = cut("blocked", rows, limit, lambda row: row.position)
+        blocks = partial(moderation.blocks, conn, caller.user_id)
+        shown, following = await page.read("blocked", blocks, by_position)
     items = [BlockedUser(user_id=row.blocked) for row in shown]
     return wire(Page[BlockedUser](items=items, next_cursor=following))

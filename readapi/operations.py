@@ -14,25 +14,22 @@ from psycopg.rows import TupleRow
 from pydantic import Field
 
 from domain.operation import Members
+from engine.checkpoints import Freshness
 from engine.completeness import completeness
 from engine.connections import connect
-from engine.freshness import Freshness
 from engine.parked_events import parked
 from infra.http.app import wire
-from infra.http.callers import Admin
+from infra.http.auth import Admin
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Time, Wire
 from readapi.projection_status import ProjectionStatus, statuses
 from readapi.queries import (
-    DEFAULT_LIMIT,
-    Cursor,
     Fresh,
-    Limit,
     Page,
+    Paged,
     Queries,
     Read,
     ReadModelUnavailable,
-    cut,
     decode_cursor,
 )
 
@@ -163,13 +160,11 @@ async def get_completeness(name: Name, queries: Read, caller: Admin) -> Response
     responses=problems(401, 403, 404, 422, 503),
     summary="Events that could not be applied, by position",
 )
-async def list_parked(
-    name: Name, queries: Read, caller: Admin, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
-) -> Response:
+async def list_parked(name: Name, queries: Read, caller: Admin, page: Paged) -> Response:
     schema = _known(queries.models.by_name(), name).schema
-    after = decode_cursor("parked", cursor) if cursor else 0
-    rows = await _ask(queries, lambda conn: parked(conn, schema, after=after, limit=limit + 1))
-    shown, following = cut("parked", rows, limit, lambda row: row.position)
+    after = decode_cursor("parked", page.cursor, 0)
+    rows = await _ask(queries, lambda conn: parked(conn, schema, after=after, limit=page.rows))
+    shown, following = page.cut("parked", rows, lambda row: row.position)
     items = [ParkedEvent.model_validate(row.as_dict()) for row in shown]
     return wire(Page[ParkedEvent](items=items, next_cursor=following))
 

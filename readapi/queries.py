@@ -9,10 +9,10 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from fastapi import Depends, Header, Query, Request
@@ -20,15 +20,15 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
 from domain.upload import NOBODY, VideoViewer
-from engine.freshness import Freshness, Pool, Waiting
+from engine.checkpoints import Freshness, Pool, Waiting
 from engine.inspection.index import Audit
 from engine.log import END_OF_LOG
 from engine.overview import Rates
 from engine.projection import Projection, ReadModels
 from engine.telemetry import Views
 from infra.http.auth import Identity
-from infra.http.callers import add_header
 from infra.http.problems import Problem
+from infra.http.requests import add_header
 from infra.http.shapes import Position, Video, Wire, decode_position, encode_position
 from infra.objects.port import ObjectStore
 from projections.analytics.queries import AnalyticsQueries
@@ -243,13 +243,13 @@ def encode_cursor(kind: str, position: int) -> str:
     return base64.urlsafe_b64encode(f"{kind}:{position}".encode()).decode().rstrip("=")
 
 
-def decode_cursor(kind: str, cursor: str | None) -> int:
+def decode_cursor(kind: str, cursor: str | None, first: int = END_OF_LOG) -> int:
     """Return the position behind which the page begins; raise InvalidCursor.
 
-    Without a cursor it begins with the newest.
+    Without a cursor it is `first`, which is the newest.
     """
     if cursor is None:
-        return END_OF_LOG
+        return first
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         decoded = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
@@ -261,14 +261,45 @@ def decode_cursor(kind: str, cursor: str | None) -> int:
     return int(number)
 
 
-def cut(
-    kind: str, rows: Sequence[T], limit: int, position: Callable[[T], int]
-) -> tuple[Sequence[T], str | None]:
-    """Return the rows of a page, and the cursor of the next page if there is one.
+class PageRequest(NamedTuple):
+    """Which page of a list a client asks for: what comes behind a cursor, so many items at most."""
 
-    `rows` were read with `limit + 1`, so that the last page knows that it is the last.
-    """
-    if len(rows) <= limit:
-        return rows, None
-    shown = rows[:limit]
-    return shown, encode_cursor(kind, position(shown[-1]))
+    cursor: str | None
+    limit: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows to read: one more, so that the last page knows that it is the last."""
+        return self.limit + 1
+
+    async def read(
+        self,
+        kind: str,
+        read: Callable[[int, int], Awaitable[Sequence[T]]],
+        position: Callable[[T], int],
+        first: int = END_OF_LOG,
+    ) -> tuple[Sequence[T], str | None]:
+        """Return the rows of the page, and the cursor of the next page if there is one.
+
+        `read` gets the position behind which the page begins (`first` is that of the first page)
+        and a number of rows. Raise InvalidCursor.
+        """
+        return self.cut(
+            kind, await read(decode_cursor(kind, self.cursor, first), self.rows), position
+        )
+
+    def cut(
+        self, kind: str, rows: Sequence[T], position: Callable[[T], int]
+    ) -> tuple[Sequence[T], str | None]:
+        """Return the rows of the page, and the cursor of the next page if there is one."""
+        if len(rows) <= self.limit:
+            return rows, None
+        shown = rows[: self.limit]
+        return shown, encode_cursor(kind, position(shown[-1]))
+
+
+async def _page_request(cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PageRequest:
+    return PageRequest(cursor, limit)
+
+
+Paged = Annotated[PageRequest, Depends(_page_request)]

@@ -18,12 +18,11 @@ from domain.dismissals import stream_id as dismissal_of
 from domain.feedback import GivenList, Offer, Signal, Variant, hour_id
 from domain.upload import Upload
 from domain.video_likes import stream_id as likes_of
+from engine.checkpoints import Freshness
 from engine.event_store import EVENTS
-from engine.freshness import Freshness
 from engine.log import topics_of
 from infra.http.app import wire
-from infra.http.auth import Identity
-from infra.http.callers import Caller
+from infra.http.auth import Caller, Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
 from infra.security_log import SecurityEvent, record

@@ -22,19 +22,10 @@ from engine.event_store import GroupCommitRecorder
 from engine.log import MAPPER
 from engine.subscription import woken
 from infra.http.app import wire
-from infra.http.auth import Authenticator, RevokedTokens
-from infra.http.callers import Admin
+from infra.http.auth import Admin, Authenticator, RevokedTokens
 from infra.http.problems import problems
 from infra.http.shapes import RevokedToken
-from readapi.queries import (
-    DEFAULT_LIMIT,
-    Cursor,
-    Limit,
-    Page,
-    ReadModelUnavailable,
-    cut,
-    decode_cursor,
-)
+from readapi.queries import Page, Paged, ReadModelUnavailable, decode_cursor
 
 log = structlog.get_logger(__name__)
 
@@ -138,16 +129,15 @@ router = APIRouter(prefix="/admin/revocations", tags=["revocations"])
 async def list_revocations(
     caller: Admin,
     follower: Annotated[RevocationFollower, Depends(_follower)],
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
+    page: Paged,
 ) -> Response:
     try:
         await follower.refresh()
     except (PersistenceError, psycopg.Error) as error:
         raise ReadModelUnavailable(str(error)) from error
-    before = decode_cursor(KIND, cursor)
+    before = decode_cursor(KIND, page.cursor)
     behind = [each for each in follower.standing if each.number < before]
-    rows, following = cut(KIND, behind[: limit + 1], limit, _number)
+    rows, following = page.cut(KIND, behind[: page.rows], _number)
     return wire(
         Page[RevokedToken](items=[RevokedToken.of(row) for row in rows], next_cursor=following)
     )

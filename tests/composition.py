@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,11 @@ class Composition:
         return {service.environment["BACKLOT_ROLES"]: service for service in mine}
 
 
+@cache
+def _document() -> Any:
+    return yaml.safe_load(COMPOSE_FILE.read_text())
+
+
 def read_composition(variables: Mapping[str, str] = SECRETS) -> Composition:
     """The file as Compose has it with these variables. Raises VariableMissing."""
 
@@ -128,6 +134,6 @@ def read_composition(variables: Mapping[str, str] = SECRETS) -> Composition:
             return [put_in(value) for value in node]
         return interpolate(node, variables) if isinstance(node, str) else node
 
-    document = put_in(yaml.safe_load(COMPOSE_FILE.read_text()))
+    document = put_in(_document())
     services = {name: Service(name, given) for name, given in document["services"].items()}
     return Composition(document, services)

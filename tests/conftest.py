@@ -1,16 +1,25 @@
 """Fixtures of all tiers; the PostgreSQL here is the one that Backlot ships, started once."""
 
+# ruff: noqa: E402 - what is imported below is kept compiled
+
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
 from unittest.mock import patch
+
+# Compiled modules are kept, as in the Makefile: to rewrite all asserts takes pytest seconds, and to
+# compile the product takes each program that a test starts one.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import hypothesis
 import psycopg
@@ -20,6 +29,7 @@ import typer.main
 from psycopg import sql
 from psycopg.rows import TupleRow
 
+import infra.redis
 from engine.installation import make_tables
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Settings
@@ -31,7 +41,8 @@ pytest_plugins = ["tests.leftovers"]
 hypothesis.settings.register_profile("backlot", deadline=None)
 hypothesis.settings.load_profile("backlot")
 
-OWN_VARIABLES = (*Settings.variables(), *Settings.files())
+# COLUMNS is how wide the terminal is; a runner of tests in several processes may say so.
+OWN_VARIABLES = {*Settings.variables(), *Settings.files(), "COLUMNS"}
 ROOM = 2**30
 TIERS = ("e2e", "integration", "unit")
 _numbers = count(1)
@@ -45,31 +56,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: TIERS.index(item.path.relative_to(PROJECT / "tests").parts[0]))
 
 
-@pytest.fixture
-def _own_patches() -> Iterator[pytest.MonkeyPatch]:
-    """Patches for what every test has, which a test that undoes its own does not undo."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays: the garbage collector need not go through it, neither
+    while it grows nor during the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No setting of whoever runs the tests, no logging that an earlier test set up, and clients
+    that take no busy machine for a Redis that is away.
+
+    A test that undoes its own patches does not undo these.
+    """
     with pytest.MonkeyPatch.context() as patches:
-        yield patches
-
-
-@pytest.fixture(autouse=True)
-def _plain_environment(_own_patches: pytest.MonkeyPatch) -> Iterator[None]:
-    """No setting of whoever runs the tests, and no logging that an earlier test set up."""
-    for name in OWN_VARIABLES:
-        _own_patches.delenv(name, raising=False)
-    # How wide the terminal is; a runner of tests in several processes may say so.
-    _own_patches.delenv("COLUMNS", raising=False)
-    structlog.contextvars.clear_contextvars()
-    yield
-    structlog.reset_defaults()
-
-
-@pytest.fixture(autouse=True)
-def _patient_redis(request: pytest.FixtureRequest, _own_patches: pytest.MonkeyPatch) -> None:
-    """Clients that take no busy machine for a Redis that is away."""
-    if request.node.get_closest_marker("redis_hangs") is None:
-        _own_patches.setattr("infra.redis.CONNECT_SECONDS", 20.0)
-        _own_patches.setattr("infra.redis.ANSWER_SECONDS", 20.0)
+        for name in OWN_VARIABLES.intersection(os.environ):
+            patches.delenv(name)
+        if request.node.get_closest_marker("redis_hangs") is None:
+            patches.setattr(infra.redis, "CONNECT_SECONDS", 20.0)
+            patches.setattr(infra.redis, "ANSWER_SECONDS", 20.0)
+        structlog.contextvars.clear_contextvars()
+        yield
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session", autouse=True)

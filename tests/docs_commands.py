@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.structure import nodes_of
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGES = ("backlot", "commands", "infra", "projections", "readapi", "workers")
@@ -51,8 +53,7 @@ def in_messages() -> Iterator[Named]:
     """Each command that a text of the program names, docstrings included."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            text = path.read_text()
-            for node in ast.walk(ast.parse(text)) if "`" in text else ():
+            for node in nodes_of(path) if "`" in path.read_text() else ():
                 if isinstance(node, ast.Constant | ast.JoinedStr):
                     yield from _spans(str(path.relative_to(ROOT)), _text(node))
 

@@ -15,7 +15,7 @@ from infra.errors import OperatorError
 from infra.postgres.connection import Limits, open_connection
 from infra.redis import open_redis
 from infra.settings import Settings, load_settings
-from infra.tasks.broker import Resources
+from infra.tasks.middleware import Resources
 from infra.tasks.queues import FailedTask
 from infra.tasks.worker import configure
 from workers.recommendations import open_preparing

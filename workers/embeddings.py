@@ -17,7 +17,7 @@ import structlog
 from engine.command_bus import CommandBus
 from engine.connections import ThreadedConnection, connected, leading
 from engine.schedule import Job, Outage, Run
-from infra.llm.embeddings import MAX_TEXTS, Embedder, make_embedder
+from infra.llm.client import MAX_TEXTS, Embedder, make_embedder
 from infra.llm.errors import BadAnswer, LanguageModelError, ProviderFailed, RejectedRequest
 from infra.metrics import counter
 from projections.catalog import Catalog

@@ -24,8 +24,7 @@ from infra.metrics import gauge
 from infra.postgres.connection import Limits, make_pool
 from infra.settings import Settings
 from infra.tasks.broker import task_queues
-from infra.tasks.messages import BrokerAway, enqueue
-from infra.tasks.queues import RECOMMENDATIONS, TaskQueues
+from infra.tasks.queues import RECOMMENDATIONS, BrokerAway, TaskQueues, enqueue
 from projections import integration_events
 from projections.analytics.queries import ENGAGED_CONSUMER, AnalyticsQueries
 from projections.analytics.schema import migrate

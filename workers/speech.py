@@ -18,10 +18,9 @@ from engine.messages import MessageBatch
 from engine.subscription import Subscription
 from infra.metrics import counter
 from infra.objects.port import ObjectStore
-from infra.objects.s3 import S3Store
 from infra.settings.adapters import ObjectSettings, SpeechSettings
 from infra.speech import SpeechError, Transcriber, available, make_transcriber
-from infra.tasks.messages import TaskOrigin
+from infra.tasks.queues import TaskOrigin
 from projections.integration_events import UPLOAD_COMPLETED
 from workers.tasks import TaskConsumer, execute
 
@@ -107,6 +106,9 @@ def media_urls(
 ) -> Iterator[MediaUrl | None]:
     """Yield where this process reads objects: S3 as it reaches it, else the store that is here."""
     if settings.bucket is not None:
+        # Its library is slow to import, and not needed where objects lie in a folder.
+        from infra.objects.s3 import S3Store
+
         with closing(S3Store(settings, for_clients=False)) as store:
             yield lambda key: store.get_url(key, MEDIA_TYPE, MEDIA_NAME, "").url
     elif here is not None:

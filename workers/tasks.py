@@ -17,13 +17,16 @@ from eventsourcing.persistence import PersistenceError
 from engine.command_bus import Command, CommandBus
 from engine.messages import IncomingMessage
 from infra.batcher import QueueFull
-from infra.tasks.messages import Postponed, TaskOrigin, current_origin, enqueue
 from infra.tasks.queues import (
     RECOMMENDATIONS,
     SPEECH,
     TRANSLATION,
     TRANSLATION_REQUESTS,
     FailedTask,
+    Postponed,
+    TaskOrigin,
+    current_origin,
+    enqueue,
 )
 from projections.recommendations.recommender import Recommender
 

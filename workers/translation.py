@@ -55,8 +55,15 @@ from infra.metrics import counter
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import TranslationSettings
 from infra.tasks.broker import task_queues
-from infra.tasks.messages import BrokerAway, Postponed, TaskOrigin, enqueue
-from infra.tasks.queues import TRANSLATION, FailedTask, TaskQueues
+from infra.tasks.queues import (
+    TRANSLATION,
+    BrokerAway,
+    FailedTask,
+    Postponed,
+    TaskOrigin,
+    TaskQueues,
+    enqueue,
+)
 from projections.comments import Comments
 from projections.integration_events import COMMENT_CREATED, COMMENT_EDITED
 from workers.fidelity import Glossary

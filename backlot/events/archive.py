@@ -1,4 +1,4 @@
-"""`backlot events export | import | verify`: the log in files, and whether nobody altered it."""
+"""`backlot events export | import | verify | accept | prove`: the log in files, and its proofs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import orjson
 import psycopg
 import typer
 from psycopg import Connection
@@ -24,7 +25,7 @@ from engine.installation import ENGINE, LOG, migrate, require_migrated
 from engine.privacy import PayloadMode
 from engine.seals.chain import connect, head
 from infra.data_folder import seal_head_path
-from infra.errors import ExitCode, OperatorError
+from infra.errors import ExitCode, OperatorError, UsageError
 from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def register(app: typer.Typer) -> None:
     app.command("import")(import_events)
     app.command("verify")(verify)
     app.command("accept")(accept)
+    app.command("prove")(prove)
 
 
 def export(
@@ -277,3 +279,60 @@ def _summary(report: Report) -> str:
     if fault is not None and fault.stream_id is not None:
         lines.append(f"  stream {fault.stream_id}, version {fault.version}")
     return "\n".join(lines)
+
+
+def prove(
+    position: Annotated[int | None, typer.Argument(min=1, help="Of the event.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the proof to this file.")
+    ] = None,
+    seal: Annotated[
+        int | None, typer.Option(min=1, help="Lead to this seal; default: to the newest.")
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Check this proof, without a database.")
+    ] = None,
+    public_key: PublicKey = None,
+    anchors: Anchors = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that an event is in the log, or check a proof. Exit code 1: it does not hold."""
+    if (position is None) == (check is None):
+        raise UsageError("name a position to prove, or a proof to --check")
+    if check is not None:
+        _check_proof(check, public_key, anchors, as_json)
+    elif position is not None:
+        _prove(position, seal, output, as_json)
+
+
+def _prove(position: int, seal: int | None, output: Path | None, as_json: bool) -> None:
+    from engine.archive.inclusion import make_proof
+
+    with connected(load_settings(), "proof") as conn:
+        proof = make_proof(conn, position, seal)
+    own, head = proof["seal"]["number"], proof.get("head", proof["seal"])["number"]
+    text = f"position {position} is in seal {own}"
+    text += "" if head == own else f", and that in the tree of seal {head}"
+    if output is None:
+        show(f"{text}: --output writes the proof, --json prints it", proof, as_json)
+        return
+    try:
+        output.write_bytes(orjson.dumps(proof, option=orjson.OPT_INDENT_2))
+    except OSError as error:
+        raise ArchiveError(f"{output} can't be written: {error.strerror}") from error
+    show(f"{text}: proof written to {output}", {"file": str(output), "seal": head}, as_json)
+
+
+def _check_proof(file: Path, public_key: Path | None, anchors: Path | None, as_json: bool) -> None:
+    from engine.archive.inclusion import ProofRefused, check_proof
+
+    proofs = proofs_of(load_settings(), public_key, anchors, here=False)
+    try:
+        proof = orjson.loads(file.read_bytes())
+    except OSError as error:
+        raise ArchiveError(f"{file} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ProofRefused(f"{file} is no proof: {error}") from error
+    verdict = check_proof(proof, proofs.open_anchors() or (), proofs.public_keys)
+    show(verdict.detail, verdict.as_dict(), as_json)
+    raise typer.Exit(ExitCode.DONE if verdict.ok else ExitCode.NOT_WELL)

@@ -24,7 +24,7 @@ from rich.tree import Tree
 from backlot import arguments
 from backlot.arguments import group, moment
 from backlot.database import database_url
-from backlot.events import archive, proof
+from backlot.events import archive
 from backlot.output import Json, change_lines, flow, printable, show, table, width
 from backlot.signals import run
 from engine.privacy import PayloadMode
@@ -466,4 +466,3 @@ def _counts(title: str, counts: list[tuple[str, int]]) -> Iterator[str]:
 
 
 archive.register(app)
-app.command("prove")(proof.prove)

@@ -23,13 +23,12 @@ from psycopg import Connection, OperationalError
 from psycopg.errors import DeadlockDetected
 from psycopg.rows import TupleRow
 
-from engine import checkpoints
-from engine.checkpoints import CheckpointStatus, Superseded, of_part
+from engine.checkpoints import CheckpointStatus, Superseded
 from engine.connections import connect, is_outage
 from engine.log import Log, LogWindow, StreamShare
 from engine.projection import Applier, Batch, Projection, RangeProjection
 from engine.replay.cutover import advance_to, look
-from engine.replay.records import Replay
+from engine.replay.records import Replay, drop_parts, of_part, parts
 from infra.cancellation import join
 from infra.errors import describe
 
@@ -206,7 +205,7 @@ def behind(conn: Connection[TupleRow], replay: Replay) -> int:
 
 def positions_of(conn: Connection[TupleRow], replay: Replay) -> list[int]:
     """Return how far each part is, by number; none before they are made."""
-    return [position for position, _ in checkpoints.parts(conn, replay.schema)]
+    return [position for position, _ in parts(conn, replay.schema)]
 
 
 def build_parts(conn: Connection[TupleRow], shared: SharedBuild, pace: Pace) -> None:
@@ -246,7 +245,7 @@ def finish(conn: Connection[TupleRow], shared: SharedBuild, pace: Pace) -> bool:
         advance_to(conn, applier, min(shared.goal, position + FINISH_POSITIONS))
         if not pace(shared.goal):
             return False
-    checkpoints.drop_parts(conn, schema)
+    drop_parts(conn, schema)
     return True
 
 

@@ -1,4 +1,4 @@
-"""The replays: what was asked for, how far each has come, and what came of it.
+"""The replays: what was asked for, how far each and its parts have come, and what came of it.
 
 A row outlives the process that works on it, so that any process can go on, and operators see the
 same everywhere.
@@ -19,6 +19,7 @@ from psycopg import AsyncConnection, Connection, Cursor
 from psycopg.rows import TupleRow, class_row
 from psycopg.types.json import Jsonb
 
+from engine.checkpoints import Checkpoint, SubscriptionKind
 from infra.errors import OperatorError
 
 COLUMNS = b"""
@@ -52,6 +53,21 @@ SET_PAUSED = b"""
 UPDATE projections.replays SET paused = %s, error = %s, updated_at = clock_timestamp()
 WHERE id = %s AND finished_at IS NULL
 """
+
+STOP_COPY = b"""
+UPDATE backlot_checkpoints SET status = 'stopped', error = %s, error_position = %s
+WHERE kind = 'projection' AND subscription = %s AND status = 'running'
+"""
+BEGIN_PARTS = b"""
+INSERT INTO backlot_checkpoints (kind, subscription, partition, target, version)
+SELECT 'replay', %s, part, %s, %s FROM generate_series(0, %s::int - 1) AS part
+ON CONFLICT DO NOTHING
+"""
+PARTS = b"""
+SELECT position, target FROM backlot_checkpoints
+WHERE kind = 'replay' AND subscription = %s ORDER BY partition
+"""
+DROP_PARTS = b"DELETE FROM backlot_checkpoints WHERE kind = 'replay' AND subscription = %s"
 
 SHOW_SECONDS = 0.25
 
@@ -287,3 +303,39 @@ class ProgressMeter:
         seen = find(self.conn, self.replay.id)
         self.report(seen.progress(self.goal))
         return not seen.rests and not self.stopping.is_set()
+
+
+@dataclass(frozen=True, slots=True)
+class PartCheckpoint(Checkpoint):
+    """The checkpoint of a part; a part that stops has the whole copy stop."""
+
+    def stop(self, cursor: Cursor[Any], before: int, *, culprit: int, error: str) -> None:
+        """Halt the copy: the process that watches the parts stops the other ones."""
+        self.move(cursor, before, max(before, culprit - 1))
+        cursor.execute(STOP_COPY, (error, culprit, self.subscription))
+
+
+def of_part(schema: str, version: int, number: int) -> Checkpoint:
+    """Return the checkpoint of a part, by number (from 0), of a copy that is being built."""
+    return PartCheckpoint(SubscriptionKind.REPLAY, schema, version, partition=number)
+
+
+def begin_parts(
+    conn: Connection[Any], schema: str, version: int, *, count: int, target: int
+) -> int:
+    """Begin the parts of a copy where there are none; return the position that they are to reach.
+
+    The parts that exist keep their target.
+    """
+    conn.execute(BEGIN_PARTS, (schema, target, version, count))
+    return max(target for _, target in parts(conn, schema))
+
+
+def parts(conn: Connection[Any], schema: str) -> list[tuple[int, int]]:
+    """Return the position and the target of each part, by number."""
+    return conn.execute(PARTS, (schema,)).fetchall()
+
+
+def drop_parts(conn: Connection[Any], schema: str) -> None:
+    """Forget the parts of a copy; waits for the processes that are applying to them."""
+    conn.execute(DROP_PARTS, (schema,))

@@ -16,7 +16,6 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
-from engine import checkpoints
 from engine.checkpoints import CheckpointStatus
 from engine.comparison import Difference, compare
 from engine.connections import connect, is_outage
@@ -39,6 +38,7 @@ from engine.replay.records import (
     ReplayOptions,
     ReplayState,
     Report,
+    begin_parts,
     checkpoint,
     enter,
     find,
@@ -166,7 +166,7 @@ class ReplayWork:
     def _apply_in_parts(self) -> bool:
         """Apply by several processes, then what may come only when they are done; as `_apply`."""
         conn, replay = self.conn, self.replay
-        goal = checkpoints.begin_parts(
+        goal = begin_parts(
             conn, replay.schema, replay.version, count=replay.workers, target=self._stretch()[1]
         )
         shared = SharedBuild(self.database_url, replay, self.copy, goal, self.batch_events)

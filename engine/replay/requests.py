@@ -26,6 +26,7 @@ from engine.replay.records import (
     ReplayOptions,
     ReplayState,
     ReplayUnderWay,
+    drop_parts,
     enter,
     find,
     set_paused,
@@ -159,7 +160,7 @@ def discard(conn: Connection[TupleRow], replay: Replay) -> None:
     """Drop the copy that a replay has built; waits for what is just being applied to it."""
     with conn.transaction():
         # A process that applies holds these until it commits, and finds them gone after that.
-        checkpoints.drop_parts(conn, replay.schema)
+        drop_parts(conn, replay.schema)
         checkpoints.lock(conn, replay.schema)
         drop(conn, replay.schema)
 

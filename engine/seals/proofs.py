@@ -6,6 +6,7 @@ Who can rewrite the log has neither the private key nor the places where anchors
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,21 +16,25 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-from engine.seals.anchors import Anchor, AnchorStore, FileAnchors, HeadFile
+from engine.seals.anchors import Anchor, AnchorStore, BucketAnchors, FileAnchors, HeadFile
 from engine.seals.chain import Seal
-from engine.seals.outside import NOTHING, Outside
+from engine.seals.outside import NOTHING, SEAL_FAILURES, Outside
 from infra.errors import OperatorError
 from infra.settings.adapters import ObjectSettings
 from infra.settings.features import SealSettings
 from infra.settings.values import BucketPlace
 
 if TYPE_CHECKING:
-    from infra.timestamps import TimestampTrust
+    from infra.timestamps import TimestampServer, TimestampTrust
 
+log = structlog.get_logger(__name__)
+
+RETRY_SECONDS = 60.0
 PEM = re.compile(rb"-----BEGIN [A-Z ]+-----.+?-----END [A-Z ]+-----", re.DOTALL)
 
 
@@ -70,6 +75,36 @@ class PublicKeys:
         except InvalidSignature:
             return f"its signature is not the key {name}'s over its hash"
         return None
+
+
+class SealStamps:
+    """Has seals stamped by a time-stamp server, one in each interval."""
+
+    def __init__(
+        self, server: TimestampServer, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._server, self._seconds, self._clock = server, seconds, clock
+        self._next: float | None = None
+        self._stamped: tuple[bytes, bytes] | None = None
+
+    def __call__(self, seal: Seal) -> bytes | None:
+        """Return a time stamp over the hash of the seal, None where none is due or to be had.
+
+        All who ask for one seal get the same. A failure is logged and counted.
+        """
+        if self._stamped is not None and self._stamped[0] == seal.hash:
+            return self._stamped[1]
+        if self._next is not None and self._clock() < self._next:
+            return None
+        self._next = self._clock() + self._seconds
+        try:
+            self._stamped = (seal.hash, self._server.stamp(seal.hash))
+        except OperatorError as error:
+            self._next = self._clock() + min(self._seconds, RETRY_SECONDS)
+            SEAL_FAILURES.labels("timestamp").inc()
+            log.warning("seal_not_stamped", number=seal.number, error=str(error))
+            return None
+        return self._stamped[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +207,6 @@ def configured_anchors(settings: SealSettings, objects: ObjectSettings) -> list[
 
 
 def _bucket(place: BucketPlace, settings: SealSettings, objects: ObjectSettings) -> AnchorStore:
-    # Its libraries are slow to import, and not needed where anchors lie in files.
-    from engine.seals.anchor_bucket import BucketAnchors
-
     return BucketAnchors(
         objects.model_copy(update={"bucket": place.bucket}),
         place.prefix,
@@ -189,7 +221,6 @@ def configured_stamps(settings: SealSettings) -> Callable[[Seal], bytes | None]:
     if settings.tsa_url is None or settings.tsa_ca_file is None:
         return lambda seal: None
     # Its library is slow to import, and not needed without a server.
-    from engine.seals.stamps import SealStamps
     from infra.timestamps import TimestampServer, read_trust
 
     server = TimestampServer(settings.tsa_url, read_trust(settings.tsa_ca_file))

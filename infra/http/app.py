@@ -6,11 +6,14 @@ The edge is the outermost layer: request ids, limits of bodies, metrics, and no 
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -19,21 +22,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.addresses import Hosts, Proxies
-from infra.http.auth import Authenticator, Identity
-from infra.http.callers import (
-    ADDED,
-    HEADERS,
-    caller_of,
-    client_address,
-    header,
-    recalled,
-)
-from infra.http.connections import check_size
+from infra.http.auth import Authenticator, Identity, caller_of, recalled
 from infra.http.problems import (
     FRAMEWORK,
     PROBLEM_JSON,
@@ -46,9 +41,22 @@ from infra.http.problems import (
     unknown_parameters,
 )
 from infra.http.rate_limits import OBJECTS, RateLimits, fields, rate_class, too_many
-from infra.http.request_metrics import HTTP
+from infra.http.requests import (
+    ADDED,
+    HEADERS,
+    TOO_LARGE,
+    Hosts,
+    Proxies,
+    check_size,
+    client_address,
+    header,
+    limited,
+    new_request_id,
+    request_id_of,
+)
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
+from infra.metrics import REGISTRY, SECONDS
 from infra.rate_limits import LimitReached
 from infra.security_log import SecurityEvent, record
 
@@ -59,10 +67,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REMEMBERED_BYTES = 8 * 1024 * 1024
 # About what an entry of the table takes beside its path.
 ENTRY_BYTES = 700
-# What the edge keeps in a request's scope beside who sends it: the method that the client sent in
-# place of GET, and the problem of a body that is too large.
+# What is kept in a request's scope: the method that the client sent in place of GET.
 ASKED = "backlot.method"
-TOO_LARGE = "backlot.too_large"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
 FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
@@ -87,6 +93,61 @@ Shortcut = Callable[[UUID, Request], Awaitable[Response | None]]
 """Answers a request for the one id in its path, or None: then it goes through the framework."""
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Timings:
+    """Requests of one method and route: how many fell into each bucket, and their seconds."""
+
+    counts: list[int]
+    seconds: float = 0.0
+    statuses: Counter[int] = field(default_factory=Counter)
+
+
+class RequestMetrics(Collector):
+    """Requests by method, route template and status, and the time that they took.
+
+    prometheus_client's own counters cost a request as much as its route. One event loop observes;
+    the figures get Prometheus' shape when somebody scrapes them.
+    """
+
+    def __init__(self, prefix: str, buckets: Sequence[float]) -> None:
+        """`buckets` are upper bounds in seconds, in rising order."""
+        self._prefix = prefix
+        self._bounds = list(buckets)
+        self._timed: dict[tuple[str, str], Timings] = {}
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Take in one answered request."""
+        timed = self._timed.get((method, route))
+        if timed is None:
+            timed = self._timed[method, route] = Timings([0] * (len(self._bounds) + 1))
+        timed.counts[bisect_left(self._bounds, seconds)] += 1
+        timed.seconds += seconds
+        timed.statuses[status] += 1
+
+    def collect(self) -> Iterable[Metric]:
+        requests = CounterMetricFamily(
+            f"{self._prefix}_requests",
+            "HTTP requests answered, by route template.",
+            labels=("method", "route", "status"),
+        )
+        seconds = HistogramMetricFamily(
+            f"{self._prefix}_request_seconds",
+            "Time to answer an HTTP request, by route template.",
+            labels=("method", "route"),
+        )
+        names = [*map(str, self._bounds), "+Inf"]
+        for labels, timed in list(self._timed.items()):
+            for status, count in list(timed.statuses.items()):
+                requests.add_metric((*labels, str(status)), count)
+            below = list(zip(names, accumulate(timed.counts), strict=True))
+            seconds.add_metric(labels, below, timed.seconds)
+        return (requests, seconds)
+
+
+HTTP = RequestMetrics("backlot_http", SECONDS)
+REGISTRY.register(HTTP)
 
 
 class DirectRoute(APIRoute):
@@ -251,7 +312,7 @@ class HttpApp(FastAPI):
         started = time.perf_counter()
         scope["app"] = self
         scope[HEADERS] = dict(reversed(scope["headers"]))
-        request_id = scope["request_id"] = _request_id(scope)
+        request_id = scope["request_id"] = new_request_id(scope)
         stamp = (b"x-request-id", request_id.encode("latin-1"))
         status = 0
 
@@ -277,9 +338,9 @@ class HttpApp(FastAPI):
             if scope["query_string"]:
                 self._require_known_parameters(scope)
             answer = found or super().__call__
-            limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
-            guarded = _limit(receive, scope, self._body_limit) if limited else receive
-            await answer(scope, guarded, send_with_id)
+            unlimited = self._unlimited and scope["path"].startswith(self._unlimited)
+            body = receive if unlimited else limited(receive, scope, self._body_limit)
+            await answer(scope, body, send_with_id)
         except Exception as error:
             if status:
                 raise
@@ -381,13 +442,6 @@ def _local_port(scope: Scope) -> int:
     return int(port or 0)
 
 
-def _request_id(scope: Scope) -> str:
-    given = header(scope, b"x-request-id")
-    if given and len(given) <= 128 and given.isascii() and given.isprintable():
-        return given
-    return f"{random.getrandbits(128):032x}"
-
-
 def _check_host(scope: Scope, hosts: Hosts) -> None:
     """Raise Problem 421 where the request names a host that is not this server's."""
     if not hosts.knows(header(scope, b"host"), scope) and rate_class("GET", scope["path"]):
@@ -409,36 +463,6 @@ async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
     if told is not None:
         # The first of all that is added to the answer.
         scope[ADDED] = fields(told)
-
-
-def request_id_of(scope: Scope) -> str:
-    """Return the id of the request, which is also the correlation id of what it causes."""
-    return str(scope.get("request_id", ""))
-
-
-def _limit(receive: Receive, scope: Scope, most: int) -> Receive:
-    """Refuse a body above the limit, by its declared length or, failing that, as it arrives."""
-    declared = header(scope, b"content-length")
-    if declared and declared.isdecimal() and int(declared) > most:
-        raise _too_large(most)
-    taken = 0
-
-    async def counting() -> Message:
-        nonlocal taken
-        message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > most:
-            # FastAPI would turn it into a 400; the handler looks here first.
-            scope[TOO_LARGE] = _too_large(most)
-            raise scope[TOO_LARGE]
-        return message
-
-    return counting
-
-
-def _too_large(most: int) -> Problem:
-    detail = f"The body has more than {most} bytes."
-    return Problem(413, "too-large", detail, headers={"Connection": "close"})
 
 
 class JsonResponse(Response):

@@ -1,4 +1,4 @@
-"""Authentication: verifies bearer tokens, and mints them for the local secret.
+"""Who calls: verifies bearer tokens, mints them for the local secret, asks for roles.
 
 A token is verified once and remembered, so that a busy client's requests cost microseconds. What is
 revoked is forgotten at once.
@@ -7,31 +7,33 @@ revoked is forgotten at once.
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Annotated, Any
 from uuid import uuid4
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+import structlog
+from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from starlette.types import Scope
 
 from domain.model import ActorKind, is_reserved
 from domain.text import is_name
 from domain.upload import VideoViewer
 from infra.cache import SingleFlight
-from infra.http.jwks import RemoteKeys
-from infra.settings import SettingsError
+from infra.http.keys import Keys, KeysUnavailable, keys_of
+from infra.http.problems import Problem
+from infra.http.requests import client_address, header
+from infra.security_log import SecurityEvent, record
 from infra.settings.adapters import AuthSettings
-from infra.settings.values import secret_weakness
+
+log = structlog.get_logger(__name__)
 
 # Who decides about what anybody wrote, and sees private videos that are not their own.
 MODERATORS = frozenset(("moderator", "admin"))
@@ -42,6 +44,9 @@ CLOCK_SKEW_SECONDS = 10
 OPERATORS = frozenset({"admin", "moderator"})
 # A token stays remembered for at most this long, so that a withdrawn key stops working.
 REMEMBER_SECONDS = 300.0
+# What is kept in a request's scope: who sends it, or the problem of a token that proves nothing.
+CALLER = "backlot.caller"
+ROLES = "backlot_roles"
 REASONS: Mapping[type[jwt.PyJWTError], str] = {
     jwt.InvalidSignatureError: "signature does not match",
     jwt.InvalidIssuerError: "token is from another issuer",
@@ -114,36 +119,6 @@ class RevokedTokens:
             return False
         issued = claims.get("iat")
         return issued is None or not until < issued - CLOCK_SKEW_SECONDS <= now
-
-
-class Keys(Protocol):
-    """Where the key of a token is found."""
-
-    def lacks(self, token: str) -> bool:
-        """Return whether `fetch` should be called before `find`."""
-
-    def find(self, token: str) -> tuple[Any, Sequence[str]]:
-        """Return the key and its algorithms; raise jwt.PyJWTError and KeysUnavailable."""
-
-    def fetch(self) -> None:
-        """Get keys from where they are; may block. Raise KeysUnavailable."""
-
-
-@dataclass(frozen=True, slots=True)
-class OneKey:
-    """A secret or public key from the settings."""
-
-    key: Any
-    algorithms: Sequence[str]
-
-    def lacks(self, token: str) -> bool:
-        return False
-
-    def find(self, token: str) -> tuple[Any, Sequence[str]]:
-        return self.key, self.algorithms
-
-    def fetch(self) -> None:
-        """It is here."""
 
 
 class Authenticator:
@@ -277,7 +252,7 @@ def make_authenticator(settings: AuthSettings, local_secret: str | None = None) 
     that cannot be used.
     """
     return Authenticator(
-        _keys(settings, local_secret),
+        keys_of(settings, local_secret),
         issuer=settings.issuer,
         audience=settings.audience,
         max_lifetime=settings.max_lifetime,
@@ -314,22 +289,6 @@ def token_id(minted: str) -> str:
     return str(jwt.decode(minted, options={"verify_signature": False})["jti"])
 
 
-def read_or_make_secret(path: Path) -> str:
-    """Return the local signing secret at ``path``; make it on first use, readable by its owner."""
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        pass
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_urlsafe(48) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-    return path.read_text().strip()
-
-
 def _require_time(claim: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
         raise InvalidToken(f"{claim} must be a time in seconds")
@@ -361,32 +320,117 @@ def _reason(error: jwt.PyJWTError) -> str:
     return "token is malformed or signed with an unknown key"
 
 
-def _keys(settings: AuthSettings, local_secret: str | None) -> Keys:
-    algorithms = sorted(settings.algorithms)
-    if settings.jwks_url is not None:
-        return RemoteKeys(settings.jwks_url, algorithms)
-    if settings.public_key is not None:
-        return _public_key(settings.public_key, settings.configured_algorithms)
-    if settings.secret is not None:
-        return OneKey(settings.secret.get_secret_value(), algorithms)
-    if local_secret is None:
-        raise SettingsError("JWT_SECRET: not set, and there is no local secret to use instead")
-    if weak := secret_weakness(local_secret):
-        raise SettingsError(f"the local secret {weak}; remove the file, and a new one is made")
-    return OneKey(local_secret, algorithms)
+async def maybe_identity(request: Request) -> Identity | None:
+    """Return who calls, or None without a token; a token that proves nothing is refused (401)."""
+    caller = await caller_of(request.scope)
+    if isinstance(caller, Problem):
+        raise caller
+    return caller
 
 
-def _public_key(pem: str, configured: Iterable[str]) -> OneKey:
+def recalled(scope: Scope) -> Identity | None:
+    """Return the caller of a token that was verified before; most requests end here."""
+    if not (token := _token(scope)):
+        return None
+    authenticator: Authenticator = scope["app"].state.authenticator
+    if (identity := authenticator.recall(token)) is not None:
+        scope[CALLER] = identity
+    return identity
+
+
+async def caller_of(scope: Scope) -> Identity | Problem | None:
+    """Return who calls, or the problem of a token that proves nothing; found out once."""
+    if CALLER not in scope and recalled(scope) is None:
+        try:
+            scope[CALLER] = await _identify(scope)
+        except Problem as refusal:
+            scope[CALLER] = refusal
+    caller: Identity | Problem | None = scope[CALLER]
+    return caller
+
+
+def _token(scope: Scope) -> str | None:
+    """Return the token of a request: None without one, nothing where it sends something else."""
+    given = header(scope, b"authorization")
+    if given is None:
+        return None
+    scheme, _, token = given.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+async def _identify(scope: Scope) -> Identity | None:
+    token = _token(scope)
+    if token is None:
+        return None
+    if not token:
+        raise _unauthenticated("Send `Authorization: Bearer <token>`.")
+    authenticator: Authenticator = scope["app"].state.authenticator
     try:
-        key = load_pem_public_key(pem.encode())
-    except ValueError:
-        raise SettingsError("JWT_PUBLIC_KEY: is not a readable PEM public key") from None
-    if isinstance(key, RSAPublicKey):
-        algorithm = "RS256"
-    elif isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
-        algorithm = "ES256"
-    else:
-        raise SettingsError("JWT_PUBLIC_KEY: must be an RSA key or an EC key on P-256")
-    if configured and algorithm not in configured:
-        raise SettingsError(f"JWT_ALGORITHMS: JWT_PUBLIC_KEY verifies {algorithm} only")
-    return OneKey(key, [algorithm])
+        await authenticator.prepare(token)
+        return authenticator.authenticate(token)
+    except InvalidToken as error:
+        record(SecurityEvent.TOKEN_REFUSED, client_address(scope), reason=error.reason)
+        raise _unauthenticated(f"The token was refused: {error.reason}.") from error
+    except KeysUnavailable as error:
+        log.warning("key_server_unavailable", error=str(error))
+        raise Problem(
+            503, "unavailable", "Tokens can't be verified right now.", headers={"Retry-After": "5"}
+        ) from error
+
+
+async def require_identity(request: Request) -> Identity:
+    """Return who calls; 401 without a token."""
+    return require_known(await maybe_identity(request))
+
+
+def require_known(identity: Identity | None) -> Identity:
+    """Return who calls; 401 for nobody."""
+    if identity is None:
+        raise _unauthenticated("This call needs a token: `Authorization: Bearer <token>`.")
+    return identity
+
+
+def role_refused(request: Request, caller: Identity, detail: str) -> Problem:
+    """Return the answer (403) to a caller without the role that is needed, and record it."""
+    route = getattr(request.scope.get("route"), "path", "")
+    roles = ", ".join(sorted(caller.roles))
+    record(SecurityEvent.ROLE_REFUSED, caller.user_id, route=route, roles=roles)
+    return Problem(403, "forbidden", detail)
+
+
+def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
+    """Return what gives a caller with one of these roles; 403 for everybody else."""
+    needed = " or ".join(f"`{role}`" for role in roles)
+
+    async def require(request: Request) -> Identity:
+        identity = await require_identity(request)
+        if identity.roles.isdisjoint(roles):
+            raise role_refused(request, identity, f"This call needs the role {needed}.")
+        return identity
+
+    setattr(require, ROLES, frozenset(roles))
+    return require
+
+
+def required_roles(route: APIRoute) -> frozenset[str]:
+    """Return the roles of which every caller of a route needs one; none where it takes others."""
+    return _roles_of(route.dependant)
+
+
+def _roles_of(dependant: Dependant) -> frozenset[str]:
+    own: frozenset[str] = getattr(dependant.call, ROLES, frozenset())
+    return own.union(*map(_roles_of, dependant.dependencies))
+
+
+require_admin = _require_role("admin")
+require_moderator = _require_role("moderator", "admin")
+MaybeCaller = Annotated[Identity | None, Depends(maybe_identity)]
+Caller = Annotated[Identity, Depends(require_identity)]
+Admin = Annotated[Identity, Depends(require_admin)]
+Moderator = Annotated[Identity, Depends(require_moderator)]
+Auditor = Annotated[Identity, Depends(_require_role("auditor", "admin"))]
+"""Who may look into the event log."""
+
+
+def _unauthenticated(detail: str) -> Problem:
+    return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": "Bearer"})

@@ -15,22 +15,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from http import HTTPStatus
-from itertools import chain
 from typing import Any
 
 import structlog
-from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from infra.http.problems import PROBLEM_JSON, TITLES, Problem
+from infra.http.problems import PROBLEM_JSON, TITLES
 from infra.metrics import counter
 
 log = structlog.get_logger(__name__)
 
-# The longest list id is 2,000 characters of a path, the longest signed URL 2,200 of a query.
-MOST_PATH_BYTES = 2048
-MOST_QUERY_BYTES = 8192
-MOST_HEADER_BYTES = 32 * 1024
 FLUSH_BYTES = 64 * 1024
 PAUSE_BYTES = 1048576
 # A head that is not whole by then is of nobody who would get another answer than 414 or 431.
@@ -56,18 +50,6 @@ class ConnectionLimits:
     head_seconds: float = 20.0
     body_seconds: float = 60.0
     most: int = 10_000
-
-
-def check_size(scope: Scope) -> None:
-    """Raise Problem 414 or 431 for a request line or headers that no client of ours sends."""
-    path, query = scope.get("raw_path") or b"", scope.get("query_string", b"")
-    # Without the raw path, as some servers leave it, the decoded one is at most as long.
-    if max(len(path), len(scope["path"])) > MOST_PATH_BYTES or len(query) > MOST_QUERY_BYTES:
-        detail = f"A path has at most {MOST_PATH_BYTES} bytes, a query {MOST_QUERY_BYTES}."
-        raise Problem(414, "uri-too-long", detail, headers={"Connection": "close"})
-    if sum(map(len, chain.from_iterable(scope["headers"]))) > MOST_HEADER_BYTES:
-        detail = f"The headers have more than {MOST_HEADER_BYTES} bytes."
-        raise Problem(431, "headers-too-large", detail, headers={"Connection": "close"})
 
 
 class Phase(IntEnum):

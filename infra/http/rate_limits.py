@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from infra.http.addresses import REMEMBERED, subscriber
 from infra.http.problems import Problem
+from infra.http.requests import REMEMBERED, subscriber
 from infra.rate_limits import (
     DECISIONS,
     BucketAnswer,

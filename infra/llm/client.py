@@ -1,4 +1,6 @@
-"""The port of language models, which answer in a given form, and the OpenAI SDK behind it.
+"""The ports of language models, and the OpenAI SDK behind them.
+
+One answers in a given form; another places texts in a space, where directions are meanings.
 
 Each call is paced, bounded in time and counted; a circuit breaker leaves the provider alone while
 it fails.
@@ -7,16 +9,14 @@ it fails.
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from math import hypot, isfinite
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-import orjson
 import structlog
 from pydantic import BaseModel
 
@@ -26,54 +26,33 @@ from infra.llm.errors import (
     LanguageModelError,
     Malformed,
     NotCalled,
-    Overloaded,
     Refused,
-    RejectedRequest,
-    Throttled,
     TimedOut,
-    Truncated,
-    Unauthorized,
-    Unreachable,
+    failure_of,
 )
-from infra.llm.limits import LLM_CALLS, Budget, Pace
-from infra.metrics import SECONDS, counter, gauge, histogram
+from infra.llm.limits import LLM_CALLS, Budget, Pace, Usage, count_usage, usage_of
+from infra.metrics import SECONDS, gauge, histogram
 from infra.settings import SettingsError
-from infra.settings.adapters import LanguageModelSettings
+from infra.settings.adapters import EmbeddingSettings, LanguageModelSettings
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI, OpenAIError
+    from openai import AsyncOpenAI
     from openai._legacy_response import LegacyAPIResponse
+    from openai.types import CreateEmbeddingResponse
     from openai.types.chat import ParsedChatCompletion
     from redis.asyncio import Redis
 
 log = structlog.get_logger(__name__)
 
-MILLION = 1_000_000
-
-# Worth telling, and known not to repeat anything: a provider's own words may.
-_KNOWN_CODES = """
-context_length_exceeded insufficient_quota invalid_json_schema model_not_found rate_limit_exceeded
-unsupported_parameter unsupported_value
-"""
-KNOWN_CODES = frozenset(_KNOWN_CODES.split())
-COME_BACK = (408, 409, 425)
-# Nobody is made to wait longer, whatever a header says.
-LONGEST_RETRY_AFTER = 3600.0
 OPENAI = "https://api.openai.com/v1"
 CONNECT_SECONDS = 5.0
+# Of one call for embeddings. The API takes 2,048 texts and 300,000 tokens; a character has up to
+# four bytes, and a token has at least one.
+MAX_TEXTS = 64
+MAX_CHARACTERS = 64_000
 # A server of one's own may need no key, but the SDK does.
 NO_KEY = "none"
 
-LLM_TOKENS = counter(
-    "backlot_llm_tokens",
-    "Tokens that providers counted, by model and direction (input, output).",
-    ("model", "direction"),
-)
-LLM_COST_USD = counter(
-    "backlot_llm_cost_usd",
-    "What those tokens cost in US dollars, for models with a price in LLM_PRICES.",
-    ("model",),
-)
 LLM_SECONDS = histogram(
     "backlot_llm_seconds",
     "Time of one call of a language model, without waiting for its turn.",
@@ -214,87 +193,6 @@ def make_language_model(
     """
     provider = make_provider(settings, redis)
     return None if provider is None else OpenAIModel(provider)
-
-
-class Usage(NamedTuple):
-    """Tokens of one call; 0 where the provider did not say."""
-
-    input_tokens: int
-    output_tokens: int
-
-
-def usage_of(body: bytes) -> Usage:
-    """Return what a response says that it took, whether its answer can be used or not."""
-    try:
-        usage = orjson.loads(body)["usage"]
-        # Embeddings have no output that would be counted.
-        answered = usage.get("completion_tokens", 0)
-        return Usage(int(usage["prompt_tokens"]), int(answered))
-    except (AttributeError, LookupError, TypeError, ValueError):
-        # Servers may leave it out, and an answer in no known form is told about elsewhere.
-        return Usage(0, 0)
-
-
-def count_usage(usage: Usage, model: str, price: tuple[float, float] | None) -> None:
-    """Count the tokens, and their cost where the model's price is known (per million tokens)."""
-    LLM_TOKENS.labels(model, "input").inc(max(usage.input_tokens, 0))
-    LLM_TOKENS.labels(model, "output").inc(max(usage.output_tokens, 0))
-    if price is not None:
-        cost = usage.input_tokens * price[0] + usage.output_tokens * price[1]
-        LLM_COST_USD.labels(model).inc(max(cost, 0.0) / MILLION)
-
-
-def failure_of(error: OpenAIError) -> LanguageModelError:
-    """Return what happened. Raise it `from None`: the SDK's text repeats what the provider said."""
-    import openai
-
-    if isinstance(error, openai.APIStatusError):
-        return _refused_status(error)
-    if isinstance(error, openai.APITimeoutError):
-        return TimedOut("The language model did not answer in time.")
-    if isinstance(error, openai.LengthFinishReasonError):
-        return Truncated("The language model's answer was cut off at its limit of tokens.")
-    if isinstance(error, openai.ContentFilterFinishReasonError):
-        return Refused("The provider's filter of contents stopped the answer.")
-    # What is left is a connection that broke, or an answer in no known form. The SDK hides what
-    # httpx said; its class is safe to tell, and says most.
-    reason = type(error.__cause__ or error).__name__
-    return Unreachable(f"The language model can't be reached: {reason}.")
-
-
-def _refused_status(error: APIStatusError) -> LanguageModelError:
-    status = error.status_code
-    known = f" ({error.code})" if error.code in KNOWN_CODES else ""
-    told = f"HTTP {status}{known}"
-    later = retry_after(error.response.headers)
-    if status == 429:
-        return Throttled(f"The language model takes no more calls now: {told}.", later)
-    if status >= 500 or status in COME_BACK:
-        return Overloaded(f"The language model failed: {told}.", later)
-    if status in (401, 403):
-        return Unauthorized(f"The language model did not accept OPENAI_API_KEY: {told}.")
-    return RejectedRequest(
-        f"The language model rejected the call: {told}; look at the model's name and at "
-        "OPENAI_BASE_URL."
-    )
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that Retry-After asks for, as a number or a date; None without a sane one.
-
-    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
-    """
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        parsed = email.utils.parsedate_tz(value)
-        if parsed is None:
-            return None
-        seconds = email.utils.mktime_tz(parsed) - time.time()
-    if math.isnan(seconds):
-        return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 
 class LanguageModelBreaker(CircuitBreaker):
@@ -443,3 +341,100 @@ def _checked(
         # The SDK checks little of an answer: whatever it does not may have any form.
         kind = type(error).__name__
         raise Malformed(f"The language model's answer has another form: {kind}.") from None
+
+
+class Embedder(Protocol):
+    """Whatever places texts in a space of `dimensions`; to be used from one event loop."""
+
+    @property
+    def model(self) -> str:
+        """Its name: vectors of two models can't be compared."""
+
+    @property
+    def dimensions(self) -> int:
+        """The length of each list that `embed` gives."""
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return a vector of length 1 for each text, in their order; none of them may be empty.
+
+        All or nothing: raise LanguageModelError when one can't be had.
+        """
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+
+
+class OpenAIEmbedder:
+    """The embeddings of a provider; as many calls as the texts need, one after another."""
+
+    def __init__(self, provider: Provider, model: str, dimensions: int) -> None:
+        self._provider = provider
+        self.model, self.dimensions = model, dimensions
+        self.aclose = provider.aclose
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """As the port has it."""
+        return [vector for batch in batches(texts) for vector in await self._call(batch)]
+
+    async def _call(self, texts: list[str]) -> list[list[float]]:
+        def send(client: AsyncOpenAI) -> Awaitable[LegacyAPIResponse[CreateEmbeddingResponse]]:
+            # Without a format the SDK asks for base64, and reads whichever it gets.
+            return client.embeddings.with_raw_response.create(
+                input=texts, model=self.model, dimensions=self.dimensions
+            )
+
+        def read(response: LegacyAPIResponse[CreateEmbeddingResponse]) -> list[list[float]]:
+            return _vectors(response, len(texts), self.dimensions)
+
+        vectors, _ = await self._provider.ask(send, read, model=self.model, purpose="embed")
+        return vectors
+
+
+def make_embedder(
+    settings: EmbeddingSettings, llm: LanguageModelSettings, redis: Redis | None = None
+) -> Embedder | None:
+    """Return the configured embedder, or None without EMBEDDING_MODEL, or without a key and a URL.
+
+    With a Redis it keeps to the pace of all processes together. Raise SettingsError for a key that
+    can't be sent.
+    """
+    if settings.model is None or (provider := make_provider(llm, redis)) is None:
+        return None
+    return OpenAIEmbedder(provider, settings.model, settings.dimensions)
+
+
+def batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the texts in order, as many at once as one call takes; a longer text goes alone."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and (len(batch) == MAX_TEXTS or characters + len(text) > MAX_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch
+
+
+def _vectors(
+    response: LegacyAPIResponse[CreateEmbeddingResponse], count: int, dimensions: int
+) -> list[list[float]]:
+    data = response.parse().data
+    if sorted(each.index for each in data) != list(range(count)):
+        raise Malformed(f"The embedding model did not answer with one vector for {count} texts.")
+    by_index = sorted(data, key=lambda each: each.index)
+    return [_unit(each.embedding, dimensions) for each in by_index]
+
+
+def _unit(vector: Sequence[float], dimensions: int) -> list[float]:
+    """Return the vector with length 1: only its direction means something."""
+    if len(vector) != dimensions:
+        raise Malformed(
+            f"The embedding model's vectors have {len(vector)} dimensions, not the {dimensions} of "
+            "EMBEDDING_DIMENSIONS."
+        )
+    length = hypot(*vector)
+    if not isfinite(length) or length == 0:
+        raise Malformed("The embedding model answered with a vector that has no direction.")
+    return [number / length for number in vector]

@@ -1,8 +1,8 @@
-"""How often language models may be called: so many times a minute, and so many times a day.
+"""How often language models may be called, a minute and a day, and what their calls have taken.
 
-Both hold for the installation: what was called is counted in Redis, for all processes. Each process
-counts for itself beside it: while Redis is away, or has lost its data, none makes more calls than
-all of them together may.
+Both limits hold for the installation: what was called is counted in Redis, for all processes. Each
+process counts for itself beside it: while Redis is away, or has lost its data, none makes more
+calls than all of them together may.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
-from typing import cast
+from typing import NamedTuple, cast
 
+import orjson
 import structlog
 from redis.asyncio import Redis
 
@@ -67,10 +68,22 @@ end
 # Longer than the day, for processes whose clocks differ.
 KEY_SECONDS = 2 * 86_400
 
+MILLION = 1_000_000
+
 LLM_CALLS = counter(
     "backlot_llm_calls",
     "Calls of language models, by purpose and outcome (answered, or what went wrong).",
     ("purpose", "outcome"),
+)
+LLM_TOKENS = counter(
+    "backlot_llm_tokens",
+    "Tokens that providers counted, by model and direction (input, output).",
+    ("model", "direction"),
+)
+LLM_COST_USD = counter(
+    "backlot_llm_cost_usd",
+    "What those tokens cost in US dollars, for models with a price in LLM_PRICES.",
+    ("model",),
 )
 LLM_LIMIT_FAILURES = counter(
     "backlot_llm_limit_failures",
@@ -218,3 +231,31 @@ def _give_back(counts: Counter[str], keys: Sequence[str]) -> None:
     for key in keys:
         if not counts[key]:
             del counts[key]
+
+
+class Usage(NamedTuple):
+    """Tokens of one call; 0 where the provider did not say."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+def usage_of(body: bytes) -> Usage:
+    """Return what a response says that it took, whether its answer can be used or not."""
+    try:
+        usage = orjson.loads(body)["usage"]
+        # Embeddings have no output that would be counted.
+        answered = usage.get("completion_tokens", 0)
+        return Usage(int(usage["prompt_tokens"]), int(answered))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        # Servers may leave it out, and an answer in no known form is told about elsewhere.
+        return Usage(0, 0)
+
+
+def count_usage(usage: Usage, model: str, price: tuple[float, float] | None) -> None:
+    """Count the tokens, and their cost where the model's price is known (per million tokens)."""
+    LLM_TOKENS.labels(model, "input").inc(max(usage.input_tokens, 0))
+    LLM_TOKENS.labels(model, "output").inc(max(usage.output_tokens, 0))
+    if price is not None:
+        cost = usage.input_tokens * price[0] + usage.output_tokens * price[1]
+        LLM_COST_USD.labels(model).inc(max(cost, 0.0) / MILLION)

@@ -8,7 +8,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
@@ -33,6 +33,11 @@ OBJECT_STORE_FAILURES = counter(
     "backlot_object_store_failures",
     "Times that the object store could not do what was asked (disk, network).",
 )
+
+
+def now() -> datetime:
+    """Return the clock of the stores, in UTC."""
+    return datetime.now(UTC)
 
 
 class ObjectStoreError(Exception):

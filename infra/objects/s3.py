@@ -14,16 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import reduce
+from functools import cache, reduce
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import boto3
 import structlog
-from botocore import exceptions
+from botocore import exceptions, session
 from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials
+from botocore.loaders import create_loader
 
 from infra.errors import OperatorError
 from infra.objects.port import (
@@ -45,6 +46,7 @@ from infra.objects.port import (
     check_part,
     disposition,
     multipart_etag,
+    now,
     ordered_refs,
     safe_content_type,
     safe_filename,
@@ -93,13 +95,9 @@ _REMEDIES = {
 THREADS = 32
 DEFAULT_REGION = "us-east-1"
 USUAL_PORTS = {"http": 80, "https": 443}
+_loader = cache(create_loader)  # It keeps what services are like; S3's takes long to read.
 
 T = TypeVar("T")
-
-
-def now() -> datetime:
-    """Return the clock of the stores, in UTC."""
-    return datetime.now(UTC)
 
 
 class S3Store:
@@ -117,14 +115,14 @@ class S3Store:
         Its URLs are for clients, or else for this program itself, which may reach the store
         elsewhere.
         """
-        session = S3Session(settings)
-        self._bucket, self._ttl, self._clock = session.bucket, settings.url_ttl, clock
-        self._client = session.client(settings.endpoint_url)
+        bucket = S3Session(settings)
+        self._bucket, self._ttl, self._clock = bucket.bucket, settings.url_ttl, clock
+        self._client = bucket.client(settings.endpoint_url)
         # Readiness is asked every few seconds and must not wait for retries.
-        self._impatient = session.client(settings.endpoint_url, connect=1.5, read=1.5, attempts=1)
+        self._impatient = bucket.client(settings.endpoint_url, connect=1.5, read=1.5, attempts=1)
         self._endpoint = self._client.meta.endpoint_url
-        self._keys = session.keys
-        self._signer = S3UrlSigner(session.bucket_url(public=for_clients), session.region)
+        self._keys = bucket.keys
+        self._signer = S3UrlSigner(bucket.bucket_url(public=for_clients), bucket.region)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
 
     @property
@@ -442,11 +440,13 @@ class S3Session:
         What is not set is left to boto3's own configuration.
         """
         self._settings, self.bucket = settings, settings.bucket or ""
-        secret = settings.secret_access_key
+        secret, core = settings.secret_access_key, session.get_session()
         try:
+            core.register_component("data_loader", _loader(core.get_config_variable("data_path")))
             self._session = boto3.session.Session(
                 aws_access_key_id=settings.access_key_id,
                 aws_secret_access_key=secret.get_secret_value() if secret else None,
+                botocore_session=core,
             )
             self.region = settings.region or self._session.region_name or DEFAULT_REGION
             found = self._session.get_credentials()

@@ -1,383 +1,293 @@
-"""The broker of tasks that the settings name, and the middleware around each task, in its order.
+"""The broker of tasks that the settings name: Dramatiq's for Redis, made to lose nothing.
 
-Without any server it is Dramatiq's Redis broker over the Redis inside this process: the same
-scripts, delays and dead letters as in production. Dramatiq's StubBroker is faster, but another
-program: it has its own queues, and its dead letters are a list that nobody can redrive.
+The stock consumer takes a timeout for a bug of its own, and what it had fetched when the
+connection broke stays with this process, unseen, until the process ends.
+
+Without any server it is the same broker over the Redis inside this process: the same scripts,
+delays and dead letters as in production. Dramatiq's StubBroker is faster, but another program: it
+has its own queues, and its dead letters are a list that nobody can redrive.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, cast
 
 import structlog
-from dramatiq import Broker, Message, Worker
-from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
-from dramatiq.broker import MessageProxy
-from dramatiq.common import compute_backoff
-from dramatiq.errors import BrokerConnectionError
-from dramatiq.middleware import AsyncIO, Middleware, Shutdown, TimeLimit, raise_thread_exception
-from dramatiq.middleware import Retries as StockRetries
-from redis import Redis
+from dramatiq import Broker, Message
+from dramatiq.broker import Consumer, MessageProxy
+from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
+from dramatiq.common import dq_name, xq_name
+from dramatiq.errors import ConnectionClosed, DecodeError
+from dramatiq.middleware import Middleware, TimeLimit
+from redis import Redis, RedisError
 
-from infra.cancellation import cancel, together
-from infra.metrics import SECONDS, counter, gauge, histogram
 from infra.redis import connect_blocking_redis, embedded_server
 from infra.settings.adapters import TaskSettings
-from infra.tasks.messages import (
-    BrokerAway,
+from infra.tasks.middleware import (
     Correlation,
-    NoSharedBroker,
-    Postponed,
-    ResourcesUnavailable,
+    EventLoop,
+    GraceThenInterrupt,
+    KnownQueues,
+    Measured,
+    QueueGauges,
+    Retries,
 )
-from infra.tasks.queues import KnownQueues, OnDead, TaskQueues, failed_task, in_one_line
-from infra.tasks.redis import RedisTaskQueues, TaskRedisBroker
+from infra.tasks.queues import (
+    QUEUES,
+    Depth,
+    FailedTask,
+    NoSharedBroker,
+    OnDead,
+    TaskQueues,
+    Wanted,
+    away,
+    read,
+    revived,
+)
 
 log = structlog.get_logger(__name__)
 
-# How long the tasks' event loop may take to start.
-START_SECONDS = 10.0
-# How long what tasks share may take to be opened, and to be closed.
-OPEN_SECONDS, CLOSE_SECONDS = 60.0, 30.0
-# How often the gauges look at the queues.
-DEPTH_SECONDS = 5.0
-# The pause before a broker that is away is tried again.
-AWAY_SECONDS = 1.0
-# The pause between two interruptions: longer than Dramatiq waits for an interrupted coroutine.
-AGAIN_SECONDS = 2.0
+NAMESPACE = "backlot"
+# How long a new task may wait when nothing else does: the queue is polled, not pushed.
+POLL_MS = 100
 LIMIT_CHECK_MS = 200
+# How often an empty queue is fetched from all the same, which tells that this worker is alive and
+# looks for dead ones. In between it is asked for its length: that costs a tenth of the script,
+# which most of an idle program's work with the Redis of its own would be.
+FETCH_SECONDS = 0.5
+# Of a million commands so many look for dead workers: with the stock 1,000 an idle program, which
+# fetches twice a second, takes eight minutes to find one.
+MAINTENANCE_CHANCE = 300_000
+# The dead letter keeps what was learned since the message was enqueued: the error, the attempts.
+REPLACE = """
+if redis.call("hexists", KEYS[1], ARGV[1]) == 1 then
+    redis.call("hset", KEYS[1], ARGV[1], ARGV[2])
+end
+"""
 
-TASKS = counter(
-    "backlot_tasks",
-    "Attempts at tasks, by actor and outcome (done, retried, postponed, returned, dead, skipped).",
-    ("actor", "outcome"),
-)
-TASK_SECONDS = histogram(
-    "backlot_task_seconds",
-    "How long an attempt at a task takes, by actor.",
-    ("actor",),
-    buckets=(*SECONDS, 30.0, 60.0, 120.0),
-)
-TASKS_RUNNING = gauge(
-    "backlot_tasks_running", "Tasks that this process runs right now, by actor.", ("actor",)
-)
-TASK_QUEUE = gauge(
-    "backlot_task_queue",
-    "Tasks in a queue of the broker, by state (waiting, taken, delayed, dead).",
-    ("queue", "state"),
-)
-TASK_DEAD_HOOK_FAILURES = counter(
-    "backlot_task_dead_hook_failures",
-    "Times that giving up a task could not be recorded; it is tried again instead.",
-    ("actor",),
-)
-
-R = TypeVar("R")
-T = TypeVar("T")
-
-Failure = BaseException | None
+# Enqueue and forget the dead letter in one step, unless it is gone already.
+REDRIVE = """
+local xq, xmsgs, q, msgs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+if redis.call("zrem", xq, ARGV[1]) == 0 then
+    return 0
+end
+redis.call("hdel", xmsgs, ARGV[1])
+redis.call("hset", msgs, ARGV[1], ARGV[2])
+redis.call("rpush", q, ARGV[1])
+return 1
+"""
+PAGE = 500
 
 
-class TaskLoop(EventLoopThread):
-    """Runs coroutines of tasks; one that is interrupted is cancelled until it is done.
-
-    The stock loop cancels it once: if that is lost, it runs beside its repetition.
-    """
-
-    def run_coroutine(self, coro: Awaitable[R]) -> R:
-        return super().run_coroutine(_whole(coro))
-
-
-async def _whole(work: Awaitable[R]) -> R:
-    async def awaited() -> R:
-        return await work
-
-    (result,) = await together(awaited())
-    return result
+@contextmanager
+def _as_lost_connection() -> Iterator[None]:
+    """Raise ConnectionClosed for every failure of Redis: away, slow, full or loading."""
+    try:
+        yield
+    except RedisError as error:
+        raise ConnectionClosed(error) from None
 
 
-class EventLoop(AsyncIO):
-    """As AsyncIO; with `loop`, tasks share connections with what else runs on it."""
+class TaskRedisBroker(RedisBroker):
+    """Raises ConnectionClosed for every failure of Redis, and takes back what was fetched."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Raise ResourcesUnavailable: the stock one would go on without a loop."""
-        thread = TaskLoop(self.logger)
-        if self._loop is not None:
-            # Somebody else started it, and will stop it.
-            thread.loop.close()
-            thread.loop = self._loop
-        else:
-            # A process whose worker could not start must end, or nobody starts another.
-            thread.daemon = True
-            try:
-                thread.start(timeout=START_SECONDS)
-            except RuntimeError as error:
-                raise ResourcesUnavailable(str(error)) from error
-        set_event_loop_thread(thread)
-
-    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        if self._loop is None:
-            super().after_worker_shutdown(broker, worker)
-        else:
-            set_event_loop_thread(None)
-
-
-class Resources(Middleware, Generic[T]):
-    """One value for all tasks of this process, such as pools, for as long as its worker runs.
-
-    It is opened once, on the tasks' loop, after the fork and before the first task, and closed
-    after the last.
-    """
-
-    def __init__(self, open_them: Callable[[], AbstractAsyncContextManager[T]]) -> None:
-        self._open = open_them
-        self._value: T | None = None
-        self._closing: asyncio.Event | None = None
-        self._holding: Future[None] | None = None
-        self._task: asyncio.Task[Any] | None = None
-
-    def get(self) -> T:
-        """Return the opened value. Raise ResourcesUnavailable where no worker runs."""
-        if self._value is None:
-            raise ResourcesUnavailable("a task asked for its resources outside of a worker")
-        return self._value
-
-    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        opened: Future[T] = Future()
-        loop = _event_loop().loop
-        self._holding = asyncio.run_coroutine_threadsafe(self._hold(opened), loop)
-        try:
-            self._value = opened.result(OPEN_SECONDS)
-        except Exception as error:
-            if self._task is not None:
-                asyncio.run_coroutine_threadsafe(cancel(self._task), loop)
-            raise ResourcesUnavailable(f"{type(error).__name__}: {error}") from error
-
-    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        if self._holding is None or self._closing is None:
-            return
-        self._value = None
-        _event_loop().loop.call_soon_threadsafe(self._closing.set)
-        self._holding.result(CLOSE_SECONDS)
-        self._holding = None
-
-    async def _hold(self, opened: Future[T]) -> None:
-        """Open and close in one task, as context managers with task groups or scopes demand."""
-        self._task, self._closing = asyncio.current_task(), asyncio.Event()
-        try:
-            async with self._open() as value:
-                opened.set_result(value)
-                await self._closing.wait()
-        except Exception as error:
-            if opened.done():
-                log.exception("task_resources_not_closed")
-            else:
-                opened.set_exception(error)
-
-
-def _event_loop() -> EventLoopThread:
-    thread = get_event_loop_thread()
-    if thread is None:
-        raise ResourcesUnavailable("the tasks' event loop does not run")
-    return thread
-
-
-def was_interrupted(exception: Failure) -> bool:
-    """Return whether the task ended because its process stops, at once or after a slow clean-up."""
-    ended = (exception, exception.__cause__ if exception is not None else None)
-    return any(isinstance(each, Shutdown) for each in ended)
-
-
-class GraceThenInterrupt(Middleware):
-    """Raises Shutdown in running tasks after a grace; Retries puts those back at once.
-
-    Dramatiq's ShutdownNotifications interrupts at once, or never.
-    """
-
-    def __init__(self, grace_seconds: float) -> None:
-        self._grace_seconds = grace_seconds
-        self._busy: set[int] = set()
-        self._timer: threading.Timer | None = None
-
-    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        self._busy.add(threading.get_ident())
-
-    def after_process_message(self, broker: Broker, message: MessageProxy, **_: object) -> None:
-        self._busy.discard(threading.get_ident())
-
-    after_skip_message = after_process_message
-
-    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        self._interrupt_in(self._grace_seconds)
-
-    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _interrupt_in(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._interrupt)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _interrupt(self) -> None:
-        for thread_id in tuple(self._busy):
-            raise_thread_exception(thread_id, Shutdown)
-        # An exception that is raised in the midst of anything may be lost, as in a `__del__`.
-        self._interrupt_in(AGAIN_SECONDS)
-
-
-class Measured(Middleware):
-    """Counts attempts. It stands before Retries, so that it comes after it on the way out."""
-
-    def __init__(self) -> None:
-        self._started: dict[str, float] = {}
-
-    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        self._started[message.message_id] = time.perf_counter()
-        TASKS_RUNNING.labels(message.actor_name).inc()
-
-    def after_process_message(
-        self, broker: Broker, message: MessageProxy, *, exception: Failure = None, **_: object
-    ) -> None:
-        self._ended(message)
-        if not message.failed:
-            TASKS.labels(message.actor_name, _outcome(exception)).inc()
-
-    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        self._ended(message)
-        TASKS.labels(message.actor_name, "skipped").inc()
-
-    def after_nack(self, broker: Broker, message: MessageProxy) -> None:
-        # Here also come the messages that no actor takes.
-        known = message.actor_name in broker.actors
-        TASKS.labels(message.actor_name if known else "unknown", "dead").inc()
-
-    def _ended(self, message: MessageProxy) -> None:
-        started = self._started.pop(message.message_id, None)
-        if started is not None:
-            TASKS_RUNNING.labels(message.actor_name).dec()
-            TASK_SECONDS.labels(message.actor_name).observe(time.perf_counter() - started)
-
-
-def _outcome(exception: Failure) -> str:
-    if exception is None:
-        return "done"
-    if was_interrupted(exception):
-        return "returned"
-    return "postponed" if isinstance(exception, Postponed) else "retried"
-
-
-class QueueGauges(Middleware):
-    """Looks at the queues every few seconds while a worker runs."""
-
-    def __init__(self, queues: TaskQueues) -> None:
-        self._queues = queues
-        self._stopping = threading.Event()
-
-    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        threading.Thread(target=self._watch, name="task-queue-gauges", daemon=True).start()
-
-    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        self._stopping.set()
-
-    def _watch(self) -> None:
-        while True:
-            try:
-                for depth in self._queues.depths():
-                    for state, count in depth.by_state().items():
-                        TASK_QUEUE.labels(depth.queue, state).set(count)
-            except BrokerAway as error:
-                log.warning("task_queues_not_seen", error=str(error))
-            if self._stopping.wait(DEPTH_SECONDS):
-                return
-
-
-class Retries(StockRetries):
-    """Backs off exponentially, with jitter, up to a cap; after the last attempt `on_dead` is told.
-
-    The stock one loses the task when the broker is away at that moment, and keeps tracebacks in
-    the broker. An actor's options (`max_retries`, `min_backoff`, `max_backoff`, `throws`) count.
-    """
-
-    def __init__(self, settings: TaskSettings, on_dead: OnDead | None = None) -> None:
+    def __init__(self, client: Redis, *, heartbeat_seconds: float) -> None:
         super().__init__(
-            max_retries=settings.max_retries,
-            min_backoff=round(settings.min_backoff_seconds * 1000),
-            max_backoff=round(settings.max_backoff_seconds * 1000),
+            client=client,
+            middleware=[],
+            namespace=NAMESPACE,
+            heartbeat_timeout=round(heartbeat_seconds * 1000),
+            maintenance_chance=MAINTENANCE_CHANCE,
         )
-        self._on_dead = on_dead
+        self._replace = client.register_script(REPLACE)
+        self._in_hand: dict[str, set[str]] = {}
+        self._mutex = Lock()
+        self._fetched: dict[str, float] = {}
 
-    def after_process_message(
-        self, broker: Broker, message: MessageProxy, *, exception: Failure = None, **_: object
-    ) -> None:
-        if exception is None:
-            return
-        if was_interrupted(exception):
-            log.info("task_returned", actor=message.actor_name, task=message.message_id)
-            send_again(broker, message, None)
-        elif isinstance(exception, Postponed):
-            log.info("task_postponed", actor=message.actor_name, reason=str(exception))
-            send_again(broker, message, exception.delay)
+    @property
+    def consumer_class(self) -> type[TaskRedisConsumer]:
+        return TaskRedisConsumer
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        with _as_lost_connection():
+            return super().enqueue(message, delay=delay)
+
+    def do_fetch(self, queue_name: str, prefetch: int) -> list[bytes]:
+        """Take up to so many messages of a queue."""
+        now = time.monotonic()
+        recent = now - self._fetched.get(queue_name, -FETCH_SECONDS) < FETCH_SECONDS
+        if recent and not self.client.llen(_key(queue_name)):
+            return []
+        self._fetched[queue_name] = now
+        fetch = cast("Callable[[str, int], list[bytes]]", self._dispatch("fetch"))
+        return fetch(queue_name, prefetch)
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
+        """Return a consumer, after putting back what an earlier one had not passed on."""
+        if queue_name == dq_name(queue_name):
+            # Dramatiq forgets the delayed messages that it held when the connection broke.
+            self._in_hand[queue_name] = set()
         else:
-            self._failed(broker, message, exception)
+            timeout = min(timeout, POLL_MS)
+        with _as_lost_connection():
+            if stray := self._stray(queue_name):
+                self.do_requeue(queue_name, *stray)
+        return super().consume(queue_name, prefetch, timeout)
 
-    def _failed(self, broker: Broker, message: MessageProxy, exception: BaseException) -> None:
-        attempts = message.options["retries"] = message.options.get("retries", 0) + 1
-        message.options["error"] = in_one_line(exception)
-        message.options["failed_at"] = round(time.time() * 1000)
-        options = broker.get_actor(message.actor_name).options
-        hopeless = isinstance(exception, options.get("throws") or ())
-        cap = options.get("max_backoff", self.max_backoff)
-        least = options.get("min_backoff", self.min_backoff)
-        _, delay = compute_backoff(attempts - 1, factor=least, max_backoff=cap)
-        if hopeless or attempts > options.get("max_retries", self.max_retries):
-            if self._bury(message):
-                return
-            delay = cap
-        told = {"attempts": attempts, "error": message.options["error"], "delay_ms": delay}
-        log.warning("task_retried", actor=message.actor_name, task=message.message_id, **told)
-        send_again(broker, message, delay)
+    def took(self, queue_name: str, message: MessageProxy) -> None:
+        """Note that a message was passed on to a thread of this process."""
+        with self._mutex:
+            self._in_hand.setdefault(queue_name, set()).add(message.options["redis_message_id"])
 
-    def _bury(self, message: MessageProxy) -> bool:
-        """Return whether it is dead now: not while the program can't record that it is."""
-        failed = failed_task(message)
-        loop = get_event_loop_thread()
-        try:
-            if self._on_dead is not None and loop is not None:
-                loop.run_coroutine(self._on_dead(failed))
-        except Exception as error:  # noqa: BLE001 - the program's; whatever it is, it is told
-            TASK_DEAD_HOOK_FAILURES.labels(failed.actor).inc()
-            log.warning("task_not_given_up", actor=failed.actor, error=in_one_line(error))
-            return False
-        told = {"attempts": failed.attempts, "error": failed.error, "args": failed.args}
-        log.error("task_dead", actor=failed.actor, task=failed.id, **told)
-        message.fail()
-        return True
+    def gave(self, queue_name: str, *messages: MessageProxy) -> None:
+        """Note that messages went back to Redis: done, dead or returned."""
+        ids = [message.options["redis_message_id"] for message in messages]
+        with self._mutex:
+            self._in_hand.setdefault(queue_name, set()).difference_update(ids)
+
+    def replace(self, queue_name: str, message: MessageProxy) -> None:
+        """Keep the message as it is now, if it still is this process's."""
+        key = f"{self.namespace}:{queue_name}.msgs"
+        self._replace(keys=[key], args=[message.options["redis_message_id"], message.encode()])
+
+    def bury(self, queue_name: str, data: bytes) -> None:
+        """Make a dead letter of what was fetched and can't be read."""
+        for each in self._stray(queue_name):
+            if self.client.hget(f"{self.namespace}:{queue_name}.msgs", each) == data:
+                self.do_nack(queue_name, each)
+
+    def close(self) -> None:
+        self.client.close()
+
+    def _stray(self, queue_name: str) -> set[str]:
+        key = f"{self.namespace}:__acks__.{self.broker_id}.{queue_name}"
+        members = cast("set[bytes]", self.client.smembers(key))
+        fetched = {member.decode() for member in members}
+        with self._mutex:
+            return fetched - self._in_hand.get(queue_name, set())
 
 
-def send_again(broker: Broker, message: Message[Any] | MessageProxy, delay: int | None) -> None:
-    """Enqueue a message once more, however long the broker is away.
+class TaskRedisConsumer(_RedisConsumer):
+    """Tells the broker which messages are in the hands of a thread."""
 
-    A process that ends meanwhile leaves the message unacknowledged: it comes again by itself.
-    """
-    while True:
-        try:
-            broker.enqueue(message, delay=delay)  # type: ignore[arg-type]  # a proxy does
-        except BrokerConnectionError as error:
-            log.warning("task_broker_away", error=in_one_line(error))
-            time.sleep(AWAY_SECONDS)
-        else:
-            return
+    broker: TaskRedisBroker
+    queue_name: str
+
+    def __next__(self) -> MessageProxy | None:
+        with _as_lost_connection():
+            try:
+                message: MessageProxy | None = super().__next__()
+            except DecodeError as error:
+                log.error("task_unreadable", queue=self.queue_name, error=str(error.error))
+                self.broker.bury(self.queue_name, error.data)
+                return None
+        if message is not None:
+            self.broker.took(self.queue_name, message)
+        return message
+
+    def ack(self, message: MessageProxy) -> None:
+        with _as_lost_connection():
+            super().ack(message)
+        self.broker.gave(self.queue_name, message)
+
+    def nack(self, message: MessageProxy) -> None:
+        with _as_lost_connection():
+            self.broker.replace(self.queue_name, message)
+            super().nack(message)
+        self.broker.gave(self.queue_name, message)
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        messages = list(messages)
+        with _as_lost_connection():
+            super().requeue(messages)
+        self.broker.gave(self.queue_name, *messages)
+
+
+def _key(name: str) -> str:
+    return f"{NAMESPACE}:{name}"
+
+
+class RedisTaskQueues:
+    """TaskQueues over a client of its own; close the client."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self._redrive = client.register_script(REDRIVE)
+
+    def depths(self) -> list[Depth]:
+        with away(RedisError):
+            return [self._depth(queue) for queue in QUEUES]
+
+    def dead(self, queue: str, limit: int) -> list[FailedTask]:
+        with away(RedisError):
+            keys = self._keys(queue, 0, limit - 1)
+            return [task for _, task, _ in self._letters(queue, keys)]
+
+    def redrive(self, queue: str, wanted: Wanted) -> list[str]:
+        def send(key: str, task: FailedTask, message: Message[Any] | None) -> bool:
+            return message is not None and wanted(task) and self._send(queue, key, message)
+
+        return [task.id for task in self._take(queue, send)]
+
+    def discard(self, queue: str, wanted: Wanted) -> list[FailedTask]:
+        def drop(key: str, task: FailedTask, message: Message[Any] | None) -> bool:
+            return wanted(task) and self._drop(queue, key)
+
+        return self._take(queue, drop)
+
+    def _take(
+        self, queue: str, take: Callable[[str, FailedTask, Message[Any] | None], bool]
+    ) -> list[FailedTask]:
+        """Return the dead letters that `take` took out; tasks that die meanwhile are not asked."""
+        taken: list[FailedTask] = []
+        with away(RedisError):
+            keys = self._keys(queue, 0, -1)
+            for start in range(0, len(keys), PAGE):
+                page = self._letters(queue, keys[start : start + PAGE])
+                taken += [task for key, task, message in page if take(key, task, message)]
+        return taken
+
+    def _depth(self, queue: str) -> Depth:
+        with self._client.pipeline() as pipe:
+            pipe.llen(_key(queue))
+            pipe.hlen(f"{_key(queue)}.msgs")
+            pipe.hlen(f"{_key(dq_name(queue))}.msgs")
+            pipe.zcard(_key(xq_name(queue)))
+            waiting, messages, delayed, dead = pipe.execute()
+        return Depth(queue, waiting, delayed, dead, taken=messages - waiting)
+
+    def _keys(self, queue: str, first: int, last: int) -> list[str]:
+        found = cast("list[bytes]", self._client.zrange(_key(xq_name(queue)), first, last))
+        return [key.decode() for key in found]
+
+    def _letters(
+        self, queue: str, keys: list[str]
+    ) -> list[tuple[str, FailedTask, Message[Any] | None]]:
+        if not keys:
+            return []
+        found = cast("list[bytes | None]", self._client.hmget(f"{_key(xq_name(queue))}.msgs", keys))
+        return [
+            (key, *read(queue, key, data or b"")) for key, data in zip(keys, found, strict=True)
+        ]
+
+    def _send(self, queue: str, key: str, message: Message[Any]) -> bool:
+        message = revived(message)
+        message.options["redis_message_id"] = key
+        keys = [_key(xq_name(queue)), f"{_key(xq_name(queue))}.msgs"]
+        keys += [_key(queue), f"{_key(queue)}.msgs"]
+        return bool(self._redrive(keys=keys, args=[key, message.encode()]))
+
+    def _drop(self, queue: str, key: str) -> bool:
+        with self._client.pipeline() as pipe:
+            pipe.zrem(_key(xq_name(queue)), key)
+            pipe.hdel(f"{_key(xq_name(queue))}.msgs", key)
+            dropped, _ = pipe.execute()
+        return bool(dropped)
 
 
 def make_broker(

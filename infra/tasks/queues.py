@@ -1,24 +1,26 @@
-"""The queues by their names, and their dead letters, as operators see and handle them.
+"""Queues of tasks: what is sent into them, what they hold, and their dead letters.
 
-Operators and gauges see these queues alone, whichever broker keeps them: tasks may use no other.
+Where a task comes from travels in the options of its message. Operators and gauges see the queues
+that are named here alone, whichever broker keeps them: tasks may use no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-from dramatiq import Broker, Message
+from dramatiq import Actor, Message, Retry
 from dramatiq.broker import MessageProxy
-from dramatiq.errors import DecodeError
-from dramatiq.middleware import Middleware
+from dramatiq.errors import BrokerConnectionError, DecodeError
+from dramatiq.middleware import MiddlewareError
 from pydantic.alias_generators import to_camel
 
-from infra.errors import fault_of
+from infra.errors import OperatorError, fault_of
 from infra.http.shapes import rfc3339
-from infra.tasks.messages import UnknownQueue, origin_of
 
 TRANSLATION: Final = "translation"
 # What readers ask for waits apart: what was just posted does not stand behind it.
@@ -29,12 +31,83 @@ QUEUES: Final = (TRANSLATION, TRANSLATION_REQUESTS, SPEECH, RECOMMENDATIONS)
 ERROR_CHARACTERS = 300
 
 
-class KnownQueues(Middleware):
-    """Refuses an actor whose queue is not named here."""
+class BrokerAway(OperatorError):
+    """The broker did not take a task, or did not answer; nothing is known of that one task.
 
-    def before_declare_queue(self, broker: Broker, queue_name: str) -> None:
-        if queue_name not in QUEUES:
-            raise UnknownQueue(f"{queue_name!r} is none of the queues {', '.join(QUEUES)}")
+    Whoever enqueues backs off and tries again: a task that arrives twice does no harm.
+    """
+
+
+class ExtraMissing(OperatorError):
+    """A broker is configured whose client library is not installed."""
+
+
+class NoSharedBroker(OperatorError):
+    """The tasks live inside the running server, and another process was asked about them."""
+
+
+class NoSuchDeadTask(OperatorError):
+    """No dead letter has this id."""
+
+
+class UnknownQueue(MiddlewareError):
+    """An actor wants a queue that nobody watches: name it here first."""
+
+
+class ResourcesUnavailable(MiddlewareError):
+    """What the tasks need could not be opened, so this process takes none."""
+
+
+class Postponed(Retry):
+    """Raised by a task that cannot run now through no fault of its own; costs no attempt."""
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason, delay=round(seconds * 1000))
+
+
+class TaskOrigin(NamedTuple):
+    """What a command that the task issues is recorded with."""
+
+    correlation_id: str | None
+    causation_id: str | None
+
+
+NOWHERE = TaskOrigin(None, None)
+ORIGIN: ContextVar[TaskOrigin] = ContextVar("task_origin", default=NOWHERE)
+
+
+def current_origin() -> TaskOrigin:
+    """Return where the running task comes from; nowhere outside of one."""
+    return ORIGIN.get()
+
+
+def origin_of(options: dict[str, Any]) -> TaskOrigin:
+    """Return the origin of a message, which may not run here at all."""
+    return TaskOrigin(options.get("correlation_id"), options.get("causation_id"))
+
+
+def enqueue(
+    actor: Actor[..., Any], *args: object, correlation_id: str | None, causation_id: str | None
+) -> str:
+    """Send one task and return its id; it blocks, so call it in a thread.
+
+    The broker has the task when this returns. Raise BrokerAway within a few seconds otherwise.
+    """
+    with away(BrokerConnectionError):
+        message = actor.send_with_options(
+            args=args, correlation_id=correlation_id, causation_id=causation_id
+        )
+    return message.message_id
+
+
+@contextmanager
+def away(*errors: type[Exception]) -> Iterator[None]:
+    """Tell the client library's errors as BrokerAway."""
+    try:
+        yield
+    except errors as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise BrokerAway(f"the task broker is away: {text}") from error
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from dramatiq import Message
 from dramatiq.broker import MessageProxy
 from dramatiq.common import dq_name, xq_name
 
-from infra.tasks.messages import ExtraMissing, away
-from infra.tasks.queues import QUEUES, Depth, FailedTask, Wanted, read, revived
+from infra.tasks.queues import QUEUES, Depth, ExtraMissing, FailedTask, Wanted, away, read, revived
 
 try:
     import pika

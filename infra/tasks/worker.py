@@ -15,7 +15,8 @@ from infra.logging import configure_logging
 from infra.metrics import REGISTRY
 from infra.settings import Settings
 from infra.settings.adapters import TaskSettings
-from infra.tasks.broker import Resources, make_broker
+from infra.tasks.broker import make_broker
+from infra.tasks.middleware import Resources
 from infra.tasks.queues import OnDead
 
 log = structlog.get_logger(__name__)

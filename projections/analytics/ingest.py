@@ -16,7 +16,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from infra.advisory_locks import Lock, lock_in_transaction
-from projections.analytics.participants import ParticipantJudgement, ParticipantKey
+from projections.analytics.judgement import Key, ParticipantJudgement, SessionJudgement
 from projections.analytics.rules import (
     COMMENT,
     LIKE,
@@ -33,7 +33,6 @@ from projections.analytics.rules import (
     columns,
 )
 from projections.analytics.schema import Shape, retention_of
-from projections.analytics.sessions import Key, SessionJudgement
 from projections.analytics.viewers import add_viewers
 
 COUNTS = (
@@ -115,7 +114,7 @@ class Store:
         self,
         conn: Connection[TupleRow],
         sessions: Collection[Key],
-        participants: Collection[ParticipantKey] = (),
+        participants: Collection[Key] = (),
     ) -> StoredBatch:
         """Judge sessions and viewers again, whose video is better known now."""
         return self._store(conn, (), sessions, participants, self._begin(conn))
@@ -132,7 +131,7 @@ class Store:
         conn: Connection[TupleRow],
         fresh: Sequence[Row],
         sessions: Collection[Key],
-        participants: Collection[ParticipantKey],
+        participants: Collection[Key],
         since: datetime,
     ) -> StoredBatch:
         if not fresh and not sessions and not participants:

@@ -17,8 +17,8 @@ from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
 from domain.upload import Upload
+from engine.checkpoints import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
 from engine.event_store import EVENTS
-from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
 from engine.log import topics_of
 from infra.cache import CachedValue, Lifetimes, Requirement
 from infra.http.shapes import Position

@@ -28,12 +28,11 @@ from engine.comparison import (
 from engine.telemetry import TelemetryEvent
 from infra.advisory_locks import Lock, hold, lock_in_transaction
 from infra.http.shapes import rfc3339
-from projections.analytics import participants
 from projections.analytics.calendar import DAY, start_of_hour
 from projections.analytics.ingest import COLUMNS, NO_LIMIT, Store
 from projections.analytics.ingest import COUNTS as WHOLE
 from projections.analytics.ingest import SECONDS as PARTS
-from projections.analytics.participants import PARTICIPATED, TRENDING, ParticipantKey
+from projections.analytics.judgement import PARTICIPATED, TRENDING, Key, count_participants
 from projections.analytics.rules import NotCountable, Row, Rules, row_of
 from projections.analytics.schema import Shape
 from projections.analytics.viewers import COUNTED, FLOOR
@@ -439,7 +438,7 @@ def _batches(conn: Connection[TupleRow], table: str) -> Iterator[list[UUID]]:
         last = found[-1]
 
 
-def misjudged_participants(conn: Connection[TupleRow]) -> Iterator[list[ParticipantKey]]:
+def misjudged_participants(conn: Connection[TupleRow]) -> Iterator[list[Key]]:
     """Yield the viewers of videos of whom something differs, in batches."""
     last = (str(NOBODY), "")
     while rows := conn.execute(NEXT_MISJUDGED, (*last, MANY)).fetchall():
@@ -449,10 +448,10 @@ def misjudged_participants(conn: Connection[TupleRow]) -> Iterator[list[Particip
 
 
 def mend_participants(
-    conn: Connection[TupleRow], store: Store, keys: list[ParticipantKey], since: datetime
+    conn: Connection[TupleRow], store: Store, keys: list[Key], since: datetime
 ) -> Sequence[datetime]:
     """Judge these viewers again, by their rows since a time; return the times that change."""
-    participants.count(conn, keys, since)
+    count_participants(conn, keys, since)
     return store.recount(conn, (), keys).times
 
 

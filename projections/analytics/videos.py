@@ -17,7 +17,7 @@ from engine.log import event_id
 from infra.advisory_locks import Lock, lock_in_transaction
 from projections.analytics.calendar import by_days
 from projections.analytics.ingest import Store, StoredBatch
-from projections.analytics.sessions import Key
+from projections.analytics.judgement import Key
 from projections.integration_events import EVENTS_SOURCE, Message
 
 START = b"""

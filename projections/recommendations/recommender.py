@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 
 from domain.feedback import Signal
 from domain.upload import NOBODY
-from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
+from engine.checkpoints import WHATEVER_THERE_IS, Freshness, Pool
 from engine.log import END_OF_LOG
 from infra.cache import (
     CachedValue,

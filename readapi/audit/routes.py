@@ -16,7 +16,7 @@ import psycopg
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
-from engine.freshness import Freshness
+from engine.checkpoints import Freshness
 from engine.inspection.index import Search
 from engine.log import END_OF_LOG
 from engine.privacy import PayloadMode
@@ -26,7 +26,7 @@ from engine.seals.chain import connect
 from engine.seals.proofs import Proofs
 from engine.seals.verification import Verification
 from infra.http.app import wire
-from infra.http.callers import Admin, Auditor, role_refused
+from infra.http.auth import Admin, Auditor, role_refused
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Wire
 from infra.security_log import SecurityEvent, record

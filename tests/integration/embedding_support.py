@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from engine.connections import connect, connected, leading
 from engine.installation import install
 from engine.schedule import run_job
-from infra.llm.embeddings import Embedder, make_embedder
+from infra.llm.client import Embedder, make_embedder
 from infra.llm.errors import LanguageModelError
 from infra.settings import load_settings
 from projections.analytics.schema import migrate

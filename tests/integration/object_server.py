@@ -16,7 +16,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from infra.http.app import HttpApp
-from infra.http.auth import Authenticator, OneKey
+from infra.http.auth import Authenticator
+from infra.http.keys import OneKey
 from infra.objects.folder import FolderStore
 from infra.objects.routes import object_router, part_router
 from tests.support import DEADLINE_SECONDS

@@ -15,13 +15,14 @@ from fakeredis import FakeServer
 from fastapi import FastAPI
 
 from backlot.features import FEATURES, read_models
-from backlot.problems import OF_QUERIES
+from backlot.http import OF_QUERIES
 from domain.upload import Upload
 from engine import telemetry
-from engine.freshness import Pool, Waiting
+from engine.checkpoints import Pool, Waiting
 from infra.cache import Lifetimes
 from infra.http.app import HttpApp
-from infra.http.auth import Authenticator, OneKey, mint_token
+from infra.http.auth import Authenticator, mint_token
+from infra.http.keys import OneKey
 from infra.http.shapes import encode_position
 from infra.objects.folder import FolderStore
 from infra.postgres.connection import make_pool
@@ -150,13 +151,15 @@ class Site:
             sent["Authorization"] = f"Bearer {token}"
 
         def ask() -> httpx.Response | None:
-            answer = self.run(self.client.get(path, headers=sent, params=params))
-            behind = answer.status_code == 503 and answer.json()["type"] == "read-model-behind"
-            return None if behind and patient else answer
+            found = self.run(self.client.get(path, headers=sent, params=params))
+            behind = found.status_code == 503 and found.json()["type"] == "read-model-behind"
+            return None if behind and patient else found
 
         # A busy machine may take longer than any query waits, unless a test says how long.
         patient = fresh and "Backlot-Timeout-Ms" not in sent
-        return eventually(ask)
+        answer = eventually(ask)
+        assert answer is not None
+        return answer
 
     def take_in(self, position: int, telemetry: int = 0) -> None:
         """Say of every consumer of the analytics that it has come so far."""

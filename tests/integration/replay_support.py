@@ -265,3 +265,11 @@ def many_likes(writer: Writer, video: UUID, count: int) -> None:
     for first in range(0, count, 500):
         viewers = range(first, min(first + 500, count))
         writer.like(video, *(f"many-{n}" for n in viewers))
+
+
+def report(writer: Writer, thing: Thing, *reporters: str, **why: Any) -> ModerationCase:
+    """The case of a thing that these have reported first, recorded."""
+    case = ModerationCase.blank(case_id(thing.thing_id))
+    for reporter in reporters:
+        file(writer, case, thing, reporter, **why)
+    return case

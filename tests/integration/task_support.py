@@ -12,9 +12,9 @@ from dramatiq import Actor
 
 from infra.settings import load_settings
 from infra.settings.adapters import TaskSettings
-from infra.tasks.broker import Resources, make_broker
-from infra.tasks.messages import enqueue
-from infra.tasks.queues import TRANSLATION, FailedTask, OnDead
+from infra.tasks.broker import make_broker
+from infra.tasks.middleware import Resources
+from infra.tasks.queues import TRANSLATION, FailedTask, OnDead, enqueue
 from infra.tasks.worker import TaskWorker
 
 WAIT_SECONDS = 180.0

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.seals.anchor_bucket import BucketAnchors
-from engine.seals.anchors import Acceptance, AnchorsUnusable, anchor_of
+from engine.seals.anchors import Acceptance, AnchorsUnusable, BucketAnchors, anchor_of
 from engine.seals.outside import Outside
 from engine.seals.proofs import Proofs, configured_anchors
 from engine.seals.sealer import LogRewritten

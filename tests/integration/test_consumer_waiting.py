@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from engine.freshness import ReadModelBehind, Waiting
+from engine.checkpoints import ReadModelBehind, Waiting
 from engine.messages import MessageSource
 from engine.subscription import Notifications
 from infra.http.shapes import Position

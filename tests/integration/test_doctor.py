@@ -24,7 +24,7 @@ from backlot import doctor, health
 from backlot.doctor import examine
 from backlot.health import DoctorPart
 from infra.data_folder import DataFolder
-from infra.http.auth import read_or_make_secret
+from infra.http.keys import read_or_make_secret
 from infra.postgres.connection import breaker_of
 from infra.postgres.embedded import EmbeddedPostgres
 from projections.analytics.schema import migrate

@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from infra.http.auth import Authenticator, Identity, InvalidToken
-from infra.http.jwks import (
+from infra.http.keys import (
     KEYS_LIFESPAN_SECONDS,
     MOST_ABSENT,
     PAUSE_SECONDS,

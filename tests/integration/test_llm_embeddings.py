@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from infra import metrics
-from infra.llm.embeddings import Embedder, make_embedder
+from infra.llm.client import Embedder, make_embedder
 from infra.llm.errors import (
     BreakerOpen,
     LanguageModelError,

@@ -17,7 +17,7 @@ from psycopg import Connection
 
 from backlot.features import TABLES
 from engine import checkpoints, dead_letters
-from engine.checkpoints import SubscriptionKind, Superseded, of_copy, of_part
+from engine.checkpoints import SubscriptionKind, Superseded, of_copy
 from engine.dead_letters import RejectedMessage
 from engine.event_store import GroupCommitRecorder, open_recorder
 from engine.installation import (
@@ -30,7 +30,7 @@ from engine.installation import (
     migrate,
     require_migrated,
 )
-from engine.replay.records import find
+from engine.replay.records import begin_parts, find, of_part, parts
 from infra.advisory_locks import Lock, lock
 from tests.integration.event_log import events, rows
 from tests.integration.former_release import MESSAGE, leave_behind
@@ -217,11 +217,11 @@ class TestMove:
         migrated(empty_database_url)
         with psycopg.connect(empty_database_url, autocommit=True) as conn, conn.cursor() as cursor:
             replay = find(conn, 1)
-            goal = checkpoints.begin_parts(conn, replay.schema, 3, count=2, target=99)
+            goal = begin_parts(conn, replay.schema, 3, count=2, target=99)
             assert goal == 40
-            assert checkpoints.parts(conn, replay.schema) == [(20, 40), (10, 40)]
+            assert parts(conn, replay.schema) == [(20, 40), (10, 40)]
             of_part(replay.schema, 3, 1).move(cursor, 10, 30)
-            assert checkpoints.parts(conn, replay.schema) == [(20, 40), (30, 40)]
+            assert parts(conn, replay.schema) == [(20, 40), (30, 40)]
 
     @pytest.mark.parametrize("last", ["0007", "0008"])
     def test_a_crash_in_the_middle_leaves_what_was(

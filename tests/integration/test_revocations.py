@@ -17,7 +17,8 @@ from commands.revocations import Revoke, RevokeTokens, WithdrawRevocation
 from domain.revocations import STREAM_ID
 from engine.event_store import GroupCommitRecorder
 from engine.subscription import EVENTS, Notifications
-from infra.http.auth import Authenticator, InvalidToken, OneKey, mint_token, token_id
+from infra.http.auth import Authenticator, InvalidToken, mint_token, token_id
+from infra.http.keys import OneKey
 from readapi.revocations import RevocationFollower
 from tests.integration.buses import execute, open_bus, with_bus
 from tests.support import ended, until

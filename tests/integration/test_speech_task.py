@@ -10,7 +10,7 @@ import pytest
 
 from infra.settings import load_settings
 from infra.speech import MediaUnreadable, Transcript
-from infra.tasks.messages import TaskOrigin
+from infra.tasks.queues import TaskOrigin
 from tests.integration.buses import decided, open_bus
 from tests.integration.event_log import logged
 from tests.integration.projection_support import Writer, origin

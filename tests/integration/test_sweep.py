@@ -22,8 +22,16 @@ from engine.schedule import run_job
 from infra import metrics
 from infra.redis import embedded_server
 from infra.tasks.broker import task_queues
-from infra.tasks.messages import BrokerAway, current_origin
-from infra.tasks.queues import SPEECH, TRANSLATION, Depth, FailedTask, TaskQueues, Wanted
+from infra.tasks.queues import (
+    SPEECH,
+    TRANSLATION,
+    BrokerAway,
+    Depth,
+    FailedTask,
+    TaskQueues,
+    Wanted,
+    current_origin,
+)
 from projections.comments import Comments
 from tests.integration.projection_support import Writer
 from tests.integration.task_support import Toy, quick_settings

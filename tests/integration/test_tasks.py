@@ -15,15 +15,21 @@ from infra import metrics
 from infra.logging import CORRELATION_ID
 from infra.redis import embedded_server
 from infra.settings.adapters import TaskSettings
-from infra.tasks.broker import Resources, task_queues
-from infra.tasks.messages import (
+from infra.tasks.broker import task_queues
+from infra.tasks.middleware import Resources
+from infra.tasks.queues import (
+    TRANSLATION,
     BrokerAway,
+    FailedTask,
     Postponed,
     ResourcesUnavailable,
     TaskOrigin,
+    TaskQueues,
     current_origin,
+    every,
+    like,
+    named,
 )
-from infra.tasks.queues import TRANSLATION, FailedTask, TaskQueues, every, like, named
 from tests.integration.rabbitmq_server import rabbitmq_server
 from tests.integration.redis_servers import redis_servers
 from tests.integration.task_support import Toy, quick_settings

@@ -12,8 +12,7 @@ import pytest
 
 from engine.seals.anchors import FileAnchors
 from engine.seals.outside import Outside
-from engine.seals.proofs import Proofs, configured_proofs, configured_stamps
-from engine.seals.stamps import SealStamps
+from engine.seals.proofs import Proofs, SealStamps, configured_proofs, configured_stamps
 from infra import metrics
 from infra.settings import SettingsError, load_settings
 from infra.timestamps import (

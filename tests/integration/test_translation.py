@@ -3,122 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from fakeredis import FakeServer
-from structlog.testing import capture_logs
 
 from commands.comments import (
-    CommentText,
     EditComment,
     Failed,
-    FindCommentText,
     NewText,
     RecordTranslation,
 )
 from domain.moderation import ActingAs, Hold, HoldCause
 from domain.upload import NOBODY
-from engine.event_store import GroupCommitRecorder
-from infra import metrics
 from infra.language.detector import TextDetector
 from infra.llm.errors import LanguageModelError
-from infra.redis import embedded_redis
-from infra.settings import load_settings
-from infra.tasks.messages import Postponed, TaskOrigin
-from infra.tasks.queues import FailedTask
-from tests.integration.buses import decided, execute, open_bus
+from infra.tasks.queues import FailedTask, Postponed
+from tests.integration.buses import execute, open_bus
 from tests.integration.event_log import logged
 from tests.integration.projection_support import Writer, origin
+from tests.integration.translation_desk import (
+    ORIGIN,
+    SPANISH,
+    Desk,
+    of_its_own,
+)
 from tests.openai_server import (
     Answer,
     OpenAIServer,
-    answered,
     malformed,
-    openai_server,
     refusal,
     status,
     translated,
     truncated,
 )
 from workers.tasks import TaskMeans, give_up
-from workers.translation import CommentTranslation, open_translation
-
-SPANISH = "¡Qué bonito es este vídeo, muchas gracias! https://example.org/a 🎬"
-CALLS = "backlot_llm_calls_total"
-ORIGIN = TaskOrigin("conversation", "cause")
-
-Scenario = Callable[[CommentTranslation], Coroutine[Any, Any, None]]
+from workers.translation import CommentTranslation
 
 
 @pytest.fixture
-def provider() -> Iterator[OpenAIServer]:
-    with openai_server() as server:
-        yield server
-
-
-class Desk:
-    """A log with a video, and the tasks' part of the program on it."""
-
-    def __init__(self, database_url: str, writer: Writer, provider: OpenAIServer) -> None:
-        self.database_url, self.writer = database_url, writer
-        self.provider = provider
-        self.redis = FakeServer(version=(7, 4))
-        self.video = writer.video().id
-        self.settings: dict[str, str] = {"OPENAI_BASE_URL": provider.url}
-
-    def comment(self, content: str = SPANISH, author: str = "bob") -> UUID:
-        return self.writer.comment(self.video, author, content).id
-
-    def run(self, *comments: UUID) -> None:
-        """Run the tasks of these comments at once."""
-
-        async def scenario(translation: CommentTranslation) -> None:
-            await asyncio.gather(*(translation.run(comment, ORIGIN) for comment in comments))
-
-        self.with_translation(scenario)
-
-    def with_translation(self, scenario: Scenario) -> None:
-        asyncio.run(self._with_translation(self.writer.recorder, scenario))
-
-    async def _with_translation(self, recorder: GroupCommitRecorder, scenario: Scenario) -> None:
-        settings = load_settings({"TRANSLATION_EDIT_SECONDS": "0", **self.settings})
-        redis = embedded_redis(self.redis)
-        async with (
-            open_bus(recorder) as bus,
-            open_translation(settings.translation, settings.llm, bus, redis) as translation,
-        ):
-            await scenario(translation)
-        await redis.aclose()
-
-    def kinds(self, comment: UUID) -> list[str]:
-        return decided(self.database_url, comment)
-
-    def last(self, comment: UUID) -> dict[str, Any]:
-        stored = [e for e in logged(self.database_url).values() if e.originator_id == comment][-1]
-        return vars(self.writer.mapper.to_domain_event(stored))
-
-    def text(self, comment: UUID) -> CommentText | None:
-        async def look() -> CommentText | None:
-            async with open_bus(self.writer.recorder) as bus:
-                found: Any = await execute(bus, FindCommentText(comment))
-                answer: CommentText | None = found.answer
-                return answer
-
-        return asyncio.run(look())
-
-
-@pytest.fixture
-def desk(database_url: str, writer: Writer, provider: OpenAIServer) -> Desk:
-    return Desk(database_url, writer, provider)
-
-
-def of_its_own(text: str) -> str:
-    return f"{text} @{uuid4().hex}"
+def desk(database_url: str, writer: Writer, server: OpenAIServer) -> Desk:
+    return Desk(database_url, writer, server)
 
 
 class TestEnds:
@@ -248,92 +173,6 @@ class TestProvider:
         desk.with_translation(lambda translation: translation.give_up(comment, failed))
         assert desk.last(comment)["reason"] == "throttled"
         assert desk.last(comment)["correlation_id"] == "conversation"
-
-
-class TestSpending:
-    def test_an_author_has_so_many_calls_a_day(self, desk: Desk) -> None:
-        desk.settings["TRANSLATION_USER_CALLS_PER_DAY"] = "2"
-        comments = [desk.comment(of_its_own(SPANISH)) for _ in range(4)]
-        for comment in comments:
-            desk.run(comment)
-        assert len(desk.provider.calls) == 2
-        assert [desk.kinds(each)[-1] for each in comments] == [
-            "translated", "translated", "translation_skipped", "translation_skipped",
-        ]  # fmt: skip
-        last = desk.last(comments[-1])
-        assert (last["needed"], last["reason"]) == (True, "user_budget_spent")
-        assert desk.text(comments[-1]).status == "skipped"  # type: ignore[union-attr]
-        other = desk.comment(of_its_own(SPANISH), author="carol")
-        desk.run(other)
-        assert desk.kinds(other)[-1] == "translated"
-
-    def test_all_authors_have_so_many_together_and_that_is_told_once(self, desk: Desk) -> None:
-        desk.settings["TRANSLATION_CALLS_PER_DAY"] = "3"
-        comments = [desk.comment(of_its_own(SPANISH), f"author {n}") for n in range(6)]
-        before = metrics.value(CALLS, purpose="translate", outcome="budget_spent")
-        with capture_logs() as logs:
-            desk.run(*comments)
-        assert len(desk.provider.calls) == 3
-        skipped = [each for each in comments if desk.kinds(each)[-1] == "translation_skipped"]
-        assert {desk.last(each)["reason"] for each in skipped} == {"budget_spent"}
-        after = metrics.value(CALLS, purpose="translate", outcome="budget_spent")
-        assert after - before == len(skipped) == 3
-        assert [line["event"] for line in logs].count("llm_budget_spent") == 1
-
-    def test_pieces_and_second_calls_count(self, desk: Desk) -> None:
-        desk.settings["TRANSLATION_USER_CALLS_PER_DAY"] = "3"
-        long = desk.comment(of_its_own("¡Qué bonito es! " * 600))
-        desk.run(long)
-        assert len(desk.provider.calls) <= 3
-        assert desk.last(long)["reason"] == "user_budget_spent"
-
-    def test_a_language_that_a_model_finds_out_counts(self, desk: Desk) -> None:
-        desk.settings |= {"TRANSLATION_USER_CALLS_PER_DAY": "1", "LANGUAGE_DETECTOR": "llm"}
-        desk.provider.otherwise = lambda _: answered(language="es", confidence=0.99)
-        comment = desk.comment(of_its_own(SPANISH))
-        desk.run(comment)
-        assert len(desk.provider.calls) == 1
-        assert desk.last(comment)["reason"] == "user_budget_spent"
-
-    def test_an_equal_text_of_another_author_is_not_skipped_for_the_first(self, desk: Desk) -> None:
-        desk.settings["TRANSLATION_USER_CALLS_PER_DAY"] = "1"
-        desk.run(desk.comment(of_its_own(SPANISH)))
-        content = of_its_own(SPANISH)
-        spent, other = desk.comment(content), desk.comment(content, author="carol")
-
-        async def scenario(translation: CommentTranslation) -> None:
-            outcomes = await asyncio.gather(
-                *(translation.run(each, ORIGIN) for each in (spent, other)), return_exceptions=True
-            )
-            if isinstance(outcomes[1], Postponed):
-                # It had waited for the other one's call.
-                await translation.run(other, ORIGIN)
-
-        desk.with_translation(scenario)
-        assert desk.last(spent)["reason"] == "user_budget_spent"
-        assert desk.kinds(other)[-1] == "translated"
-
-    def test_an_edited_text_waits_until_its_author_is_done(self, desk: Desk) -> None:
-        comment = desk.comment(of_its_own(SPANISH))
-        now = datetime.now(UTC)
-
-        async def scenario(translation: CommentTranslation) -> None:
-            waiting = replace(translation, edit_pause=timedelta(seconds=60), clock=lambda: now)
-            async with open_bus(desk.writer.recorder) as bus:
-                for _ in range(3):
-                    text = of_its_own("Otra cosa, señores")
-                    edit = EditComment(comment, NewText(desk.video, "alice", "bob", text, NOBODY))
-                    await execute(bus, edit, "bob")
-                    with pytest.raises(Postponed) as postponed:
-                        await waiting.run(comment, ORIGIN)
-                    assert (postponed.value.delay or 0) >= 60_000
-            assert desk.provider.calls == []
-            later = now + timedelta(days=1)
-            await replace(waiting, clock=lambda: later).run(comment, ORIGIN)
-
-        desk.with_translation(scenario)
-        assert len(desk.provider.calls) == 1
-        assert desk.kinds(comment)[-1] == "translated"
 
 
 class TestHidden:

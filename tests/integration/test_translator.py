@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from fakeredis import FakeServer
 
 from infra.llm.client import LanguageModel, make_language_model
 from infra.llm.errors import BreakerOpen, LanguageModelError, Overloaded
@@ -118,7 +119,8 @@ async def test_a_thousand_equal_comments_are_one_request(
     server: OpenAIServer, translator: Translator
 ) -> None:
     server.delay = 0.2
-    caches = [TranslationCache(embedded_redis(), 60.0, model="of this test") for _ in range(4)]
+    redis = FakeServer()
+    caches = [TranslationCache(embedded_redis(redis), 60.0, model="of this test") for _ in range(4)]
     made = await asyncio.gather(
         *(through(cache, translator, COMMENT) for cache in caches for _ in range(250))
     )
@@ -135,7 +137,7 @@ async def test_a_thousand_equal_comments_do_not_storm_a_provider_that_fails(
 
     server.otherwise = fails
     server.delay = 0.05
-    cache = TranslationCache(embedded_redis(), 60.0, model="of that test")
+    cache = TranslationCache(embedded_redis(FakeServer()), 60.0, model="of that test")
     kinds = []
     for _ in range(10):
         made = await asyncio.gather(*(through(cache, translator, COMMENT) for _ in range(100)))

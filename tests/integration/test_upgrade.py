@@ -15,9 +15,9 @@ from psycopg.rows import TupleRow
 
 from backlot.features import read_models
 from domain.comment import Comment
-from engine import freshness as waits
+from engine import checkpoints
+from engine.checkpoints import STALE_ANSWERS, ReadModelBehind, Waiting
 from engine.completeness import UnknownVersion, completeness
-from engine.freshness import STALE_ANSWERS, ReadModelBehind, Waiting
 from engine.installation import create, install
 from engine.projection import Batch, Projection
 from engine.projection_subscription import GOES_ON
@@ -246,7 +246,7 @@ class TestWaiting:
         self, database_url: str, writer: Writer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Also while one process of that hands over to another."""
-        monkeypatch.setattr(waits, "UNFED_SECONDS", 3600.0)
+        monkeypatch.setattr(checkpoints, "UNFED_SECONDS", 3600.0)
         video = made_by(database_url, writer, Likes())
         writer.like(video, "second")
 
@@ -255,7 +255,7 @@ class TestWaiting:
             await asyncio.to_thread(eventually, lambda: waiting._unfed)
             with hosting(database_url, Likes()):
                 assert await asked is None
-                monkeypatch.setattr(waits, "UNFED_SECONDS", 0.0)
+                monkeypatch.setattr(checkpoints, "UNFED_SECONDS", 0.0)
                 with pytest.raises(ReadModelBehind):
                     await waiting.until(at(writer.head + 1, "likes"), 0.2)
 

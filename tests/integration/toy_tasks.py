@@ -12,9 +12,8 @@ from redis.asyncio import Redis
 
 from infra.redis import connect_redis
 from infra.settings import load_settings
-from infra.tasks.broker import Resources
-from infra.tasks.messages import current_origin
-from infra.tasks.queues import TRANSLATION, FailedTask
+from infra.tasks.middleware import Resources
+from infra.tasks.queues import TRANSLATION, FailedTask, current_origin
 from infra.tasks.worker import configure
 
 TOLD = "told"

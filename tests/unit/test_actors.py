@@ -11,7 +11,7 @@ import pytest
 from domain.model import ActorKind, Aggregate, Origin, SystemActor, actor_kind, is_reserved
 from domain.video_likes import VideoLikes
 from engine.log import MAPPER
-from tests.structure import PACKAGES, ROOT, parsed
+from tests.structure import PACKAGES, ROOT, nodes_of
 
 VIDEO = UUID(int=7)
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
@@ -62,7 +62,7 @@ def test_every_name_that_the_program_acts_under_is_reserved() -> None:
     found = set()
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(parsed(path)):
+            for node in nodes_of(path):
                 if isinstance(node, ast.Assign) and _is_actor(node):
                     found.add(ast.unparse(node.value))
                 if isinstance(node, ast.keyword) and node.arg in ("actor", "requested_by"):

@@ -19,7 +19,7 @@ from infra.advisory_locks import (
     operation_lock,
     replay_lock,
 )
-from tests.structure import parsed
+from tests.structure import nodes_of
 
 ROOT = Path(__file__).parents[2]
 REGISTRY = ROOT / "infra" / "advisory_locks.py"
@@ -59,7 +59,7 @@ RELEASED = {
 
 
 def numbers_in(path: Path) -> Iterator[str]:
-    for node in ast.walk(parsed(path)):
+    for node in nodes_of(path):
         if not isinstance(node, ast.Constant):
             continue
         text = node.value.decode() if isinstance(node.value, bytes) else node.value

@@ -25,8 +25,8 @@ def sources(*packages: str) -> dict[str, ast.Module]:
 
 def nodes(*packages: str) -> Iterator[tuple[str, ast.AST]]:
     """Each node of each file of these packages, with the file's path."""
-    for file, tree in sources(*packages).items():
-        for node in ast.walk(tree):
+    for file in sources(*packages):
+        for node in structure.nodes_of(ROOT / file):
             yield file, node
 
 
@@ -36,8 +36,8 @@ def calls(*packages: str) -> Iterator[tuple[str, ast.Call]]:
             yield f"{file}:{node.lineno}", node
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+def imported(file: str) -> Iterator[str]:
+    for node in structure.nodes_of(ROOT / file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -59,8 +59,8 @@ def test_every_package_is_looked_at() -> None:
 def test_the_domain_imports_only_the_library_and_the_standard_library() -> None:
     assert [
         f"{file} imports {module}"
-        for file, tree in sources("domain").items()
-        for module in imported(tree)
+        for file in sources("domain")
+        for module in imported(file)
         if not may_be_imported_by_the_domain(module)
     ] == []
 
@@ -101,14 +101,14 @@ ONLY_THERE = {
 }
 # No tasks: a timer of `threading`, a replay; and processes whose parent decides.
 OTHERS = {
-    ("infra/tasks/broker.py", "self._timer.cancel"),
+    ("infra/tasks/middleware.py", "self._timer.cancel"),
     ("workers/operations/actions.py", "requests.cancel"),
     ("engine/replay/build.py", "signal.signal"),
 }
 
 
-def calls_that_lose_stops(file: str, tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+def calls_that_lose_stops(file: str) -> Iterator[str]:
+    for node in structure.nodes_of(ROOT / file):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             name = ast.unparse(node.func)
             for known in {name, node.func.attr} & ONLY_THERE.keys():
@@ -117,13 +117,12 @@ def calls_that_lose_stops(file: str, tree: ast.Module) -> Iterator[str]:
 
 
 def test_a_stop_is_asked_for_in_one_place() -> None:
-    modules = sources(*PACKAGES).items()
-    assert [call for file, tree in modules for call in calls_that_lose_stops(file, tree)] == []
+    assert [call for file in sources(*PACKAGES) for call in calls_that_lose_stops(file)] == []
 
 
 def test_a_call_that_may_lose_a_stop_is_found() -> None:
     file = "tests/unit/test_leases.py"
-    found = {call.split()[1] for call in calls_that_lose_stops(file, structure.parsed(ROOT / file))}
+    found = {call.split()[1] for call in calls_that_lose_stops(file)}
     assert "task.cancel" in found
 
 

@@ -23,13 +23,12 @@ from infra.http.auth import (
     Authenticator,
     Identity,
     InvalidToken,
-    OneKey,
     RevokedTokens,
     make_authenticator,
     mint_token,
-    read_or_make_secret,
     token_id,
 )
+from infra.http.keys import OneKey, read_or_make_secret
 from infra.settings import SettingsError, load_settings
 from tests.real_inputs import RealInput, each
 from tests.support import claims_at

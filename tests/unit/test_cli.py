@@ -17,7 +17,8 @@ from typer.main import get_command
 from backlot import screen
 from backlot.cli import CommandError, main, parse_ttl
 from infra.data_folder import secret_path
-from infra.http.auth import make_authenticator, read_or_make_secret
+from infra.http.auth import make_authenticator
+from infra.http.keys import read_or_make_secret
 from infra.settings import Settings, load_settings
 from tests.command_line import every_command
 from tests.real_inputs import RealInput, each

@@ -27,7 +27,7 @@ from infra.http.problems import TITLES
 from infra.objects.folder import FolderStore
 from infra.objects.routes import PROBLEMS
 from infra.settings import load_settings
-from tests.structure import parsed
+from tests.structure import nodes_of, parsed
 from tests.support import aggregates
 from workers.parts import Parts
 
@@ -130,7 +130,7 @@ def slugs_in_code() -> Iterator[tuple[str, int]]:
             text = path.read_text()
             if not any(f"{maker}(" in text for maker in PROBLEM_MAKERS):
                 continue
-            for node in ast.walk(parsed(path)):
+            for node in nodes_of(path):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") in PROBLEM_MAKERS:
                     yield from _slug(node)
 

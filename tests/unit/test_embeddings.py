@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from infra.llm.client import Usage, usage_of
-from infra.llm.embeddings import MAX_CHARACTERS, MAX_TEXTS, batches, make_embedder
+from infra.llm.client import MAX_CHARACTERS, MAX_TEXTS, batches, make_embedder
+from infra.llm.limits import Usage, usage_of
 from infra.settings import load_settings
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from benchmarks.detecting import labelled
+from benchmarks.detection import labelled
 from infra.language.detector import TextDetector
 from infra.language.words import emoji_of, words
 from tests.real_inputs import RealInput, each, real_inputs

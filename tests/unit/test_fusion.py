@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import accumulate
 from math import log2
 from uuid import UUID, uuid4
@@ -24,7 +25,8 @@ LENGTHS = [(n, named) for n in (5, 11, 15, 20, 30, MOST) for named in {5, min(10
 Gains = Sequence[float]
 
 
-def blend_of(n: int) -> list[RankedVideo]:
+@cache
+def blend_of(n: int) -> Sequence[RankedVideo]:
     return [RankedVideo(UUID(int=rank), 1 / rank, f"blend {rank}") for rank in range(1, n + 1)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from anyio import run
 
-from benchmarks.detecting import BARE, TEXT, Guess, Labelled, detect_all, labelled, lines
+from benchmarks.detection import BARE, TEXT, Guess, Labelled, detect_all, labelled, lines
 from benchmarks.languages import NONE, PLAIN, reach, score
 from infra.language.detector import ISO_639_1
 from infra.language.words import words

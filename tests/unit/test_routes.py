@@ -15,8 +15,7 @@ from starlette.routing import Mount, Route
 from backlot.app import make_app
 from backlot.features import read_models
 from infra.http.app import HttpApp
-from infra.http.auth import make_authenticator
-from infra.http.callers import required_roles
+from infra.http.auth import make_authenticator, required_roles
 from infra.objects.folder import FolderStore
 from infra.settings import load_settings
 from tests.routes import ADMIN, AUDITORS, MODERATORS, ROUTES

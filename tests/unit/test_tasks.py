@@ -12,17 +12,19 @@ from dramatiq.middleware import Shutdown
 
 from infra.settings import load_settings
 from infra.settings.adapters import TaskSettings
-from infra.tasks.broker import Retries, make_broker, shared_queues, was_interrupted
-from infra.tasks.messages import ExtraMissing, NoSharedBroker, UnknownQueue
+from infra.tasks.broker import TaskRedisBroker, make_broker, shared_queues
+from infra.tasks.middleware import Retries, was_interrupted
 from infra.tasks.queues import (
     ERROR_CHARACTERS,
     Depth,
+    ExtraMissing,
+    NoSharedBroker,
+    UnknownQueue,
     failed_task,
     in_one_line,
     read,
     revived,
 )
-from infra.tasks.redis import TaskRedisBroker
 
 FAILED: Message[None] = Message(
     "translation",

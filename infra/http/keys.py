@@ -1,22 +1,32 @@
-"""The keys of an identity provider, by the `kid` that a token names.
+"""The keys of tokens: one from the settings or of this installation, or an identity provider's.
 
-What is known is found without asking anybody, also while the provider is away. Only a `kid` that is
-not known makes the provider be asked. All callers share one question, and each `kid` that the
-provider does not have is left alone for longer and longer: made-up ones cost the provider a request
-every two seconds at most, and the callers with known keys nothing.
+Of the provider's keys, what is known is found without asking anybody, also while the provider is
+away. Only a `kid` that is not known makes the provider be asked. All callers share one question,
+and each `kid` that the provider does not have is left alone for longer and longer: made-up ones
+cost the provider a request every two seconds at most, and the callers with known keys nothing.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock, Thread
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import jwt
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from infra.settings import SettingsError
+from infra.settings.adapters import AuthSettings
+from infra.settings.values import secret_weakness
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +46,36 @@ MAX_KID_LENGTH = 256
 
 class KeysUnavailable(Exception):
     """The key server did not give its keys: unknown ones can't be told from wrong ones."""
+
+
+class Keys(Protocol):
+    """Where the key of a token is found."""
+
+    def lacks(self, token: str) -> bool:
+        """Return whether `fetch` should be called before `find`."""
+
+    def find(self, token: str) -> tuple[Any, Sequence[str]]:
+        """Return the key and its algorithms; raise jwt.PyJWTError and KeysUnavailable."""
+
+    def fetch(self) -> None:
+        """Get keys from where they are; may block. Raise KeysUnavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneKey:
+    """A secret or public key from the settings."""
+
+    key: Any
+    algorithms: Sequence[str]
+
+    def lacks(self, token: str) -> bool:
+        return False
+
+    def find(self, token: str) -> tuple[Any, Sequence[str]]:
+        return self.key, self.algorithms
+
+    def fetch(self) -> None:
+        """It is here."""
 
 
 @dataclass(slots=True)
@@ -164,3 +204,54 @@ def _kid(token: str) -> str | None:
     """Return the key that a token names; raise jwt.PyJWTError for what is no token."""
     kid = jwt.get_unverified_header(token).get("kid")
     return kid if isinstance(kid, str) and len(kid) <= MAX_KID_LENGTH else None
+
+
+def keys_of(settings: AuthSettings, local_secret: str | None) -> Keys:
+    """Return where the settings have the keys of tokens; raise SettingsError.
+
+    ``local_secret`` is used when no ``JWT_*`` key is set.
+    """
+    algorithms = sorted(settings.algorithms)
+    if settings.jwks_url is not None:
+        return RemoteKeys(settings.jwks_url, algorithms)
+    if settings.public_key is not None:
+        return _public_key(settings.public_key, settings.configured_algorithms)
+    if settings.secret is not None:
+        return OneKey(settings.secret.get_secret_value(), algorithms)
+    if local_secret is None:
+        raise SettingsError("JWT_SECRET: not set, and there is no local secret to use instead")
+    if weak := secret_weakness(local_secret):
+        raise SettingsError(f"the local secret {weak}; remove the file, and a new one is made")
+    return OneKey(local_secret, algorithms)
+
+
+def _public_key(pem: str, configured: Iterable[str]) -> OneKey:
+    try:
+        key = load_pem_public_key(pem.encode())
+    except ValueError:
+        raise SettingsError("JWT_PUBLIC_KEY: is not a readable PEM public key") from None
+    if isinstance(key, RSAPublicKey):
+        algorithm = "RS256"
+    elif isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
+        algorithm = "ES256"
+    else:
+        raise SettingsError("JWT_PUBLIC_KEY: must be an RSA key or an EC key on P-256")
+    if configured and algorithm not in configured:
+        raise SettingsError(f"JWT_ALGORITHMS: JWT_PUBLIC_KEY verifies {algorithm} only")
+    return OneKey(key, [algorithm])
+
+
+def read_or_make_secret(path: Path) -> str:
+    """Return the local signing secret at ``path``; make it on first use, readable by its owner."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        pass
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_urlsafe(48) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
+    return path.read_text().strip()

@@ -1,13 +1,17 @@
-"""Addresses in a request: who sends it, through proxies that are trusted, and the host it names."""
+"""What a request tells of itself: its headers and id, its size, who sends it, the host it names."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from itertools import chain
 from urllib.parse import urlsplit
 
-from starlette.types import Scope
+from starlette.types import Message, Receive, Scope
+
+from infra.http.problems import Problem
 
 Network = IPv4Network | IPv6Network
 REMEMBERED = 10_000
@@ -15,6 +19,79 @@ LONGEST_REMEMBERED = 200
 # What one subscriber gets of IPv6 (RFC 6177), so that nobody has 2^64 buckets.
 SUBSCRIBER_BITS = 64
 LOCALHOST = "localhost"
+# The longest list id is 2,000 characters of a path, the longest signed URL 2,200 of a query.
+MOST_PATH_BYTES = 2048
+MOST_QUERY_BYTES = 8192
+MOST_HEADER_BYTES = 32 * 1024
+# What the edge keeps in a request's scope: its headers, those that its answer gets beside its own,
+# and the problem of a body that is too large.
+HEADERS = "backlot.headers"
+ADDED = "backlot.added"
+TOO_LARGE = "backlot.too_large"
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return a header of the request by its name in lower case; of several the first one."""
+    value: bytes | None = scope[HEADERS].get(name)
+    return None if value is None else value.decode("latin-1")
+
+
+def add_header(scope: Scope, name: bytes, value: str) -> None:
+    """Have the answer carry a header, whatever it is; the first value of a name stays."""
+    scope.setdefault(ADDED, {}).setdefault(name, value.encode("latin-1"))
+
+
+def new_request_id(scope: Scope) -> str:
+    """Return the id that the client gave its request, or a new one."""
+    given = header(scope, b"x-request-id")
+    if given and len(given) <= 128 and given.isascii() and given.isprintable():
+        return given
+    return f"{random.getrandbits(128):032x}"
+
+
+def request_id_of(scope: Scope) -> str:
+    """Return the id of the request, which is also the correlation id of what it causes."""
+    return str(scope.get("request_id", ""))
+
+
+def check_size(scope: Scope) -> None:
+    """Raise Problem 414 or 431 for a request line or headers that no client of ours sends."""
+    path, query = scope.get("raw_path") or b"", scope.get("query_string", b"")
+    # Without the raw path, as some servers leave it, the decoded one is at most as long.
+    if max(len(path), len(scope["path"])) > MOST_PATH_BYTES or len(query) > MOST_QUERY_BYTES:
+        detail = f"A path has at most {MOST_PATH_BYTES} bytes, a query {MOST_QUERY_BYTES}."
+        raise Problem(414, "uri-too-long", detail, headers={"Connection": "close"})
+    if sum(map(len, chain.from_iterable(scope["headers"]))) > MOST_HEADER_BYTES:
+        detail = f"The headers have more than {MOST_HEADER_BYTES} bytes."
+        raise Problem(431, "headers-too-large", detail, headers={"Connection": "close"})
+
+
+def limited(receive: Receive, scope: Scope, most: int) -> Receive:
+    """Return what refuses a body of more than `most` bytes as it arrives.
+
+    Raise Problem 413 where its declared length tells.
+    """
+    declared = header(scope, b"content-length")
+    if declared and declared.isdecimal() and int(declared) > most:
+        raise _too_large(most)
+    taken = 0
+
+    async def counting() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > most:
+            # FastAPI would turn it into a 400; the handler looks here first.
+            scope[TOO_LARGE] = _too_large(most)
+            raise scope[TOO_LARGE]
+        return message
+
+    return counting
+
+
+def _too_large(most: int) -> Problem:
+    detail = f"The body has more than {most} bytes."
+    return Problem(413, "too-large", detail, headers={"Connection": "close"})
 
 
 class Proxies:
@@ -71,6 +148,15 @@ def _bare(word: str) -> str | None:
         return str(ip_address(word))
     except ValueError:
         return None
+
+
+def client_address(scope: Scope) -> str:
+    """Return the address of the client, as trusted proxies tell it; '' on a socket file."""
+    host, _ = scope.get("client") or ("", 0)
+    proxies: Proxies = scope["app"].proxies
+    if not proxies.any_trusted:
+        return str(host)
+    return proxies.client(str(host), scope[HEADERS].get(b"x-forwarded-for"))
 
 
 @lru_cache(REMEMBERED)
