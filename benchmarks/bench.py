@@ -72,17 +72,15 @@ class Bench:
         return self.database(template=self._logs[key])
 
     def interleave(
-        self, rounds: int, contenders: Mapping[str, Callable[[int], T]], *, mirrored: bool = False
+        self, rounds: int, contenders: Mapping[str, Callable[[int], T]]
     ) -> dict[str, list[T]]:
         """Let the contenders take turns, so that a busy minute of the machine hits all alike.
 
-        Each gets the number of the round, from 0, and may return what it likes. `mirrored`: every
-        other round goes backwards, so that nobody always comes after the same one (ABBA).
+        Each gets the number of the round, from 0, and may return what it likes.
         """
         results: dict[str, list[T]] = {name: [] for name in contenders}
         for number in range(rounds):
-            backwards = mirrored and number % 2 == 1
-            for name, run in reversed(contenders.items()) if backwards else contenders.items():
+            for name, run in contenders.items():
                 say(f"round {number + 1} of {rounds}: {name}")
                 results[name].append(run(number))
         return results

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import cycle, pairwise
 from statistics import median, quantiles
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -20,7 +20,7 @@ from infra.http.auth import mint_token
 
 IN_PROCESS, IN_REDIS = "in the process", "in Redis"
 # So high that nobody ever meets them: what is measured is the looking.
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "RATE_LIMITS": "on",
     "RATE_LIMIT_WRITE": "60000000/1000000",
     "QUOTA_LIKED_VIDEOS_PER_MINUTE": "10000000",

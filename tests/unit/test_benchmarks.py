@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, LATEST, STDOUT, keep, main, parse
-from benchmarks.bench import Bench, Scale
+from benchmarks.bench import Scale
 from benchmarks.log import VIDEOS, like_event, uploads
 from benchmarks.results import Comparison, Result, Side, as_dict, as_table, machine
 from domain.video_likes import VideoLikes
@@ -38,20 +38,6 @@ def test_the_ratio_of_paired_rounds_is_the_median_of_theirs() -> None:
     assert comparison.ratio == pytest.approx(1.03)
     assert comparison.passed
     assert not replace(comparison, at_most=1.02).passed
-
-
-def test_every_other_round_goes_backwards_where_rounds_are_paired(tmp_path: Path) -> None:
-    order = list[str]()
-    bench = Bench(None, tmp_path, Scale.QUICK)  # type: ignore[arg-type]
-
-    def contender(name: str) -> Callable[[int], int]:
-        return lambda number: order.append(name) or number  # type: ignore[func-returns-value]
-
-    contenders = {name: contender(name) for name in "AB"}
-    assert bench.interleave(3, contenders, mirrored=True) == {"A": [0, 1, 2], "B": [0, 1, 2]}
-    assert "".join(order) == "ABBAAB"
-    bench.interleave(2, contenders)
-    assert "".join(order) == "ABBAABABAB"
 
 
 @pytest.mark.parametrize(
