@@ -69,9 +69,13 @@ def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
     return encoded.decode()
 
 
-def refusal(token: str, subject: Authenticator | None = None) -> str:
+# Nothing that it refuses is remembered.
+ORDINARY = authenticator()
+
+
+def refusal(token: str, subject: Authenticator = ORDINARY) -> str:
     with pytest.raises(InvalidToken) as caught:
-        (subject or authenticator()).authenticate(token)
+        subject.authenticate(token)
     return caught.value.reason
 
 
