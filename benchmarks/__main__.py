@@ -26,6 +26,7 @@ BENCHMARKS = (
     "append",
     "like",
     "counters",
+    "limits",
     "projecting",
     "memory",
     "replaying",

@@ -12,17 +12,7 @@ import redis.asyncio
 
 from benchmarks.bench import Bench
 from benchmarks.delays import Delays, pace, percentiles
-from benchmarks.like import (
-    LIMITED,
-    LIMITS,
-    PATHS,
-    Clients,
-    Server,
-    backlot,
-    cost_of_limits,
-    crud,
-    side,
-)
+from benchmarks.like import PATHS, Clients, Server, backlot, crud, side
 from benchmarks.redis_server import redis_server
 from benchmarks.results import Comparison, Side
 from infra.http.auth import mint_token
@@ -44,10 +34,6 @@ def run(bench: Bench) -> list[Comparison]:
         ours = stack.enter_context(redis_server(bench.folder / "redis-ours"))
         theirs = stack.enter_context(redis_server(bench.folder / "redis-crud"))
         one = stack.enter_context(backlot(bench, secret, "counting", REDIS_URL=ours))
-        limits = stack.enter_context(redis_server(bench.folder / "redis-limited"))
-        limited = stack.enter_context(
-            backlot(bench, secret, "counting-limited", REDIS_URL=limits, **LIMITS)
-        )
         planned = stack.enter_context(crud(bench, secret, "crud-redis", REDIS_URL=theirs))
         tight = stack.enter_context(
             crud(bench, secret, "crud-redis-tight", tight=True, REDIS_URL=theirs)
@@ -57,7 +43,6 @@ def run(bench: Bench) -> list[Comparison]:
             {
                 NOOP: lambda number: clients.noop(one, number),
                 LIKE: lambda number: clients.like(one, number),
-                LIMITED: lambda number: clients.like(limited, number),
                 CRUD: lambda number: clients.like(planned, number),
                 CRUD_TIGHT: lambda number: clients.like(tight, number),
                 HOT: lambda number: clients.like(one, number, PATHS[:1]),
@@ -73,7 +58,6 @@ def run(bench: Bench) -> list[Comparison]:
         Comparison("counters", "requests/s", sides[LIKE], sides[CRUD_TIGHT]),
         Comparison("counters", "requests/s", sides[HOT], sides[LIKE], at_least=0.8),
         Comparison("counters", "requests/s", sides[READ], sides[PLAIN]),
-        cost_of_limits("counters", measured[LIMITED], measured[LIKE]),
         Comparison(
             "counters",
             "ms (median)",

@@ -8,10 +8,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import psycopg
+import redis
 
 from benchmarks import crud_app
 from benchmarks.bench import Bench, medians
@@ -25,15 +25,7 @@ from infra.http.auth import mint_token
 LIKE, NOOP = "like, all in one process", "no-op POST, same process"
 CRUD, CRUD_TIGHT = "like, CRUD with outbox as planned", "like, CRUD as tight as it goes"
 APART = "like, projections in another process"
-LIMITED = "like, rate limits on"
-# So high that nobody ever meets them: what is measured is the looking.
-HIGH = "60000000/1000000"
-LIMITS: dict[str, Any] = {
-    "RATE_LIMITS": "on",
-    "RATE_LIMIT_WRITE": HIGH,
-    "QUOTA_LIKED_VIDEOS_PER_MINUTE": "10000000",
-}
-CPU_NOTE, CPU_UNIT = "server CPU µs", "requests/s of server CPU"
+CPU_NOTE, REDIS_NOTE = "server CPU µs", "Redis CPU µs"
 PATHS = [f"/videos/{video}/like" for video in VIDEOS]
 CATCH_UP_SECONDS = 120.0
 
@@ -48,33 +40,40 @@ class Lost(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server, its database, and how many toggles that has recorded and projected."""
+    """A server, its database, how many toggles that has recorded and projected, and its Redis."""
 
     served: Served
     url: str
     recorded: str
     projected: str
+    redis_url: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """The load that every server gets alike."""
+    """The load that every server gets alike; through a proxy, if the clients have `addresses`."""
 
     tokens: list[str]
     warmup_seconds: float
     seconds: float
+    addresses: list[str] = field(default_factory=list)
 
     def like(
         self, server: Server, number: int, paths: list[str] = PATHS
     ) -> tuple[float, dict[str, float]]:
         """Toggle at random, and see that each answer stands for a change in the database."""
         before = _ask(server.url, server.recorded)
+        spent = redis_seconds(server)
         result, answered = self._load(server.served, paths, number)
+        spent = redis_seconds(server) - spent
         recorded = _ask(server.url, server.recorded) - before
         if recorded != answered:
             raise Lost(f"{answered} toggles were answered, {recorded} are stored.")
         seconds = _await_projected(server)
-        return result[0], {**result[1], "s until projected": seconds}
+        notes = {**result[1], "s until projected": seconds}
+        if server.redis_url is not None:
+            notes[REDIS_NOTE] = spent / answered * 1e6
+        return result[0], notes
 
     def noop(self, server: Server, number: int) -> tuple[float, dict[str, float]]:
         return self._load(server.served, ["/noop"], number)[0]
@@ -97,7 +96,14 @@ class Clients:
     ) -> tuple[tuple[float, dict[str, float]], int]:
         tokens = self.tokens if known else []
         order = Order(
-            served.port, paths, tokens, seed, self.warmup_seconds, self.seconds, method=method
+            served.port,
+            paths,
+            tokens,
+            seed,
+            self.warmup_seconds,
+            self.seconds,
+            method=method,
+            addresses=self.addresses,
         )
         cpu = served.cpu_seconds()
         done = subprocess.run(
@@ -128,7 +134,6 @@ def run(bench: Bench) -> list[Comparison]:
     clients = Clients(tokens, bench.size(2, 1) / 2, bench.size(5, 1))
     with ExitStack() as stack:
         one = stack.enter_context(backlot(bench, secret, "one"))
-        limited = stack.enter_context(backlot(bench, secret, "limited", **LIMITS))
         apart = stack.enter_context(backlot(bench, secret, "apart", apart=True))
         planned = stack.enter_context(crud(bench, secret, "crud"))
         tight = stack.enter_context(crud(bench, secret, "crud-tight", tight=True))
@@ -137,7 +142,6 @@ def run(bench: Bench) -> list[Comparison]:
             {
                 NOOP: lambda number: clients.noop(one, number),
                 LIKE: lambda number: clients.like(one, number),
-                LIMITED: lambda number: clients.like(limited, number),
                 CRUD: lambda number: clients.like(planned, number),
                 CRUD_TIGHT: lambda number: clients.like(tight, number),
                 APART: lambda number: clients.like(apart, number),
@@ -150,24 +154,13 @@ def run(bench: Bench) -> list[Comparison]:
         Comparison("like", "requests/s", sides[LIKE], sides[CRUD], at_least=4),
         Comparison("like", "requests/s", sides[LIKE], sides[CRUD_TIGHT]),
         Comparison("like", "requests/s", sides[APART], sides[LIKE]),
-        cost_of_limits("like", measured[LIMITED], measured[LIKE]),
     ]
 
 
 Rounds = list[tuple[float, dict[str, float]]]
 
 
-def cost_of_limits(benchmark: str, limited: Rounds, free: Rounds) -> Comparison:
-    """How many likes a second of the server's CPU is good for, with limits and without."""
-
-    def per_second(name: str, rounds: Rounds) -> Side:
-        return Side(name, [1e6 / notes[CPU_NOTE] for _, notes in rounds[1:] or rounds])
-
-    ours, baseline = per_second(LIMITED, limited), per_second("like, rate limits off", free)
-    return Comparison(benchmark, CPU_UNIT, ours, baseline, at_least=0.95)
-
-
-def side(name: str, rounds: list[tuple[float, dict[str, float]]]) -> Side:
+def side(name: str, rounds: Rounds) -> Side:
     return Side(name, [rate for rate, _ in rounds], medians([notes for _, notes in rounds]))
 
 
@@ -195,7 +188,7 @@ def backlot(
         served = stack.enter_context(
             serving("server", bench.folder / name, health="/readyz", settings=settings)
         )
-        server = Server(served, url, BACKLOT_RECORDED, BACKLOT_PROJECTED)
+        server = Server(served, url, BACKLOT_RECORDED, BACKLOT_PROJECTED, more.get("REDIS_URL"))
         _await_projected(server)
         yield server
 
@@ -210,13 +203,22 @@ def crud(
     settings |= {crud_app.TIGHT: "yes"} if tight else {}
     with serving("crud_app", bench.folder / name, health="/healthz", settings=settings) as served:
         # Its counts are right at once: that is what it has for its price.
-        yield Server(served, url, CRUD_RECORDED, CRUD_RECORDED)
+        yield Server(served, url, CRUD_RECORDED, CRUD_RECORDED, more.get("REDIS_URL"))
 
 
 def _ask(url: str, question: str) -> int:
     with psycopg.connect(url) as conn:
         row = conn.execute(question).fetchone()
     return int(row[0]) if row else 0
+
+
+def redis_seconds(server: Server) -> float:
+    """CPU seconds that the server's Redis has taken; 0 without one."""
+    if server.redis_url is None:
+        return 0.0
+    with redis.Redis.from_url(server.redis_url) as client:
+        told = client.info("cpu")
+    return float(told["used_cpu_user"] + told["used_cpu_sys"])
 
 
 def _await_projected(server: Server) -> float:

@@ -12,7 +12,9 @@ import re
 import sys
 import time
 from array import array
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from typing import Any
 
 import uvloop
@@ -27,7 +29,10 @@ ANSWER_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to send, to where, for how long; `paths` and `tokens`, if any, combined at random."""
+    """What to send, to where, for how long; `paths` and `tokens`, if any, combined at random.
+
+    `addresses`, if any, are those of the tokens, as a proxy tells them.
+    """
 
     port: int
     paths: list[str]
@@ -37,6 +42,7 @@ class Order:
     seconds: float
     connections: int = 64
     method: str = "POST"
+    addresses: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,11 @@ class Load:
     """The requests still to be sent, and the measured latencies."""
 
     def __init__(self, order: Order) -> None:
-        tails = [f"Authorization: Bearer {token}\r\n\r\n".encode() for token in order.tokens]
+        told = [f"X-Forwarded-For: {address}\r\n" for address in order.addresses] or repeat("")
+        tails = [
+            f"{address}Authorization: Bearer {token}\r\n\r\n".encode()
+            for address, token in zip(told, order.tokens, strict=False)
+        ]
         tails = tails or [b"\r\n"]
         self._heads = [
             f"{order.method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n".encode()

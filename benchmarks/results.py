@@ -43,7 +43,8 @@ class Side:
 class Comparison:
     """Ours against a baseline; the ratio of the medians has to reach (or stay under) a limit.
 
-    Without a limit it is shown for information only.
+    Without a limit it is shown for information only. Where both sides are `paired`, it is the
+    median of the rounds' ratios, which a machine that is slower for a while does not change.
     """
 
     benchmark: str
@@ -52,15 +53,24 @@ class Comparison:
     baseline: Side
     at_least: float | None = None
     at_most: float | None = None
+    paired: bool = False
 
     @property
     def ratio(self) -> float | None:
         """Ours over the baseline; None where the baseline is nothing."""
-        return self.ours.value / self.baseline.value if self.baseline.value else None
+        ours, baseline = self._values
+        return ours / baseline if baseline else None
+
+    @property
+    def _values(self) -> tuple[float, float]:
+        if not self.paired:
+            return self.ours.value, self.baseline.value
+        pairs = zip(self.ours.rounds, self.baseline.rounds, strict=True)
+        return median(ours / baseline for ours, baseline in pairs), 1.0
 
     @property
     def passed(self) -> bool:
-        ours, baseline = self.ours.value, self.baseline.value
+        ours, baseline = self._values
         enough = self.at_least is None or ours >= self.at_least * baseline
         return enough and (self.at_most is None or ours <= self.at_most * baseline)
 

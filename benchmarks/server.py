@@ -1,18 +1,25 @@
-"""`backlot up` itself, with two more routes: one does nothing, one only asks Redis."""
+"""`backlot up` itself, with three more routes.
+
+One does nothing, one only asks Redis, one switches the rate limits.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import replace
+from typing import Literal
 from unittest.mock import patch
 from uuid import UUID
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from backlot.app import make_app
 from backlot.up import run_up
-from infra.http.shapes import LikeState
+from infra.http.shapes import LikeState, Wire
+from infra.metrics import value
 from infra.settings import load_settings
 from workers.parts import Parts
 
@@ -31,6 +38,26 @@ class Nothing(BaseModel):
 @router.post("/noop")
 async def noop() -> Nothing:
     return Nothing(done=True, count=1)
+
+
+class Spent(Wire):
+    """What this process has spent and done so far."""
+
+    cpu_seconds: float
+    likes: float
+
+
+@router.post("/limits/{switch}")
+async def limits(switch: Literal["on", "off"], request: Request) -> Spent:
+    """Have nothing limited from now on, as `RATE_LIMITS=off` has it, or what was before."""
+    app = request.app
+    if not hasattr(app.state, "limited"):
+        app.state.limited = app.rate_limits, app.state.commands
+    rates, services = app.state.limited
+    on = switch == "on"
+    app.rate_limits = rates if on else None
+    app.state.commands = services if on else replace(services, quotas=None)
+    return Spent(cpu_seconds=time.process_time(), likes=value("backlot_events_appended_total"))
 
 
 def plain(parts: Parts) -> APIRouter:

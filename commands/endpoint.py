@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar, cast
 from uuid import UUID, uuid4, uuid5
@@ -28,7 +27,7 @@ from infra.http.problems import Problem
 from infra.http.requests import client_address, header, request_id_of
 from infra.http.shapes import Wire, encode_position
 from infra.objects.port import ObjectStore
-from infra.rate_limits import PREFIX, BucketAnswer, Buckets, Limit, LimitReached
+from infra.rate_limits import DECISIONS, PREFIX, Buckets, Limit, LimitReached
 from infra.redlock import Redlock
 from infra.settings.features import QuotaSettings
 
@@ -60,23 +59,22 @@ PERSONAL = (
 class Recent:
     """Ids that were seen within the last minute or two; bounded, and for one event loop."""
 
-    def __init__(self, clock: Callable[[], float], most: int = MOST_REMEMBERED) -> None:
-        self._clock = clock
+    def __init__(self, most: int = MOST_REMEMBERED) -> None:
         self._most = most
+        # Numbers: the hash of a UUID is computed in Python.
         self._now: set[int] = set()
         self._before: set[int] = set()
         self._until = 0.0
 
-    def __contains__(self, item: UUID) -> bool:
-        now = self._clock()
+    def has(self, number: int, now: float) -> bool:
+        """Return whether the id was seen; `now` in seconds."""
         if now >= self._until or len(self._now) >= self._most:
             self._before, self._now = self._now, set()
             self._until = now + MINUTE_SECONDS
-        # Numbers: the hash of a UUID is computed in Python.
-        return item.int in self._now or item.int in self._before
+        return number in self._now or number in self._before
 
-    def add(self, item: UUID) -> None:
-        self._now.add(item.int)
+    def add(self, number: int) -> None:
+        self._now.add(number)
 
 
 class Quotas:
@@ -85,36 +83,32 @@ class Quotas:
     A video that was liked and liked again counts once in a minute.
     """
 
-    def __init__(
-        self,
-        buckets: Buckets,
-        settings: QuotaSettings,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, buckets: Buckets, settings: QuotaSettings) -> None:
         comments, liked = settings.comments_per_minute, settings.liked_videos_per_minute
         self._buckets = buckets
         self._comments = Limit("comments", comments, comments)
         self._liked = Limit("liked-videos", liked, liked)
-        self._recent = Recent(clock)
+        self._recent = Recent()
 
     async def comment(self, user_id: str) -> None:
         """Count a comment; raise LimitReached for one too many."""
-        self._admit(await self._buckets.take(f"comments:u:{user_id}", self._comments))
+        await self._take(f"comments:u:{user_id}", self._comments)
 
     async def like(self, user_id: str, likes_id: UUID) -> None:
         """Count the like of a viewer and a video, by its stream; raise LimitReached."""
-        if likes_id in self._recent:
+        now = self._buckets.clock()
+        if self._recent.has(likes_id.int, now):
             return
-        key, limit = f"liked:u:{user_id}", self._liked
-        verdict = self._buckets.take_at_once(key, limit) or await self._buckets.take(key, limit)
-        self._admit(verdict)
-        self._recent.add(likes_id)
+        key = f"liked:u:{user_id}"
+        if self._buckets.spend(key, self._liked, now) is None:
+            await self._take(key, self._liked)
+        self._recent.add(likes_id.int)
 
-    def _admit(self, verdict: BucketAnswer) -> None:
-        if verdict.wait:
-            verdict.record()
-            raise LimitReached(verdict)
+    async def _take(self, key: str, limit: Limit) -> None:
+        answer = await self._buckets.take(key, limit)
+        if answer.wait:
+            DECISIONS.counts[limit.name, "limited"] += 1
+            raise LimitReached(answer)
 
 
 @dataclass(frozen=True)

@@ -301,8 +301,11 @@ class HttpApp(FastAPI):
         if self._apart and (apart := self._apart.get(_local_port(scope))):
             await apart(scope, receive, send)
             return
+        if scope["method"] != "HEAD":
+            await self._serve(scope, receive, send)
+            return
         with suppress(HeadersSent):
-            await self._serve(as_get(scope) if scope["method"] == "HEAD" else scope, receive, send)
+            await self._serve(as_get(scope), receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an HTTP request, or tell what went wrong in place of an answer."""
@@ -453,13 +456,13 @@ async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
     user_id = caller.user_id if isinstance(caller, Identity) else None
     address = client_address(scope)
     try:
-        verdict = await limits.admit(kind, user_id, address, path)
+        told = await limits.admit(kind, user_id, address, path)
     except LimitReached:
         record(SecurityEvent.LIMIT_HIT, user_id or address, limit=kind)
         raise
-    if verdict.is_half_spent:
+    if told is not None:
         # The first of all that is added to the answer.
-        scope[ADDED] = fields(verdict)
+        scope[ADDED] = fields(told)
 
 
 class JsonResponse(Response):

@@ -69,33 +69,31 @@ class Identity:
     """A verified caller: the token's ``sub`` and ``roles``.
 
     An anonymous one has no token; a key that nobody can guess stands in place of the user id.
+    What follows from these is found out once, since a token is remembered with its identity.
     """
 
     user_id: str
     roles: frozenset[str]
     anonymous: bool = False
+    kind: ActorKind = field(init=False, repr=False, compare=False)
+    """What is recorded of the caller beside the name."""
+    viewer: VideoViewer = field(init=False, repr=False, compare=False)
+    """As whom the caller sees videos."""
+
+    def __post_init__(self) -> None:
+        kind = ActorKind.USER if self.roles.isdisjoint(OPERATORS) else ActorKind.OPERATOR
+        user_id = None if self.anonymous else self.user_id
+        object.__setattr__(self, "kind", ActorKind.ANONYMOUS if self.anonymous else kind)
+        object.__setattr__(self, "viewer", VideoViewer(user_id, self.is_moderator))
 
     @property
     def is_admin(self) -> bool:
         return "admin" in self.roles
 
     @property
-    def kind(self) -> ActorKind:
-        """What is recorded of the caller beside the name."""
-        if self.anonymous:
-            return ActorKind.ANONYMOUS
-        return ActorKind.USER if self.roles.isdisjoint(OPERATORS) else ActorKind.OPERATOR
-
-    @property
     def is_moderator(self) -> bool:
         """Whether they decide about what anybody wrote."""
         return not self.roles.isdisjoint(MODERATORS)
-
-    @property
-    def viewer(self) -> VideoViewer:
-        """As whom the caller sees videos."""
-        user_id = None if self.anonymous else self.user_id
-        return VideoViewer(user_id, self.is_moderator)
 
 
 @dataclass(frozen=True, slots=True)

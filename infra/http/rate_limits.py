@@ -10,7 +10,14 @@ from functools import lru_cache
 
 from infra.http.problems import Problem
 from infra.http.requests import REMEMBERED, subscriber
-from infra.rate_limits import BucketAnswer, Buckets, Limit, LimitReached, whole_seconds
+from infra.rate_limits import (
+    DECISIONS,
+    BucketAnswer,
+    Buckets,
+    Limit,
+    LimitReached,
+    whole_seconds,
+)
 from infra.settings.features import RateLimitSettings
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -52,41 +59,47 @@ class RateLimits:
     """What every caller may ask of this program."""
 
     def __init__(self, buckets: Buckets, settings: RateLimitSettings) -> None:
-        self._buckets = buckets
+        self.buckets = buckets
         self._classes = {
             name: (limit, limit.times(settings.address_factor), limit.times(settings.anonymous))
             for name, limit in limits_of(settings).items()
         }
 
-    async def admit(self, kind: str, user_id: str | None, address: str, path: str) -> BucketAnswer:
+    async def admit(
+        self, kind: str, user_id: str | None, address: str, path: str
+    ) -> BucketAnswer | None:
         """Take a token of the caller's buckets for a request of this class, at this address.
 
         A user pays, and the address too, for all users there; an anonymous caller has a smaller
-        bucket by its address. Raise LimitReached.
+        bucket by its address. Return what there is to tell, once half of the caller's bucket is
+        spent. Raise LimitReached.
         """
         user, whole, anonymous = self._classes[kind]
-        take = self._buckets.take_at_once
+        of_address = _of_address(kind, address)
         if user_id is not None:
-            key = f"{kind}:u:{user_id}"
-            verdict = take(key, user) or await self._await(kind, key, user)
-            if not verdict.wait:
-                key = _of_address(kind, address)
-                total = take(key, whole) or await self._await(kind, key, whole)
-                verdict = total if total.wait else verdict
+            key, limit = f"{kind}:u:{user_id}", user
+        elif path.startswith(OBJECTS):
+            key, limit = of_address, whole
         else:
-            signed = path.startswith(OBJECTS)
-            limit = whole if signed else anonymous
-            key = _of_address(kind, address)
-            key = key if signed else key.replace(":a:", ":n:", 1)
-            verdict = take(key, limit) or await self._await(kind, key, limit)
-        verdict.record()
-        if verdict.wait:
-            raise LimitReached(verdict)
-        return verdict
+            key, limit = of_address.replace(":a:", ":n:", 1), anonymous
+        spend, now, answer = self.buckets.spend, self.buckets.clock(), None
+        # No object is made of what most requests are answered.
+        if (ahead := spend(key, limit, now)) is None:
+            answer = await self._take(kind, key, limit)
+            ahead = answer.ahead
+        if user_id is not None and spend(of_address, whole, now) is None:
+            await self._take(kind, of_address, whole)
+        outcome = "fallback" if answer is not None and answer.alone else "allowed"
+        DECISIONS.counts[kind, outcome] += 1
+        return None if 2 * ahead < limit.window else answer or BucketAnswer(limit, ahead)
 
-    async def _await(self, kind: str, key: str, limit: Limit) -> BucketAnswer:
+    async def _take(self, kind: str, key: str, limit: Limit) -> BucketAnswer:
         # What only reads does no harm for the seconds until Redis is back.
-        return await self._buckets.take(key, limit, fails_open=kind == "read")
+        answer = await self.buckets.take(key, limit, fails_open=kind == "read")
+        if answer.wait:
+            DECISIONS.counts[kind, "limited"] += 1
+            raise LimitReached(answer)
+        return answer
 
 
 def limits_of(settings: RateLimitSettings) -> dict[str, Limit]:

@@ -101,17 +101,25 @@ class Proxies:
         self._trusted = tuple(trusted)
         self.any_trusted = bool(self._trusted)
         self._is_trusted = lru_cache(REMEMBERED)(self._search)
+        self._remembered = lru_cache(REMEMBERED)(self._client)
 
-    def client(self, peer: str, forwarded: str | None) -> str:
+    def client(self, peer: str, forwarded: bytes | None) -> str:
         """Return who sends a request: `peer`, or whom a trusted one names in `X-Forwarded-For`.
 
         The last address there that is no trusted proxy's is the client's: what stands before it
         was written by the client.
         """
-        if forwarded is None or not self._is_trusted(peer):
+        if forwarded is None:
+            return peer
+        if len(forwarded) > LONGEST_REMEMBERED:
+            return self._client(peer, forwarded)
+        return self._remembered(peer, forwarded)
+
+    def _client(self, peer: str, forwarded: bytes) -> str:
+        if not self._is_trusted(peer):
             return peer
         client = peer
-        for word in reversed(forwarded.split(",")):
+        for word in reversed(forwarded.decode("latin-1").split(",")):
             named = _bare(word.strip())
             if named is None:
                 break
@@ -148,7 +156,7 @@ def client_address(scope: Scope) -> str:
     proxies: Proxies = scope["app"].proxies
     if not proxies.any_trusted:
         return str(host)
-    return proxies.client(str(host), header(scope, b"x-forwarded-for"))
+    return proxies.client(str(host), scope[HEADERS].get(b"x-forwarded-for"))
 
 
 @lru_cache(REMEMBERED)

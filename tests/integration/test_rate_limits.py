@@ -223,7 +223,7 @@ async def test_comments_and_distinct_videos_liked_per_minute(start: Start, clock
     settings = load_settings(
         {"QUOTA_COMMENTS_PER_MINUTE": "30", "QUOTA_LIKED_VIDEOS_PER_MINUTE": "40"}
     ).quotas
-    processes = [Quotas(start(), settings, clock=clock) for _ in range(2)]
+    processes = [Quotas(start(), settings) for _ in range(2)]
 
     async def taken(does: Callable[[Quotas], Awaitable[None]], times: int) -> int:
         done = 0

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,14 @@ FACTS = {"python": "3.11.7", "cores": 2, "postgres": "18.4"}
 
 def test_the_ratio_is_that_of_the_medians() -> None:
     assert Comparison("x", "1/s", FAST, SLOW).ratio == pytest.approx(1234.5678 / 95)
+
+
+def test_the_ratio_of_paired_rounds_is_the_median_of_theirs() -> None:
+    slower = Side("on", [110, 1_030, 2_000]), Side("off", [100, 1_000, 2_000])
+    comparison = Comparison("x", "µs", *slower, at_most=1.05, paired=True)
+    assert comparison.ratio == pytest.approx(1.03)
+    assert comparison.passed
+    assert not replace(comparison, at_most=1.02).passed
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import asyncio
 import math
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import pytest
 from fakeredis import FakeServer
 from fastapi import Request, Response
 from fastapi.testclient import TestClient
 
-from infra import metrics
+from infra import metrics, rate_limits
 from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, maybe_identity, mint_token
 from infra.http.keys import OneKey
@@ -22,6 +23,7 @@ from infra.rate_limits import Buckets, Limit, SharedBuckets
 from infra.redis import embedded_redis
 from infra.settings import load_settings
 from tests.routes import AUDITORS, MODERATORS, ROUTES, Line
+from tests.support import until
 
 pytestmark = pytest.mark.anyio
 SECRET = "s" * 40
@@ -106,15 +108,26 @@ async def test_buckets_are_bounded_and_those_in_use_are_kept(clock: Clock) -> No
     assert (await buckets.take("busy", limit)).remaining < 4
 
 
+def test_what_is_not_given_at_once_is_not_taken(clock: Clock) -> None:
+    buckets, limit = Buckets(clock=clock), Limit("write", 60, 2)
+    assert [buckets.spend("k", limit, clock.now) for _ in range(4)] == [1.0, 2.0, None, None]
+    clock.now += 1
+    assert [buckets.spend("k", limit, clock.now) for _ in range(2)] == [2.0, None]
+
+
 @pytest.fixture
 def server() -> FakeServer:
     return FakeServer(version=(7, 4))
 
 
-def shared(server: FakeServer, clock: Clock) -> SharedBuckets:
+def shared(server: FakeServer, clock: Clock, **options: Any) -> SharedBuckets:
     """One of several processes."""
     return SharedBuckets(
-        embedded_redis(server), clock=clock, redis_clock=lambda: clock.now + 1.7e9, patience=60
+        embedded_redis(server),
+        clock=clock,
+        redis_clock=lambda: clock.now + 1.7e9,
+        patience=60,
+        **options,
     )
 
 
@@ -155,21 +168,122 @@ async def test_a_large_bucket_gives_on_credit_what_it_is_paid_back(
     assert limit.burst + 100 <= taken <= limit.burst + 100 + 4 * limit.credit
 
 
-async def test_credit_costs_one_call_for_many(server: FakeServer, clock: Clock) -> None:
-    buckets, limit = shared(server, clock), Limit("write", 60, 1_000)
-    calls = 0
-    script = buckets._script
+class Counted:
+    """The script of some buckets, with the answers of Redis."""
 
-    async def counting(keys: list[str], args: list[str]) -> object:
-        nonlocal calls
-        calls += 1
+    def __init__(self, buckets: SharedBuckets) -> None:
+        self._script = buckets._script
+        self.answers = list[bytes]()
+        buckets._script = self.call  # type: ignore[assignment]
+
+    async def call(self, keys: list[str], args: list[str]) -> object:
+        answer = await self._script(keys=keys, args=args)
+        self.answers.append(answer)
+        return answer
+
+
+async def test_credit_costs_one_call_for_many_buckets_of_all_limits(
+    server: FakeServer, clock: Clock
+) -> None:
+    buckets = shared(server, clock)
+    counted = Counted(buckets)
+    limits = [Limit(f"limit {number}", 60 * number, 100 * number) for number in (1, 2, 3)]
+    for number in range(100):
+        for limit in limits:
+            await buckets.take(f"{limit.name}:user-{number}", limit)
+    await buckets.aclose()
+    # Of buckets that are nearly full there is nothing to tell.
+    assert counted.answers == [b""]
+    keys = await buckets._redis.ask(lambda redis: redis.keys("*"))
+    assert len(keys or ()) == 300
+
+
+async def test_a_process_is_told_what_others_took_before_it_gives_more(
+    server: FakeServer, clock: Clock
+) -> None:
+    one, two = shared(server, clock), shared(server, clock)
+    limit = Limit("write", 60, 1_000)
+    counted = Counted(two)
+    assert await given(one, limit, 300) == 300
+    await one.aclose()
+    assert await given(two, limit, 10) == 10
+    await two.aclose()
+    assert counted.answers == [b"0 0 310000000"]
+    answer = await two.take("k", limit)
+    assert (answer.remaining, answer.alone) == (689, False)
+
+
+async def test_who_asks_has_only_those_told_of_who_ask(server: FakeServer, clock: Clock) -> None:
+    buckets, large, small = shared(server, clock), Limit("write", 60, 1_000), Limit("live", 60, 10)
+    for number in range(100):
+        await buckets.take(f"write:u:user-{number}", large)
+    counted = Counted(buckets)
+    asked = [buckets.take(f"live:u:user-{number}", small) for number in range(3)]
+    assert [answer.remaining for answer in await asyncio.gather(*asked)] == [9] * 3
+    assert counted.answers == [b"0 1 1000000 1 1 1000000 2 1 1000000"]
+    await buckets.aclose()
+    assert counted.answers[1:] == [b""]
+
+
+async def test_of_a_few_tokens_redis_is_told_with_those_to_come(
+    server: FakeServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_limits, "REPORT_SECONDS", 0.0)
+    buckets, limit = shared(server, clock), Limit("write", 60, 1_000)
+    counted = Counted(buckets)
+
+    async def keys_told() -> set[object]:
+        return set(await buckets._redis.ask(lambda redis: redis.keys("*")) or ())
+
+    least = math.ceil(limit.credit * rate_limits.RIPE_SHARE)
+    for number in range(50):
+        await buckets.take(f"user-{number}", limit)
+    assert await given(buckets, limit, least, "busy") == least
+    await until(lambda: answered(counted))
+    assert await keys_told() == {rate_limits.PREFIX.encode() + b"busy"}
+    # In a minute all of it is told, and at the end.
+    buckets._report_all_at = 0.0
+    await until(lambda: answered(counted, 2))
+    assert len(await keys_told()) == 51
+    await buckets.take("user-0", limit)
+    await buckets.aclose()
+    assert len(counted.answers) == 3
+
+
+async def answered(counted: Counted, times: int = 1) -> bool:
+    return len(counted.answers) >= times
+
+
+async def test_credit_is_not_given_again_while_redis_is_being_told(
+    server: FakeServer, clock: Clock
+) -> None:
+    buckets, limit = shared(server, clock), Limit("write", 60, 200)
+    told, script, may_answer = asyncio.Event(), buckets._script, asyncio.Event()
+
+    async def slow(keys: list[str], args: list[str]) -> object:
+        told.set()
+        await may_answer.wait()
         return await script(keys=keys, args=args)
 
-    buckets._script = counting  # type: ignore[assignment]
-    for number in range(300):
-        await buckets.take(f"user-{number}", limit)
+    buckets._script = slow  # type: ignore[assignment]
+    assert await given(buckets, limit, limit.credit) == limit.credit
+    closing = asyncio.create_task(buckets.aclose())
+    await told.wait()
+    assert buckets.spend("k", limit, clock.now) is None
+    may_answer.set()
+    await closing
+    assert buckets.spend("k", limit, clock.now) is not None
     await buckets.aclose()
-    assert calls == 1
+
+
+@pytest.mark.parametrize("burst", [50, 200])
+async def test_what_redis_tells_of_is_bounded_too(
+    server: FakeServer, clock: Clock, burst: int
+) -> None:
+    buckets, limit = shared(server, clock, most=100), Limit("live", 60, burst)
+    for number in range(300):
+        await buckets.take(f"passing-{number}", limit)
+    assert len(buckets._full_at) <= 100
 
 
 def limits(buckets: Buckets, **settings: str) -> RateLimits:
@@ -278,7 +392,18 @@ def test_only_a_trusted_proxy_says_who_the_client_is(
     peer: str, forwarded: str | None, client: str
 ) -> None:
     trusted = load_settings({"TRUSTED_PROXIES": "10.0.0.0/8"}).server.trusted_proxies
-    assert Proxies(trusted).client(peer, forwarded) == client
+    header = None if forwarded is None else forwarded.encode()
+    assert Proxies(trusted).client(peer, header) == client
+
+
+def test_a_long_word_about_the_client_is_taken_but_not_remembered() -> None:
+    proxies = Proxies(load_settings({"TRUSTED_PROXIES": "10.0.0.0/8"}).server.trusted_proxies)
+    made_up = b"203.0.113.5, " * 1_000
+    for number in range(10):
+        address = f"198.51.100.{number}"
+        assert proxies.client("10.0.0.1", made_up + address.encode()) == address
+        assert proxies.client("10.0.0.1", address.encode()) == address
+    assert proxies._remembered.cache_info().currsize == 10
 
 
 def test_one_subscriber_of_ipv6_is_one_caller() -> None:
