@@ -286,6 +286,7 @@ def _login_name() -> str:
 def main() -> None:
     """Run the command line; expected failures are one line on stderr and a non-zero exit."""
     # Until a command configures logging: what is printed is data, and logs are not.
+    structlog.reset_defaults()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     sys.exit(_run())
 

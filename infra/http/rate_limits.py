@@ -21,10 +21,11 @@ from infra.rate_limits import (
 from infra.settings.features import RateLimitSettings
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
-# What only operators and auditors ask for, by the first part of its path.
+# What only operators and auditors ask for, by the first part of its path; and what is another's.
 ADMIN = frozenset(
     {"admin", "audit", "metrics", "moderation", "operations", "projections", "webhooks"}
 )
+USERS, OWN = "/users/", "/users/me/"
 # Whoever watches over the program asks these, and may not be told to come back later.
 UNLIMITED = frozenset({"/healthz", "/readyz"})
 WATCHING = ("/watch", "/watch-time", "/share", "/shown", "/chosen")
@@ -46,7 +47,7 @@ def rate_class(method: str, path: str) -> str | None:
     if path.startswith(OBJECTS):
         return "watch" if method in READING else "upload"
     first = path[1:].partition("/")[0]
-    if first in ADMIN:
+    if first in ADMIN or (path.startswith(USERS) and not path.startswith(OWN)):
         return "admin"
     if method in READING:
         return "live" if path.endswith(LIVE) and first == "videos" else "read"

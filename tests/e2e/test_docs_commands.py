@@ -38,6 +38,7 @@ ENDS = {
     # There is no file of anchors here.
     "events prove --check": {4},
     "likes reconcile": {4},
+    "privacy certify": {1},
     "projections cancel likes": {4},
     "projections confirm likes": {4},
     "projections drop-old likes": {2},

@@ -30,7 +30,7 @@ NOT_READ = ("/objects/", "/healthz", "/metrics", "/readyz", "/docs", "/openapi.j
 
 @pytest.fixture(scope="module")
 def program(short_dir: Path) -> Iterator[Program]:
-    program = Program(short_dir / "hung", unused_port())
+    program = Program(short_dir / "hung", unused_port(), {"PRIVACY_SELF_SERVICE": "true"})
     try:
         yield program.start()
         assert program.stop() == 0

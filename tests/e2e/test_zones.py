@@ -38,7 +38,7 @@ def database(postgres: EmbeddedPostgres) -> str:
 
 @pytest.fixture(scope="module")
 def program(short_dir: Path, database: str) -> Iterator[Program]:
-    variables = {"DATABASE_URL": database, **ZONES}
+    variables = {"DATABASE_URL": database, "PRIVACY_SELF_SERVICE": "true", **ZONES}
     program = Program(short_dir / "zones", unused_port(), variables)
     try:
         yield program.start()

@@ -115,7 +115,10 @@ def test_a_new_process_knows_them_before_its_first_request(recorder: GroupCommit
 class Away:
     """A store that does not answer."""
 
+    asked = 0
+
     def fetch(self, *args: Any) -> Any:
+        self.asked += 1
         raise OperationalError("away")
 
 
@@ -127,10 +130,10 @@ def test_while_the_store_is_away_what_is_known_goes_on(recorder: GroupCommitReco
 
     async def run() -> None:
         await found.refresh()
-        found._recorder = Away()  # type: ignore[assignment]
+        found._recorder = away = Away()  # type: ignore[assignment]
         found._wake.set()
         following = asyncio.create_task(found.run())
-        await until(lambda: not found._wake.is_set())
+        await until(lambda: away.asked)
         assert not takes(subject, stolen)
         await ended(following)
 
