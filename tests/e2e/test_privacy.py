@@ -284,10 +284,8 @@ def test_every_table_with_personal_data_is_declared_and_searched(program: Progra
     assert with_rows - found.keys() == set(), "the person has left too little to be found"
 
 
-def test_the_events_that_name_a_person_are_found_without_going_through_the_log(
-    program: Program,
-) -> None:
-    """The same as a look at every event finds."""
+def named_in_the_log(program: Program) -> tuple[int, int, int]:
+    """How many events name the person: as who is blocked, as whose video holds it, otherwise."""
     with psycopg.connect(program.database_url) as conn:
         rows = conn.execute(f"SELECT topic, state FROM {LOG}".encode()).fetchall()
     found = [(personal_fields(topic), orjson.loads(state)) for topic, state in rows]
@@ -296,13 +294,26 @@ def test_the_events_that_name_a_person_are_found_without_going_through_the_log(
         for fields, payload in found
         if PERSON in {payload.get(name) for name in fields.values()}
     ]
-    told = counts_of(certified(program))
     blocked = sum(payload.get("blocked") == PERSON for payload in named)
     held = sum(payload.get("video_owner") == PERSON for payload in named)
-    assert (told["events.blocked"], told["events.held_for_owner"]) == (blocked, held) == (3, 2)
-    assert told["events.revoked"] == 1
+    return blocked, held, len(named) - blocked - held
+
+
+def test_the_events_that_name_a_person_are_found_without_going_through_the_log(
+    program: Program,
+) -> None:
+    """As many as a look at every event finds, before or afterwards: operations may still end."""
+    before = named_in_the_log(program)
+    told = counts_of(certified(program))
+    after = named_in_the_log(program)
     # All revocations are one stream, in which this person has acted, too.
-    assert (told["events"] or 0) + blocked + held == len(named)
+    assert (told["events.blocked"], told["events.held_for_owner"], told["events.revoked"]) == (
+        3,
+        2,
+        1,
+    )
+    assert before[:2] == after[:2] == (3, 2)
+    assert before[2] <= (told["events"] or 0) <= after[2]
 
 
 def test_every_key_in_redis_that_names_a_person_is_declared(
@@ -325,10 +336,12 @@ def test_every_key_in_redis_that_names_a_person_is_declared(
     }
     assert found - declared == set()
     told = counts_of(certified(program))
+    # Buckets come and go; what was there before and afterwards was there meanwhile.
+    with Redis(port=redis.port, decode_responses=True) as client:
+        lasting = [key for key in found if client.exists(key)]
     for place in searched:
-        own = [key for key in found if place.holds_key(key) and (PERSON in key or DIGEST in key)]
-        # Buckets fill up, and what is cached ends.
-        assert (told[place.name] or 0) <= len(own)
+        own = [key for key in lasting if place.holds_key(key) and (PERSON in key or DIGEST in key)]
+        assert (told[place.name] or 0) >= len(own)
     assert told["redis.recommendations"] == 1
 
 
@@ -384,6 +397,11 @@ def test_an_export_is_a_folder_of_files_with_an_index(program: Program, tmp_path
     assert '"kind": "personal_data_read"' in ended.stderr or "personal_data_read" in ended.stderr
 
 
+def lasting_files(folder: Path) -> set[str]:
+    """The names of an export's files, but for what Redis forgets by itself."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith("redis.")}
+
+
 def test_an_export_goes_on_where_it_was_interrupted(program: Program, tmp_path: Path) -> None:
     folder = tmp_path / "export"
     assert program.run("privacy", "export", PERSON, str(folder)).returncode == 0
@@ -391,7 +409,7 @@ def test_an_export_goes_on_where_it_was_interrupted(program: Program, tmp_path: 
     assert again.returncode == 4
     assert "is not empty" in again.stderr
     index = json.loads((folder / "index.json").read_text())
-    whole = {path.name for path in folder.iterdir()}
+    whole = lasting_files(folder)
     # As if it had been killed within a part that is not the last one.
     done, rest = index["index"][:10], {part["part"] for part in index["index"][10:]}
     kept = next(part["part"] for part in done if part.get("count"))
@@ -404,7 +422,7 @@ def test_an_export_goes_on_where_it_was_interrupted(program: Program, tmp_path: 
     of_other = program.run("privacy", "export", "somebody-else", str(folder))
     assert (of_other.returncode, "somebody else" in of_other.stderr) == (4, True)
     assert program.run("privacy", "export", PERSON, str(folder)).returncode == 0
-    assert {path.name for path in folder.iterdir()} == whole
+    assert lasting_files(folder) == whole
     assert (folder / f"{kept}.jsonl").read_text() == "as it was\n"
     assert (folder / "events.jsonl").read_text().count(WORD)
 
