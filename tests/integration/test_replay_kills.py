@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
@@ -137,7 +139,11 @@ def test_killed_between_rows_and_position(database_url: str, writer: Writer, wor
     assert_equal(database_url, "likes", f"REPLAY_SEED={SEED}")
 
 
-def test_a_part_that_is_killed_rests_until_it_is_resumed(database_url: str, writer: Writer) -> None:
+def test_a_part_that_is_killed_rests_until_it_is_resumed(
+    database_url: str, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Parts as in production, which take so long to start that there is one to kill.
+    monkeypatch.setattr(multiprocessing, "get_context", get_context)
     History(writer, SEED).grow(200)
     projected(database_url, writer, models())
     # Other tests may have left processes to be used again.
