@@ -23,7 +23,7 @@ from engine.installation import make_tables
 from infra.postgres.embedded import EmbeddedPostgres
 
 T = TypeVar("T")
-PLACES = {"max_connections": "300"}
+OF_SEVERAL_PROGRAMS = {"max_connections": "300"}
 
 
 class Scale(StrEnum):
@@ -100,7 +100,7 @@ def open_bench(scale: Scale) -> Iterator[Bench]:
     """
     with TemporaryDirectory(prefix="backlot-bench-") as name:
         folder = Path(name)
-        with EmbeddedPostgres(folder / "postgres", settings=PLACES) as server:
+        with EmbeddedPostgres(folder / "postgres", settings=OF_SEVERAL_PROGRAMS) as server:
             yield Bench(server, folder, scale)
 
 

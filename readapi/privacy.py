@@ -124,22 +124,12 @@ class PersonalData:
 
     def distinct(self) -> list[PersonalPlace]:
         """Return the places, without tables of the analytics that are the main database's own."""
-        shared = self.database_url == self.analytics_url
-        found = {
-            (place.table, place.condition)
-            for place in self.places
-            if isinstance(place, PersonalTable) and not place.analytics
-        }
-        return [
-            place
-            for place in self.places
-            if not (
-                shared
-                and isinstance(place, PersonalTable)
-                and place.analytics
-                and (place.table, place.condition) in found
-            )
-        ]
+        if self.database_url != self.analytics_url:
+            return list(self.places)
+        tables = [place for place in self.places if isinstance(place, PersonalTable)]
+        main = {(place.table, place.condition) for place in tables if not place.analytics}
+        twice = [t for t in tables if t.analytics and (t.table, t.condition) in main]
+        return [place for place in self.places if place not in twice]
 
     def described(self, holding: Holding) -> ExportedPart:
         """Return what an index says of a place."""
