@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis.configuration import storage_directory
 
+from commands.feedback import LONGEST_ID
 from tests.e2e import plain
 from tests.e2e.conftest import SMALL_PARTS
 from tests.e2e.program import Program
@@ -50,6 +52,9 @@ def schemathesis(server: Program, folder: Path, *options: str) -> subprocess.Com
         "CONTRACT_TOKEN": token,
         "CONTRACT_OTHER_TOKEN": server.token("other"),
         "CONTRACT_SEEN": str(folder / "seen"),
+        "CONTRACT_LONGEST_LIST_ID": str(LONGEST_ID),
+        # Where hypothesis keeps which characters there are: to find out takes it seconds.
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(storage_directory().path),
     }
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run"]
     header = f"Authorization: Bearer {token}"
