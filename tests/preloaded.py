@@ -7,6 +7,7 @@ import importlib
 from functools import cache
 
 import typer.main
+from fakeredis import FakeServer
 
 from backlot.cli import app
 from tests.forked_children import ChildrenOfForked
@@ -33,6 +34,8 @@ for name in MODULES:
 # The tree of commands never changes.
 typer.main.get_command = cache(typer.main.get_command)
 typer.main.get_command(app)
+# Its first one reads which commands there are.
+FakeServer()
 executor.Children = ChildrenOfForked  # type: ignore[misc]
 # What is here stays: a collection in a child would copy all of it.
 gc.collect()
