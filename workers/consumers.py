@@ -133,6 +133,7 @@ class MessageHandler(Handler[MessageBatch]):
         self._source = source
         self._hurried = hurried
         self._unwritten: dict[Place, int] = {}
+        self._places: Mapping[Place, int] = {}
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
         install(conn)
@@ -147,7 +148,7 @@ class MessageHandler(Handler[MessageBatch]):
         """Have messages handled and what became of them written; return it, `dead` included."""
 
     async def start(self, conn: ThreadedConnection) -> None:
-        self._unwritten = {}
+        self._unwritten, self._places = {}, {}
         log.info("consumer_active", consumer=self._name, source=self._source.kind)
 
     async def handle(self, conn: ThreadedConnection, batch: MessageBatch) -> None:
@@ -155,7 +156,9 @@ class MessageHandler(Handler[MessageBatch]):
         self._hurried.clear()
         CONSUMER_LAG.labels(self._name).set(batch.lag + len(batch.received))
         CONSUMER_LAG_SECONDS.labels(self._name).set(batch.lag_seconds)
-        self._unwritten |= batch.places
+        if batch.places != self._places:
+            self._unwritten |= batch.places
+            self._places = batch.places
         if not batch.is_empty:
             await self._settle(conn, batch)
         CONSUMER_LAG.labels(self._name).set(batch.lag)
