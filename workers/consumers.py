@@ -180,12 +180,17 @@ class MessageHandler(Handler[MessageBatch]):
 
     async def look_aside(self, conn: ThreadedConnection) -> None:
         """Redrive, write down places without messages, and count what is dead."""
-        of = SubscriptionKind.CONSUMER, self._name
-        if wanted := await conn.do(dead_letters.wanted, *of, REDRIVE_MESSAGES):
+        dead, wanted = await conn.do(self._dead_and_wanted)
+        if wanted:
             await self._redrive(conn, wanted)
-        dead = await conn.do(dead_letters.count, *of, dead_letters.MESSAGES)
+            dead, _ = await conn.do(self._dead_and_wanted)
         CONSUMER_DEAD.labels(self._name).set(dead)
         await self._write_places(conn)
+
+    def _dead_and_wanted(self, conn: Connection[TupleRow]) -> tuple[int, Sequence[DeadLetter]]:
+        of = SubscriptionKind.CONSUMER, self._name
+        dead = dead_letters.count(conn, *of, dead_letters.MESSAGES)
+        return dead, dead_letters.wanted(conn, *of, REDRIVE_MESSAGES)
 
     async def stop(self) -> None:
         """Withdraw the gauges: the process that is active next sets them."""
