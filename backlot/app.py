@@ -12,6 +12,7 @@ from psycopg import Connection, OperationalError
 from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import TupleRow
 
+from backlot.database import persons_of
 from backlot.features import FEATURES, TABLES, read_models, replayable
 from backlot.http import applications
 from backlot.privacy import personal_data
@@ -119,6 +120,9 @@ def open_parts(
     models = read_models()
     limits = Limits.from_settings(settings.database)
     prepare_database(settings, database_url)
+    persons = persons_of(settings, database_url)
+    stack.callback(persons.close)
+    persons.open()
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.close)
     notifications, host = Notifications(database_url), None
@@ -135,9 +139,10 @@ def open_parts(
         settings,
         database_url,
         settings.analytics.url(database_url),
-        make_authenticator(settings.auth, secret),
+        make_authenticator(settings.auth, secret, persons),
         objects,
         recorder,
+        persons,
         models,
         notifications,
         host,

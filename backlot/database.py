@@ -14,9 +14,12 @@ from domain.errors import DomainError
 from domain.model import OPERATOR_PREFIX
 from domain.operation import Members
 from engine.event_store import open_recorder
+from engine.log import MAPPER
 from engine.operations import Recording, recording
-from infra.data_folder import cluster_path, secret_path
+from engine.persons import Persons
+from infra.data_folder import cluster_path, key_encryption_key_path, secret_path
 from infra.errors import OperatorError
+from infra.key_encryption import FileKey, GivenKey, KeyEncryption
 from infra.postgres.connection import explained
 from infra.settings import Settings
 
@@ -49,15 +52,35 @@ def database_at_hand(*faults: type[Exception]) -> Iterator[None]:
 
 
 def database_url(settings: Settings) -> str:
-    """Return the database's libpq URL; raise NothingRuns when the embedded one does not run."""
+    """Return the database's libpq URL; what is read there afterwards is decrypted.
+
+    Raise NothingRuns when the embedded one does not run.
+    """
     from infra.postgres.embedded import running_url
 
     if settings.database.url is not None:
-        return settings.database.url.get_secret_value()
-    url = running_url(cluster_path(settings.server.data_dir))
-    if url is None:
+        url = settings.database.url.get_secret_value()
+    elif (running := running_url(cluster_path(settings.server.data_dir))) is not None:
+        url = running
+    else:
         raise NothingRuns(f"nothing runs in {settings.server.data_dir}: start `make up` first")
+    persons_of(settings, url)
     return url
+
+
+def persons_of(settings: Settings, database_url: str) -> Persons:
+    """Return the persons of a database, whose keys events are encrypted with from now on."""
+    persons = Persons(database_url, key_encryption(settings))
+    MAPPER.ciphers = persons
+    return persons
+
+
+def key_encryption(settings: Settings) -> KeyEncryption:
+    """Return what wraps the keys of persons."""
+    given = settings.keys.key_encryption_key
+    if given is not None:
+        return GivenKey(given.get_secret_value())
+    return FileKey(key_encryption_key_path(settings.server.data_dir.absolute()))
 
 
 class Unrecordable(OperatorError):

@@ -24,7 +24,7 @@ from backlot.features import FEATURES
 from backlot.health import operations
 from commands.comments import AuthorBlocked, CommentsClosed
 from commands.uploads import UploadFinalizing
-from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
+from domain.errors import Conflict, DomainError, Forgotten, Invalid, NotAllowed, NotFound
 from engine.checkpoints import ReadModelBehind
 from engine.command_bus import Contended, KeyReused
 from engine.reservations import QuotaExceeded
@@ -118,6 +118,7 @@ OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
     {
         NotFound: _refusal(404, "not-found"),
         NotAllowed: _refusal(403, "forbidden"),
+        Forgotten: _refusal(410, "forgotten"),
         AuthorBlocked: _refusal(403, "blocked"),
         Conflict: _refusal(409, "conflict"),
         CommentsClosed: _refusal(409, "comments-closed"),

@@ -195,7 +195,7 @@ class Execute:
 
     @property
     def actor(self) -> str:
-        return self.identity.user_id
+        return self.identity.person
 
     @property
     def user_id(self) -> str | None:

@@ -35,6 +35,7 @@ class DataFolder:
         self.objects = objects_path(self.path)
         self.secret = secret_path(self.path)
         self.seal_head = seal_head_path(self.path)
+        self.key_encryption_key = key_encryption_key_path(self.path)
         check_format(self.path)
         self._create()
         self._lock = self._acquire()
@@ -103,6 +104,11 @@ def objects_path(folder: Path) -> Path:
 def secret_path(folder: Path) -> Path:
     """Return where a data folder keeps the local signing secret of tokens and part URLs."""
     return folder / "jwt-secret"
+
+
+def key_encryption_key_path(folder: Path) -> Path:
+    """Return where a data folder keeps the key that wraps the keys of persons."""
+    return folder / "key-encryption-key"
 
 
 def seal_head_path(folder: Path) -> Path:

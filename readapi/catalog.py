@@ -58,7 +58,7 @@ async def list_videos(
 ) -> Response:
     """Public ones; where callers ask for their own, with those that are not."""
     if owner == "me":
-        owner = require_known(caller).user_id
+        owner = require_known(caller).person
     viewer = viewer_of(caller)
     async with queries.reading(fresh, *queries.projections) as conn:
         videos = partial(queries.catalog.page, conn, viewer, owner, category)
@@ -77,7 +77,7 @@ async def list_videos(
 async def list_liked(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
     """Those that are public, or the caller's own."""
     async with queries.reading(fresh, *queries.projections) as conn:
-        likes = partial(queries.likes.liked_page, conn, caller.user_id)
+        likes = partial(queries.likes.liked_page, conn, caller.person)
         shown, following = await page.read("liked", likes, lambda like: like.position)
         videos = await queries.catalog.videos(conn, [like.video_id for like in shown])
         rows = [
@@ -120,7 +120,7 @@ async def get_upload(upload_id: UUID, queries: Read, caller: Caller, fresh: Fres
         found = await queries.catalog.upload(conn, upload_id)
     if found is None or not found.visible_to(caller.viewer):
         raise Problem(404, "not-found", "There is no such upload.")
-    if caller.user_id != found.owner and not caller.is_admin:
+    if caller.person != found.owner and not caller.is_admin:
         raise Problem(403, "forbidden", "This belongs to another user.")
     return wire(_present_upload(found, await _arrived_parts(found, queries.objects)))
 

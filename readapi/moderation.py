@@ -180,7 +180,7 @@ def present_hidden(hidden: HiddenComment, *, decides: bool) -> Comment:
 )
 async def list_held(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
     """All of them for a moderator; for others those on videos of their own."""
-    owner = None if caller.is_moderator else caller.user_id
+    owner = None if caller.is_moderator else caller.person
     async with queries.reading(fresh, queries.comments) as conn:
         held = partial(
             queries.comments.hidden_page, conn, video_owner=owner, standing=Standing.HELD
@@ -199,7 +199,7 @@ async def list_held(queries: Read, caller: Caller, fresh: Fresh, page: Paged) ->
 async def list_blocked(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
     moderation = queries.models[Moderation]
     async with queries.reading(fresh, moderation) as conn:
-        blocks = partial(moderation.blocks, conn, caller.user_id)
+        blocks = partial(moderation.blocks, conn, caller.person)
         shown, following = await page.read("blocked", blocks, by_position)
     items = [BlockedUser(user_id=row.blocked) for row in shown]
     return wire(Page[BlockedUser](items=items, next_cursor=following))

@@ -298,7 +298,7 @@ router = APIRouter(tags=["privacy"])
 async def export_own(request: Request, caller: Caller, data: Data) -> Response:
     if not data.self_service:
         raise Problem(403, "forbidden", "Here an operator exports personal data: ask for it.")
-    return await _exported(request, data, caller.user_id, caller.user_id)
+    return await _exported(request, data, caller.person, caller.person)
 
 
 @router.get(
@@ -308,7 +308,7 @@ async def export_own(request: Request, caller: Caller, data: Data) -> Response:
     summary="Everything that is held about a person",
 )
 async def export_person(user_id: UserId, request: Request, caller: Admin, data: Data) -> Response:
-    return await _exported(request, data, caller.user_id, user_id)
+    return await _exported(request, data, caller.person, user_id)
 
 
 async def _exported(

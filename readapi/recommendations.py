@@ -117,12 +117,12 @@ async def whose(caller: Caller, user_id: OfUser = None) -> str:
 
     What an operator reads of a user is told to the security log.
     """
-    if user_id is None or user_id == caller.user_id:
-        return caller.user_id
+    if user_id is None or user_id == caller.person:
+        return caller.person
     if not caller.is_admin:
         raise Problem(403, "forbidden", "These are somebody else's: ask for your own.")
     told = {"path": "/recommendations", "actor": user_id}
-    record(SecurityEvent.PERSONAL_DATA_READ, caller.user_id, **told)
+    record(SecurityEvent.PERSONAL_DATA_READ, caller.person, **told)
     return user_id
 
 
@@ -212,7 +212,7 @@ async def _list_id(
     conn: AsyncConnection[TupleRow], caller: Identity, given: GivenList
 ) -> str | None:
     """Return the id of a list; None where it is not given to its user."""
-    if caller.user_id != given.user_id:
+    if caller.person != given.user_id:
         return None
     return given.signed(await key_of_lists(conn))
 

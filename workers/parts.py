@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from engine.event_store import GroupCommitRecorder
 from engine.messages import BEHIND_EVENTS, Consumer, MessageBatch, MessageSource, Sink
+from engine.persons import Persons
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
 from engine.seals.proofs import Proofs
@@ -37,6 +38,7 @@ class Parts:
     authenticator: Authenticator
     objects: ObjectStore
     recorder: GroupCommitRecorder
+    persons: Persons
     models: ReadModels
     notifications: Notifications
     host: ProjectionHost | None

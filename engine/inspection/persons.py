@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
-from typing import LiteralString, cast, get_args, get_type_hints
+from typing import LiteralString
+from uuid import UUID
 
-import orjson
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.model import EVENTS as EVENT_CLASSES
-from domain.model import Aggregate, Personal
+from domain.model import Aggregate
+from engine import log
 from engine.event_store import EVENTS
 from engine.inspection.index import Audit
-from engine.log import Stored, topics_of
+from engine.log import MAPPER, Stored, topics_of
 from engine.personal_data import (
     PersonalEvents,
     PersonalStreams,
@@ -81,13 +82,7 @@ WHERE position(%(needle)s::bytea IN e.state) > 0 ORDER BY e.notification_id
 def personal_fields(topic: str) -> Mapping[str, str]:
     """Return the fields of a topic's events that tell something about a person, and which field
     has that person; of an unknown topic, that somebody acted."""
-    event = EVENT_CLASSES.get(topic, Aggregate.Event)
-    return {
-        name: mark.subject
-        for name, hint in get_type_hints(event, include_extras=True).items()
-        for mark in get_args(hint)[1:]
-        if isinstance(mark, Personal)
-    }
+    return log.personal_fields(EVENT_CLASSES.get(topic, Aggregate.Event))
 
 
 def events_in_streams(conn: Connection[TupleRow], subject: str) -> Iterator[list[Row]]:
@@ -129,7 +124,7 @@ def shown(subject: str, field: str | None, row: TupleRow) -> Row | None:
     person.
     """
     position, stream, version, topic, state = row
-    payload = _payload(state)
+    payload = _payload(stream, version, topic, state)
     personal = personal_fields(topic)
     named = {name for name, whose in personal.items() if payload.get(whose) == subject}
     if not named or (field is not None and payload.get(field) != subject):
@@ -144,9 +139,8 @@ def shown(subject: str, field: str | None, row: TupleRow) -> Row | None:
     }
 
 
-def _payload(state: bytes) -> dict[str, object]:
+def _payload(stream: UUID, version: int, topic: str, state: bytes) -> dict[str, object]:
     try:
-        found = orjson.loads(state)
+        return MAPPER.payload(stream, version, topic, state)
     except ValueError:
         return {}
-    return cast("dict[str, object]", found) if isinstance(found, dict) else {}

@@ -5,6 +5,7 @@ The edge is the outermost layer: request ids, limits of bodies, metrics, and no 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from bisect import bisect_left
@@ -28,7 +29,7 @@ from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.auth import Authenticator, Identity, caller_of, recalled
+from infra.http.auth import Authenticator, Identity, Pseudonyms, caller_of, recalled
 from infra.http.problems import (
     FRAMEWORK,
     PROBLEM_JSON,
@@ -453,12 +454,12 @@ async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
     """Let a request of a class pass within its caller's limits; raise LimitReached beyond them."""
     path = scope["path"]
     caller = None if path.startswith(OBJECTS) else recalled(scope) or await caller_of(scope)
-    user_id = caller.user_id if isinstance(caller, Identity) else None
+    person = caller.person if isinstance(caller, Identity) else None
     address = client_address(scope)
     try:
-        told = await limits.admit(kind, user_id, address, path)
+        told = await limits.admit(kind, person, address, path)
     except LimitReached:
-        record(SecurityEvent.LIMIT_HIT, user_id or address, limit=kind)
+        record(SecurityEvent.LIMIT_HIT, person or address, limit=kind)
         raise
     if told is not None:
         # The first of all that is added to the answer.
@@ -479,6 +480,32 @@ class JsonResponse(Response):
         ]
 
 
+class NamedResponse(JsonResponse):
+    """An answer that names persons: clients get user ids in place of pseudonyms."""
+
+    def __init__(self, wire: Wire, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(b"", status, headers)
+        self.wire = wire
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body = await named(scope["app"].state.authenticator.persons, self.wire)
+        self.raw_headers[1] = (b"content-length", str(len(self.body)).encode())
+        await super().__call__(scope, receive, send)
+
+
+async def named(persons: Pseudonyms, wire: Wire) -> bytes:
+    """Return a shape as JSON, with user ids in place of pseudonyms; the shape has them then."""
+    places = list(wire.persons())
+    pseudonyms = {getattr(shape, name) for shape, name in places}
+    names = persons.recall(pseudonyms)
+    if names is None:
+        names = await asyncio.to_thread(persons.names, pseudonyms)
+    for shape, name in places:
+        pseudonym = getattr(shape, name)
+        setattr(shape, name, names.get(pseudonym, pseudonym))
+    return wire.to_json()
+
+
 def problem_response(scope: Scope, problem: Problem) -> Response:
     """Return the response of a problem, with the request id that the edge gave the request."""
     body = ProblemDetails(
@@ -495,4 +522,6 @@ def problem_response(scope: Scope, problem: Problem) -> Response:
 
 def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a JSON response made straight from a contract shape."""
+    if body.may_name():
+        return NamedResponse(body, status, headers or {})
     return JsonResponse(body.to_json(), status, headers or {})

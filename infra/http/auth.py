@@ -13,16 +13,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Lock
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 from uuid import uuid4
 
 import jwt
+import psycopg
 import structlog
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.types import Scope
 
+from domain.errors import Forgotten
 from domain.model import ActorKind, is_reserved
 from domain.text import is_name
 from domain.upload import VideoViewer
@@ -66,13 +68,13 @@ class InvalidToken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A verified caller: the token's ``sub`` and ``roles``.
+    """A verified caller: the pseudonym of the token's ``sub``, and its ``roles``.
 
-    An anonymous one has no token; a key that nobody can guess stands in place of the user id.
+    An anonymous one has no token; a key that nobody can guess stands in place of the pseudonym.
     What follows from these is found out once, since a token is remembered with its identity.
     """
 
-    user_id: str
+    person: str
     roles: frozenset[str]
     anonymous: bool = False
     kind: ActorKind = field(init=False, repr=False, compare=False)
@@ -82,9 +84,9 @@ class Identity:
 
     def __post_init__(self) -> None:
         kind = ActorKind.USER if self.roles.isdisjoint(OPERATORS) else ActorKind.OPERATOR
-        user_id = None if self.anonymous else self.user_id
+        person = None if self.anonymous else self.person
         object.__setattr__(self, "kind", ActorKind.ANONYMOUS if self.anonymous else kind)
-        object.__setattr__(self, "viewer", VideoViewer(user_id, self.is_moderator))
+        object.__setattr__(self, "viewer", VideoViewer(person, self.is_moderator))
 
     @property
     def is_admin(self) -> bool:
@@ -98,7 +100,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class RevokedTokens:
-    """Tokens that count no more: single ones by `jti`, and a user's by the time of their issue.
+    """Tokens that count no more: single ones by `jti`, and a person's by the time of their issue.
 
     `users` are Unix times in seconds: whatever was issued to that user up to then is revoked.
     """
@@ -106,19 +108,54 @@ class RevokedTokens:
     tokens: frozenset[str] = frozenset()
     users: Mapping[str, float] = field(default_factory=dict)
 
-    def has(self, claims: Mapping[str, Any], now: float) -> bool:
-        """Return whether a token with these verified claims is revoked.
+    def has(self, claims: Mapping[str, Any], person: str, now: float) -> bool:
+        """Return whether a person's token with these verified claims is revoked.
 
         Clocks may differ by 10 seconds. Of a user with revoked tokens, one that does not tell when
         it was issued, or tells a time that is still to come, is taken for one of them.
         """
         if claims.get("jti") in self.tokens:
             return True
-        until = self.users.get(claims["sub"])
+        until = self.users.get(person)
         if until is None:
             return False
         issued = claims.get("iat")
         return issued is None or not until < issued - CLOCK_SKEW_SECONDS <= now
+
+
+class Pseudonyms(Protocol):
+    """Who is who: inside of the program a pseudonym stands for each user.
+
+    Only `recall` never blocks, and never raises.
+    """
+
+    def admit(self, user_id: str) -> str:
+        """Return the pseudonym of a user who calls, made at the first call; raise Forgotten."""
+
+    def find(self, user_id: str) -> str | None:
+        """Return the pseudonym of a user that a call names; None where nobody has that name."""
+
+    def recall(self, pseudonyms: Iterable[str]) -> Mapping[str, str] | None:
+        """Return the user ids of so many, if they are at hand; who has none is left out."""
+
+    def names(self, pseudonyms: Iterable[str]) -> Mapping[str, str]:
+        """Return the user ids of so many; who has none is left out."""
+
+
+class OwnNames:
+    """User ids that are their own pseudonyms."""
+
+    def admit(self, user_id: str) -> str:
+        return user_id
+
+    def find(self, user_id: str) -> str | None:
+        return user_id
+
+    def recall(self, pseudonyms: Iterable[str]) -> Mapping[str, str]:
+        return {}
+
+    def names(self, pseudonyms: Iterable[str]) -> Mapping[str, str]:
+        return {}
 
 
 class Authenticator:
@@ -128,6 +165,7 @@ class Authenticator:
         self,
         keys: Keys,
         *,
+        persons: Pseudonyms | None = None,
         issuer: str | None = None,
         audience: str | None = None,
         max_lifetime: timedelta = timedelta(days=7),
@@ -135,6 +173,7 @@ class Authenticator:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
+        self.persons = persons or OwnNames()
         self._issuer = issuer
         self._audience = audience
         self.max_lifetime = max_lifetime
@@ -182,7 +221,8 @@ class Authenticator:
     def authenticate(self, token: str) -> Identity:
         """Verify signature, lifetime, issuer and audience, and that it is not revoked.
 
-        Raise InvalidToken with the reason, or KeysUnavailable when the key server did not answer.
+        May block. Raise InvalidToken with the reason, KeysUnavailable when the key server did not
+        answer, Forgotten, and what the persons raise when their database is away.
         """
         identity = self.recall(token)
         if identity is not None:
@@ -190,8 +230,10 @@ class Authenticator:
         if len(token) > MAX_TOKEN_LENGTH:
             raise InvalidToken(f"token longer than {MAX_TOKEN_LENGTH} characters")
         claims = self._verify(token)
-        identity, revoked = _identity(claims), self._revoked
-        if revoked.has(claims, self._clock()):
+        user_id, roles = _subject(claims)
+        person, revoked = self.persons.admit(user_id), self._revoked
+        identity = Identity(person, roles)
+        if revoked.has(claims, person, self._clock()):
             raise InvalidToken("token is revoked; get a new one")
         self._keep(token, identity, float(claims["exp"]), revoked)
         return identity
@@ -245,7 +287,9 @@ class Authenticator:
                 self._verified.popitem(last=False)
 
 
-def make_authenticator(settings: AuthSettings, local_secret: str | None = None) -> Authenticator:
+def make_authenticator(
+    settings: AuthSettings, local_secret: str | None = None, persons: Pseudonyms | None = None
+) -> Authenticator:
     """Return the authenticator that the settings ask for.
 
     ``local_secret`` is used when no ``JWT_*`` key is set. Raise SettingsError for a public key
@@ -253,6 +297,7 @@ def make_authenticator(settings: AuthSettings, local_secret: str | None = None) 
     """
     return Authenticator(
         keys_of(settings, local_secret),
+        persons=persons,
         issuer=settings.issuer,
         audience=settings.audience,
         max_lifetime=settings.max_lifetime,
@@ -276,7 +321,7 @@ def mint_token(
     claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + int(ttl.total_seconds())}
     claims["jti"] = str(uuid4())
     claims["roles"] = sorted(roles)
-    _identity(claims)
+    _subject(claims)
     if issuer is not None:
         claims["iss"] = issuer
     if audience is not None:
@@ -294,7 +339,8 @@ def _require_time(claim: str, value: object) -> None:
         raise InvalidToken(f"{claim} must be a time in seconds")
 
 
-def _identity(claims: dict[str, Any]) -> Identity:
+def _subject(claims: dict[str, Any]) -> tuple[str, frozenset[str]]:
+    """Return the user id and the roles of a token; raise InvalidToken."""
     user_id, roles = claims["sub"], claims.get("roles", [])
     if not isinstance(user_id, str) or not is_name(user_id, MAX_USER_ID_LENGTH):
         raise InvalidToken(
@@ -308,7 +354,7 @@ def _identity(claims: dict[str, Any]) -> Identity:
         )
     if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
         raise InvalidToken("roles must be a list of strings")
-    return Identity(user_id, frozenset(roles))
+    return user_id, frozenset(roles)
 
 
 def _reason(error: jwt.PyJWTError) -> str:
@@ -367,7 +413,7 @@ async def _identify(scope: Scope) -> Identity | None:
     authenticator: Authenticator = scope["app"].state.authenticator
     try:
         await authenticator.prepare(token)
-        return authenticator.authenticate(token)
+        return await asyncio.to_thread(authenticator.authenticate, token)
     except InvalidToken as error:
         record(SecurityEvent.TOKEN_REFUSED, client_address(scope), reason=error.reason)
         raise _unauthenticated(f"The token was refused: {error.reason}.") from error
@@ -376,6 +422,19 @@ async def _identify(scope: Scope) -> Identity | None:
         raise Problem(
             503, "unavailable", "Tokens can't be verified right now.", headers={"Retry-After": "5"}
         ) from error
+    except Forgotten as error:
+        raise Problem(410, "forgotten", str(error)) from error
+    except psycopg.Error as error:
+        log.warning("persons_unavailable", error=" ".join(str(error).split()))
+        raise Problem(
+            503, "unavailable", "Users can't be told apart right now.", headers={"Retry-After": "1"}
+        ) from error
+
+
+async def person_named(request: Request, user_id: str) -> str | None:
+    """Return the pseudonym of the user that a call names; None where nobody has that name."""
+    authenticator: Authenticator = request.app.state.authenticator
+    return await asyncio.to_thread(authenticator.persons.find, user_id)
 
 
 async def require_identity(request: Request) -> Identity:
@@ -394,7 +453,7 @@ def role_refused(request: Request, caller: Identity, detail: str) -> Problem:
     """Return the answer (403) to a caller without the role that is needed, and record it."""
     route = getattr(request.scope.get("route"), "path", "")
     roles = ", ".join(sorted(caller.roles))
-    record(SecurityEvent.ROLE_REFUSED, caller.user_id, route=route, roles=roles)
+    record(SecurityEvent.ROLE_REFUSED, caller.person, route=route, roles=roles)
     return Problem(403, "forbidden", detail)
 
 

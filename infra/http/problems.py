@@ -25,6 +25,7 @@ TITLES = {
     405: ("method-not-allowed", "The path does not have this method"),
     408: ("request-timeout", "The request came too slowly"),
     409: ("conflict", "In conflict with the present state"),
+    410: ("forgotten", "The user was forgotten"),
     413: ("too-large", "The body is too large"),
     414: ("uri-too-long", "The path or the query is too long"),
     415: ("unsupported-media-type", "Not a media type for this call"),

@@ -133,6 +133,13 @@ class ObjectSettings(SettingsGroup, alias_generator=variables("S3_")):
         return self
 
 
+class KeySettings(SettingsGroup, alias_generator=str.upper):
+    """What wraps the keys of persons; without any of it, a key that Backlot keeps in the data
+    folder."""
+
+    key_encryption_key: Secret = None
+
+
 class AuthSettings(SettingsGroup, alias_generator=variables("JWT_")):
     """What verifies tokens; without any key, a secret that Backlot keeps in the data folder."""
 

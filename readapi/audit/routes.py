@@ -80,7 +80,7 @@ def payload_mode(
         raise role_refused(request, caller, "Full payloads need the role `admin`.")
     if mode is PayloadMode.FULL or "actor" in request.query_params:
         path, told = request.url.path, request.query_params.get("actor", "")
-        record(SecurityEvent.PERSONAL_DATA_READ, caller.user_id, path=path, actor=told, mode=mode)
+        record(SecurityEvent.PERSONAL_DATA_READ, caller.person, path=path, actor=told, mode=mode)
     return mode
 
 

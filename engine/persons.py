@@ -1,0 +1,267 @@
+"""Persons: a random pseudonym stands for each in all that is recorded, and each has a key.
+
+The edge of the program turns user ids into pseudonyms, and back where it answers. One table says
+who is who; there also lies the key that a person's texts are encrypted with. Forgetting a person
+destroys the name and the key, so that what is recorded names nobody and can't be read.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from threading import Lock
+from time import monotonic
+from typing import Any, NamedTuple
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from psycopg import Connection
+
+from domain.errors import Forgotten
+from engine.wrapping_keys import WrappedKey, WrappingKeys, load_wrapping_keys
+from infra.key_encryption import KEY_BYTES, KeyEncryption, decrypt, encrypt
+from infra.postgres.connection import SHORT_WORK, Limits, ThreadPool, thread_pool
+
+CONNECTIONS = 2
+REMEMBER = 50_000
+REMEMBER_SECONDS = 60.0
+"""For so long a process may go on with a key or a name that another has destroyed."""
+NAME = b"user id"
+
+FIND = b"""
+SELECT pseudonym, fenced_at, forgotten_at FROM public.backlot_persons WHERE lookup = %s
+"""
+IS_FORMER = b"SELECT EXISTS (SELECT FROM public.backlot_former_names WHERE name = %s)"
+FORMER = b"SELECT name FROM public.backlot_former_names WHERE name = ANY (%s)"
+MAKE = b"""
+INSERT INTO public.backlot_persons (pseudonym, lookup, name, key, wrapping_key)
+VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
+"""
+KEYS = b"""
+SELECT pseudonym, key, wrapping_key, name FROM public.backlot_persons WHERE pseudonym = ANY (%s)
+"""
+FENCE = b"""
+UPDATE public.backlot_persons SET fenced_at = coalesce(fenced_at, now()) WHERE pseudonym = %s
+RETURNING fenced_at
+"""
+FENCED = b"""
+SELECT pseudonym FROM public.backlot_persons
+WHERE fenced_at IS NOT NULL AND pseudonym = ANY (%b::text[])
+"""
+DESTROY = b"""
+UPDATE public.backlot_persons
+SET name = NULL, key = NULL, wrapping_key = NULL, forgotten_at = coalesce(forgotten_at, now())
+WHERE pseudonym = %s
+"""
+FORGET_FORMER = b"DELETE FROM public.backlot_former_names WHERE name = %s"
+
+
+class Person(NamedTuple):
+    """A user by the pseudonym; `fenced_at` is since when nothing is taken from them any more."""
+
+    pseudonym: str
+    fenced_at: datetime | None = None
+    forgotten_at: datetime | None = None
+
+
+class Known(NamedTuple):
+    """What was read of a pseudonym; without a cipher the key is destroyed, or it is nobody's."""
+
+    cipher: AESGCM | None = None
+    name: str | None = None
+    is_person: bool = True
+
+
+NOBODY = Known(is_person=False)
+
+
+class Remembered:
+    """What was read lately, bounded in number and time; safe to share between threads."""
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._most, self._seconds = most, seconds
+        self._values: OrderedDict[str, tuple[Known, float]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, pseudonym: str) -> Known | None:
+        entry = self._values.get(pseudonym)
+        return entry[0] if entry is not None and entry[1] > monotonic() else None
+
+    def put(self, pseudonym: str, known: Known) -> None:
+        with self._lock:
+            self._values.pop(pseudonym, None)
+            self._values[pseudonym] = known, monotonic() + self._seconds
+            if len(self._values) > self._most:
+                self._values.popitem(last=False)
+
+    def drop(self, pseudonym: str) -> None:
+        with self._lock:
+            self._values.pop(pseudonym, None)
+
+
+class Persons:
+    """The persons of one database; safe to share between threads, and with a child process.
+
+    Methods may block: an event loop calls them in a thread. All raise psycopg.OperationalError when
+    the database is away, and KeyEncryptionFailed when a key can't be unwrapped.
+    """
+
+    def __init__(self, database_url: str, kek: KeyEncryption, limits: Limits = SHORT_WORK) -> None:
+        self._given = database_url, kek, limits
+        self._pool: ThreadPool | None = None
+        self._wrapping: WrappingKeys | None = None
+        self._lock = Lock()
+        self._remembered = Remembered(REMEMBER, REMEMBER_SECONDS)
+
+    def __reduce__(self) -> tuple[Callable[..., Persons], tuple[Any, ...]]:
+        return Persons, self._given
+
+    def open(self) -> None:
+        """Connect, and unwrap the wrapping keys, which are made in a new database.
+
+        Raise KeyEncryptionFailed where the key-encryption key is not the one of this database.
+        """
+        with self._lock:
+            if self._pool is None:
+                url, _, limits = self._given
+                self._pool = thread_pool(url, "persons", limits, size=CONNECTIONS)
+                self._pool.open()
+        self._load()
+
+    def close(self) -> None:
+        """Close the connections; the next call opens others."""
+        with self._lock:
+            if self._pool is not None:
+                self._pool.close()
+                self._pool = None
+
+    def admit(self, user_id: str) -> str:
+        """Return the pseudonym of a user, made at their first request; raise Forgotten.
+
+        Who is named in what older releases recorded keeps their user id, until that is rewritten.
+        """
+        found = self.look_up(user_id)
+        if found is None:
+            with self._connection() as conn:
+                ((is_former,),) = conn.execute(IS_FORMER, (user_id,)).fetchall()
+                self._make(conn, user_id if is_former else secrets.token_hex(16), user_id)
+            # Another process may have been first.
+            return self.admit(user_id)
+        if found.fenced_at is not None:
+            raise Forgotten("This user was forgotten on request: nothing is taken from them.")
+        return found.pseudonym
+
+    def find(self, user_id: str) -> str | None:
+        """Return the pseudonym of a user; None of one who was never here, or was forgotten."""
+        found = self.look_up(user_id)
+        return None if found is None or found.fenced_at is not None else found.pseudonym
+
+    def look_up(self, user_id: str) -> Person | None:
+        """Return a user, forgotten or not; None of one who was never here."""
+        with self._connection() as conn:
+            row = conn.execute(FIND, (self._keys.digest(user_id),)).fetchone()
+        return None if row is None else Person(*row)
+
+    def recall(self, pseudonyms: Iterable[str]) -> dict[str, str] | None:
+        """Return the names of so many where all are known without asking; never blocks."""
+        found = {each: self._remembered.get(each) for each in pseudonyms}
+        if any(known is None for known in found.values()):
+            return None
+        return {each: known.name for each, known in found.items() if known and known.name}
+
+    def names(self, pseudonyms: Iterable[str]) -> dict[str, str]:
+        """Return the user ids of those who are known; who is forgotten, or no user, has none."""
+        wanted = list(pseudonyms)
+        self.prepare(wanted)
+        return self.recall(wanted) or {}
+
+    def cipher(self, person: str) -> AESGCM | None:
+        """Return what a person's texts are encrypted with; None where the key is destroyed.
+
+        Raise KeyError of somebody who is no person of this database.
+        """
+        known = self._remembered.get(person)
+        if known is None:
+            self.prepare((person,))
+            known = self._remembered.get(person)
+        if known is None or not known.is_person:
+            raise KeyError(person)
+        return known.cipher
+
+    def prepare(self, persons: Iterable[str]) -> None:
+        """Read the keys and names of so many persons at once, as far as they are not known."""
+        wanted = {each for each in persons if self._remembered.get(each) is None}
+        if not wanted:
+            return
+        with self._connection() as conn:
+            rows = conn.execute(KEYS, (sorted(wanted),)).fetchall()
+            if unknown := wanted.difference(row[0] for row in rows):
+                former = [name for (name,) in conn.execute(FORMER, (sorted(unknown),)).fetchall()]
+                for name in former:
+                    self._make(conn, name, name)
+                rows += conn.execute(KEYS, (former,)).fetchall()
+        for each in wanted:
+            self._remembered.put(each, NOBODY)
+        for row in rows:
+            self._remember(*row)
+
+    def fence(self, pseudonym: str) -> datetime:
+        """Take nothing more from a person, from now on; return since when. Raise KeyError."""
+        with self._connection() as conn:
+            row = conn.execute(FENCE, (pseudonym,)).fetchone()
+        if row is None:
+            raise KeyError(pseudonym)
+        since: datetime = row[0]
+        return since
+
+    def destroy(self, pseudonym: str) -> None:
+        """Destroy the name and the key of a person who is fenced; twice is once."""
+        with self._connection() as conn, conn.transaction():
+            conn.execute(DESTROY, (pseudonym,))
+            conn.execute(FORGET_FORMER, (pseudonym,))
+        self.drop(pseudonym)
+
+    def drop(self, pseudonym: str) -> None:
+        """Know nothing more of a person in this process, until it is read again."""
+        self._remembered.drop(pseudonym)
+
+    def _make(self, conn: Connection[Any], pseudonym: str, user_id: str) -> None:
+        key, keys = secrets.token_bytes(KEY_BYTES), self._keys
+        number, wrapped = keys.wrap(key, pseudonym)
+        name = encrypt(key, user_id.encode(), NAME)
+        conn.execute(MAKE, (pseudonym, keys.digest(user_id), name, wrapped, number))
+
+    def _remember(
+        self, pseudonym: str, wrapped: bytes | None, number: int | None, name: bytes | None
+    ) -> None:
+        if wrapped is None or number is None or name is None:
+            self._remembered.put(pseudonym, Known())
+            return
+        if number not in self._keys:
+            # Another process has changed the wrapping keys.
+            self._load()
+        key = self._keys.unwrap(WrappedKey(number, wrapped), pseudonym)
+        known = Known(AESGCM(key), decrypt(key, name, NAME).decode())
+        self._remembered.put(pseudonym, known)
+
+    @property
+    def _keys(self) -> WrappingKeys:
+        return self._wrapping or self._load()
+
+    def _load(self) -> WrappingKeys:
+        with self._connection() as conn:
+            self._wrapping = load_wrapping_keys(conn, self._given[1])
+        return self._wrapping
+
+    def _connection(self) -> Any:
+        if self._pool is None:
+            self.open()
+        assert self._pool is not None  # noqa: S101
+        return self._pool.connection()
+
+
+def fenced(conn: Connection[Any] | Any, persons: Iterable[str]) -> set[str]:
+    """Return those of so many persons from whom nothing is taken any more."""
+    rows = conn.execute(FENCED, (sorted(set(persons)),)).fetchall()
+    return {pseudonym for (pseudonym,) in rows}
