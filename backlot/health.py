@@ -187,7 +187,8 @@ def keys(settings: Settings) -> DoctorPart:
     try:
         url = _log_url(settings)
         if url is None:
-            told = f"{kek.name}; {NOT_RUNNING}" if file.exists() else MADE_AT_FIRST_START
+            there = settings.keys.chosen or file.exists()
+            told = f"{kek.name}; {NOT_RUNNING}" if there else MADE_AT_FIRST_START
             return DoctorPart("keys", kind, None, True, told)
         with open_connection(url, "doctor", UNHURRIED) as conn:
             found = wrapping_keys.look(conn)

@@ -34,6 +34,7 @@ from infra.http.auth import required_roles
 from infra.http.problems import Make, Problem
 from infra.http.requests import Hosts, Proxies
 from infra.http.shapes import InvalidPosition, encode_position
+from infra.key_encryption import KeyEncryptionFailed
 from infra.objects.folder import FolderStore
 from infra.objects.port import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
 from infra.objects.routes import object_router, part_router
@@ -59,6 +60,7 @@ NOTHING_RECORDED = "The event store does not answer; nothing was recorded. Send 
 UNREADABLE = "What is stored here can't be read by this release; an operator has to look at it."
 NO_LOCKS = "The lock service does not answer; nothing was changed. Try again later."
 NO_READ_MODELS = "The database of the read models does not answer; try again soon."
+NO_KEYS = "The keys of texts can't be had; try again soon."
 NO_ANALYTICS = "The database of the analytics does not answer; try again soon."
 
 
@@ -113,6 +115,7 @@ def _over_quota(error: QuotaExceeded) -> Problem:
 
 _store_away = _refusal(503, "store-unavailable", UNKNOWN, retry=1)
 _objects_away = _refusal(503, "object-store-unavailable", retry=5)
+_keys_away = _refusal(503, "unavailable", NO_KEYS, retry=5, logged=True)
 
 OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
     {
@@ -136,6 +139,7 @@ OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
         NoSuchUpload: _refusal(409, "upload-gone"),
         LocksUnavailable: _refusal(503, "locks-unavailable", NO_LOCKS, retry=5),
         ObjectStoreUnavailable: _objects_away,
+        KeyEncryptionFailed: _keys_away,
     }
 )
 OF_QUERIES: Mapping[type[Exception], Make] = MappingProxyType(
@@ -152,6 +156,7 @@ OF_QUERIES: Mapping[type[Exception], Make] = MappingProxyType(
         NotRecorded: _refusal(404, "not-found"),
         InvalidCursor: _refusal(422, "cursor-invalid"),
         ObjectStoreUnavailable: _objects_away,
+        KeyEncryptionFailed: _keys_away,
     }
 )
 

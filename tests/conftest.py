@@ -31,6 +31,7 @@ from psycopg.rows import TupleRow
 
 import infra.redis
 from engine.installation import make_tables
+from engine.log import MAPPER
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Settings
 from tests.support import PROJECT, unused_port
@@ -70,8 +71,8 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.fixture(autouse=True)
 def _surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No setting of whoever runs the tests, no logging that an earlier test set up, and clients
-    that take no busy machine for a Redis that is away.
+    """No setting of whoever runs the tests, no logging and no keys that an earlier test set up, and
+    clients that take no busy machine for a Redis that is away.
 
     A test that undoes its own patches does not undo these.
     """
@@ -81,6 +82,8 @@ def _surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.node.get_closest_marker("redis_hangs") is None:
             patches.setattr(infra.redis, "CONNECT_SECONDS", 20.0)
             patches.setattr(infra.redis, "ANSWER_SECONDS", 20.0)
+        # A command or a server of a test gives the whole process the keys of its database.
+        patches.setattr(MAPPER, "ciphers", None)
         structlog.contextvars.clear_contextvars()
         yield
         structlog.reset_defaults()

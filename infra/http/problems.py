@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
-import structlog
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
-
-from infra.key_encryption import KeyEncryptionFailed
-
-log = structlog.get_logger(__name__)
 
 # What pydantic puts before the words of a rule that is our own.
 OWN_RULE = "Value error, "
@@ -147,19 +142,12 @@ def _http_problem(error: HTTPException) -> Problem:
     return Problem(error.status_code, slug, detail, headers=dict(error.headers or {}))
 
 
-def _keys_away(error: KeyEncryptionFailed) -> Problem:
-    log.error("keys_unavailable", error=str(error))
-    detail = "Texts can't be read or written right now."
-    return Problem(503, "unavailable", detail, headers={"Retry-After": "5"})
-
-
 FRAMEWORK: Mapping[type[Exception], Make] = {
     Problem: lambda problem: problem,
     RequestValidationError: _validation_problem,
     HTTPException: _http_problem,
-    KeyEncryptionFailed: _keys_away,
 }
-"""The problems of the framework's own refusals, and of what any call may meet."""
+"""The problems of the framework's own refusals."""
 
 
 def explain(problem: Problem, request: Request, error: Exception) -> Problem:
