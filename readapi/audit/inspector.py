@@ -441,8 +441,10 @@ class Inspector:
         Raise NotRecorded at the end when there was no event, none so early, or fewer versions.
         """
         events, at = 0, moment
-        until = {"at_version": at.version, "at_time": at.time}
-        async for step in streams.follow(self.conn, fold, persons=self._named, **until):
+        found = streams.follow(
+            self.conn, fold, at_version=at.version, at_time=at.time, persons=self._named
+        )
+        async for step in found:
             events += 1
             yield step
         if events == 0 and at.time is not None:
