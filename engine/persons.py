@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from datetime import datetime
 from threading import Lock
 from time import monotonic
@@ -22,6 +22,7 @@ from psycopg import Connection
 from psycopg.errors import ForeignKeyViolation
 
 from domain.errors import Forgotten
+from domain.model import FORGOTTEN, ActorKind, actor_kind
 from engine.wrapping_keys import KeyDamaged, WrappedKey, WrappingKeys, load_wrapping_keys
 from infra.key_encryption import KEY_BYTES, KeyEncryption, decrypt, encrypt
 from infra.postgres.connection import SHORT_WORK, Limits, ThreadPool, thread_pool
@@ -38,7 +39,7 @@ FIND = b"""
 SELECT pseudonym, fenced_at, forgotten_at, key, wrapping_key, name
 FROM public.backlot_persons WHERE lookup = %s
 """
-IS_FORMER = b"SELECT EXISTS (SELECT FROM public.backlot_former_names WHERE name = %s)"
+IS_FORMER = b"SELECT FROM public.backlot_former_names WHERE name = %s"
 FORMER = b"SELECT name FROM public.backlot_former_names WHERE name = ANY (%s)"
 MAKE = b"""
 INSERT INTO public.backlot_persons (pseudonym, lookup, name, key, wrapping_key)
@@ -149,8 +150,7 @@ class Persons:
         found = self.look_up(user_id)
         if found is None:
             with self._connection() as conn:
-                ((is_former,),) = conn.execute(IS_FORMER, (user_id,)).fetchall()
-                self._make(conn, user_id if is_former else secrets.token_hex(16), user_id)
+                self._make(conn, secrets.token_hex(16), user_id)
             # Another process may have been first.
             return self.admit(user_id)
         if found.fenced_at is not None:
@@ -168,7 +168,11 @@ class Persons:
         Raise KeyDamaged where the row was put under another user's name.
         """
         with self._connection() as conn:
-            row = conn.execute(FIND, (self._keys(conn).digest(user_id),)).fetchone()
+            asked = (self._keys(conn).digest(user_id),)
+            row = conn.execute(FIND, asked).fetchone()
+            if row is None and conn.execute(IS_FORMER, (user_id,)).fetchone() is not None:
+                self._make(conn, user_id, user_id)
+                row = conn.execute(FIND, asked).fetchone()
             if row is None:
                 return None
             person, kept = Person(*row[:3]), (row[0], *row[3:])
@@ -179,23 +183,24 @@ class Persons:
         return person
 
     def recall(self, pseudonyms: Iterable[str]) -> dict[str, str] | None:
-        """Return the names of so many where all are known without asking; never blocks."""
-        found = {each: self._remembered.get(each) for each in pseudonyms}
-        if any(known is None for known in found.values()):
-            return None
-        return {each: known.name for each, known in found.items() if known and known.name}
+        """Return the names of so many where all are known without asking; never blocks.
+
+        That of whoever was forgotten is FORGOTTEN; who is no person has none.
+        """
+        found = {each: self._recalled(each) for each in pseudonyms}
+        known = {each: of for each, of in found.items() if of is not None}
+        return _names(known) if len(known) == len(found) else None
 
     def names(self, pseudonyms: Iterable[str]) -> dict[str, str]:
-        """Return the user ids of those who are known; who is forgotten, or no user, has none."""
-        found = self._look(set(pseudonyms))
-        return {each: known.name for each, known in found.items() if known.name}
+        """Return the names of so many, as `recall` does."""
+        return _names(self._known(pseudonyms))
 
     def cipher(self, person: str) -> AESGCM | None:
         """Return what a person's texts are encrypted with; None where the key is destroyed.
 
         Raise KeyError of somebody who is no person of this database, and KeyDamaged.
         """
-        known = self._remembered.get(person) or self._look({person})[person]
+        known = self._remembered.get(person) or self._known((person,))[person]
         if not known.is_person:
             raise KeyError(person)
         if known.is_damaged:
@@ -204,7 +209,35 @@ class Persons:
 
     def prepare(self, persons: Iterable[str]) -> None:
         """Read the keys and names of so many persons at once, as far as they are not known."""
-        self._look(set(persons))
+        self._known(persons)
+
+    def _recalled(self, person: str) -> Known | None:
+        known = self._remembered.get(person)
+        return NOBODY if known is None and actor_kind(person) is not ActorKind.USER else known
+
+    def _known(self, persons: Iterable[str]) -> dict[str, Known]:
+        """Return what is known of each, read where it was not."""
+        found = {each: self._recalled(each) for each in persons}
+        known = {each: of for each, of in found.items() if of is not None}
+        if wanted := found.keys() - known.keys():
+            known |= self._read(wanted)
+        return known
+
+    def _read(self, wanted: Set[str]) -> dict[str, Known]:
+        # No text of PostgreSQL's has a NUL, so that nobody has such a name.
+        asked = {each for each in wanted if "\0" not in each}
+        with self._connection() as conn:
+            rows = _rows(conn, asked)
+            if unknown := asked - {row[0] for row in rows}:
+                former = [name for (name,) in conn.execute(FORMER, (sorted(unknown),)).fetchall()]
+                for name in former:
+                    self._make(conn, name, name)
+                rows += _rows(conn, former)
+            read = dict(zip((row[0] for row in rows), self._take(conn, rows), strict=True))
+        for nobody in wanted - read.keys():
+            read[nobody] = NOBODY
+            self._remembered.put(nobody, NOBODY)
+        return read
 
     def fence(self, pseudonym: str) -> datetime:
         """Take nothing more from a person, from now on; return since when. Raise KeyError."""
@@ -226,39 +259,15 @@ class Persons:
         """Know nothing more of a person in this process, until it is read again."""
         self._remembered.drop(pseudonym)
 
-    def _look(self, wanted: set[str]) -> dict[str, Known]:
-        """Return what is known of so many, read at once as far as it is not remembered."""
-        found = {each: known for each in wanted if (known := self._remembered.get(each))}
-        lacking = wanted.difference(found)
-        if not lacking:
-            return found
-        # No text of PostgreSQL's has a NUL, so that nobody has such a name.
-        asked = [each for each in lacking if "\0" not in each]
-        with self._connection() as conn:
-            rows = self._read(conn, asked)
-            if unknown := set(asked).difference(row[0] for row in rows):
-                former = [name for (name,) in conn.execute(FORMER, (sorted(unknown),)).fetchall()]
-                for name in former:
-                    self._make(conn, name, name)
-                rows += self._read(conn, former) if former else []
-            read = dict(zip((row[0] for row in rows), self._take(conn, rows), strict=True))
-        for nobody in lacking - read.keys():
-            read[nobody] = NOBODY
-            self._remembered.put(nobody, NOBODY)
-        return found | read
-
-    def _read(self, conn: Connection[Any], persons: Iterable[str]) -> list[Any]:
-        return conn.execute(KEYS, (sorted(persons),)).fetchall()
-
     def _take(self, conn: Connection[Any], rows: list[Any]) -> list[Known]:
         """Return what rows say, in their order, and remember it."""
         keys = self._keys(conn)
         while any(number is not None and number not in keys for _, _, number, _ in rows):
             # Others rotate the wrapping keys: what was read may be as old as what is known here.
             keys = self._load(conn, keys)
-            fresh = {row[0]: row for row in self._read(conn, [row[0] for row in rows])}
+            fresh = {row[0]: row for row in _rows(conn, [row[0] for row in rows])}
             rows = [fresh[row[0]] for row in rows]
-        found = [_known(keys, *row) for row in rows]
+        found = [_unwrapped(keys, *row) for row in rows]
         for (pseudonym, *_), known in zip(rows, found, strict=True):
             self._remembered.put(pseudonym, known)
         return found
@@ -297,7 +306,11 @@ class Persons:
             return self._pool.connection()
 
 
-def _known(
+def _rows(conn: Connection[Any], persons: Iterable[str]) -> list[Any]:
+    return conn.execute(KEYS, (sorted(persons),)).fetchall()
+
+
+def _unwrapped(
     keys: WrappingKeys,
     pseudonym: str,
     wrapped: bytes | None,
@@ -313,6 +326,11 @@ def _known(
         # One row that somebody changed must not keep anybody else from being read.
         log.error("person_key_damaged", person=pseudonym)
         return DAMAGED
+
+
+def _names(known: Mapping[str, Known]) -> dict[str, str]:
+    named = {each: of for each, of in known.items() if of.is_person and not of.is_damaged}
+    return {each: of.name or FORGOTTEN for each, of in named.items()}
 
 
 def fenced(conn: Connection[Any] | Any, persons: Iterable[str]) -> set[str]:

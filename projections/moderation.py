@@ -87,6 +87,7 @@ PERSONAL = (
         table="{schema}.blocks",
         projection="moderation",
         columns=("blocker",),
+        others=("blocked",),
     ),
     PersonalTable(
         name="moderation.blocked",

@@ -71,8 +71,8 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.fixture(autouse=True)
 def _surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No setting of whoever runs the tests, no logging and no keys that an earlier test set up, and
-    clients that take no busy machine for a Redis that is away.
+    """No setting of whoever runs the tests, no logging that an earlier test set up, and clients
+    that take no busy machine for a Redis that is away.
 
     A test that undoes its own patches does not undo these.
     """
@@ -82,8 +82,8 @@ def _surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.node.get_closest_marker("redis_hangs") is None:
             patches.setattr(infra.redis, "CONNECT_SECONDS", 20.0)
             patches.setattr(infra.redis, "ANSWER_SECONDS", 20.0)
-        # A command or a server of a test gives the whole process the keys of its database.
-        patches.setattr(MAPPER, "ciphers", None)
+        # A command or a program in this process encrypts with the keys of its database.
+        patches.setattr(MAPPER, "ciphers", MAPPER.ciphers)
         structlog.contextvars.clear_contextvars()
         yield
         structlog.reset_defaults()
