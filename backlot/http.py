@@ -61,7 +61,6 @@ UNREADABLE = "What is stored here can't be read by this release; an operator has
 NO_LOCKS = "The lock service does not answer; nothing was changed. Try again later."
 NO_KEYS = "What is stored can't be decrypted now; an operator has to look at the keys."
 NO_READ_MODELS = "The database of the read models does not answer; try again soon."
-NO_KEYS = "The keys of texts can't be had; try again soon."
 NO_ANALYTICS = "The database of the analytics does not answer; try again soon."
 
 
@@ -117,7 +116,6 @@ def _over_quota(error: QuotaExceeded) -> Problem:
 _store_away = _refusal(503, "store-unavailable", UNKNOWN, retry=1)
 _keys_away = _refusal(503, "keys-unavailable", NO_KEYS, retry=5, logged=True)
 _objects_away = _refusal(503, "object-store-unavailable", retry=5)
-_keys_away = _refusal(503, "unavailable", NO_KEYS, retry=5, logged=True)
 
 OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
     {
@@ -142,7 +140,6 @@ OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
         NoSuchUpload: _refusal(409, "upload-gone"),
         LocksUnavailable: _refusal(503, "locks-unavailable", NO_LOCKS, retry=5),
         ObjectStoreUnavailable: _objects_away,
-        KeyEncryptionFailed: _keys_away,
     }
 )
 OF_QUERIES: Mapping[type[Exception], Make] = MappingProxyType(
@@ -160,7 +157,6 @@ OF_QUERIES: Mapping[type[Exception], Make] = MappingProxyType(
         NotRecorded: _refusal(404, "not-found"),
         InvalidCursor: _refusal(422, "cursor-invalid"),
         ObjectStoreUnavailable: _objects_away,
-        KeyEncryptionFailed: _keys_away,
     }
 )
 
