@@ -177,6 +177,7 @@ def backlot(
     """The whole of Backlot on a log of its own; `apart`: the projections in a second process."""
     url = bench.log(events or bench.size(30_000, 1_000))
     common = {"DATABASE_URL": url, "JWT_SECRET": secret, "LOG_LEVEL": "warning", **more}
+    common["KEY_ENCRYPTION_KEY"] = secrets.token_hex(32)
     with ExitStack() as stack:
         roles = "commands,queries,projections,workers"
         if apart:

@@ -29,6 +29,8 @@ from tests.fork_server import ForkedProcess
 from tests.support import DEADLINE_SECONDS, PROJECT
 
 Process = ForkedProcess | subprocess.Popen[bytes]
+SHARED_KEY = "5ca1ab1e0ddba11fade0facadecadebabe0feed0beaded0cab5bead5face0ff5"
+"""The key-encryption key of programs that share a database."""
 OWN_VARIABLES = Settings.variables() | Settings.files().keys()
 
 
@@ -156,6 +158,8 @@ class Program:
             # The source beside these tests, whichever copy of it is installed.
             "PYTHONPATH": str(PROJECT),
         }
+        if "DATABASE_URL" in self.variables:
+            own["KEY_ENCRYPTION_KEY"] = SHARED_KEY
         return {**foreign, **own, **self.variables}
 
     def token(self, user: str, *, admin: bool = False, roles: Sequence[str] = ()) -> str:

@@ -12,7 +12,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.e2e.program import Program
+from tests.e2e.program import SHARED_KEY, Program
 from tests.e2e.videos import problem, read, upload
 from tests.integration.redis_servers import redis_servers
 from tests.real_inputs import RealInput, each, real_inputs
@@ -188,7 +188,7 @@ class Rankings:
 def replicas(request: pytest.FixtureRequest, short_dir: Path) -> Iterator[Sequence[Program]]:
     """A whole program, and one more that answers queries from its database."""
     with ExitStack() as stack:
-        shared: dict[str, str] = {}
+        shared = {"KEY_ENCRYPTION_KEY": SHARED_KEY}
         home = short_dir / f"replicas-{uuid4().hex[:8]}"
         home.mkdir()
         if request.param == "with Redis":
