@@ -27,6 +27,7 @@ from tests.support import PROJECT, eventually
 pytestmark = pytest.mark.no_analytics
 USERS = [f"user {number}" for number in range(5)]
 ROTATE_IN_PAIRS = """
+import sys
 from engine import wrapping_keys
 wrapping_keys.BATCH_PERSONS = 2
 sys.argv = ["backlot", "keys", "rotate", "--yes"]
@@ -173,7 +174,8 @@ class TestRotate:
                 stdout=tmp_path / "out",
                 stderr=tmp_path / "err",
             )
-            eventually(lambda: numbers(conn).get(before) == 1)
+            eventually(lambda: numbers(conn).get(before) == 1 or process.poll() is not None)
+            assert process.poll() is None, (tmp_path / "err").read_text()
             process.kill()
             process.wait()
         assert numbers(conn) == {before: 1, before + 1: 4}
