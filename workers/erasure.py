@@ -44,7 +44,7 @@ from engine.persons import Persons
 from engine.schedule import Job, Outage, Run
 from infra.metrics import counter, gauge
 from infra.objects.port import ObjectStore
-from workers.parts import Parts
+from workers.parts import Parts, Purge
 from workers.translator import digests, drop_translations
 
 log = structlog.get_logger(__name__)
@@ -78,9 +78,6 @@ FAILURES = counter(
     ("step",),
 )
 FORGOTTEN = counter("backlot_persons_forgotten", "Persons who were forgotten.")
-
-Purge = Callable[[str], Awaitable[Counter[str]]]
-"""Removes what is declared about a person, beside the log and what follows it; counts by part."""
 
 
 @dataclass

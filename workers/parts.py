@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -27,6 +28,9 @@ from workers.sources import KafkaSource, LogSource, feeds
 
 BATCH_EVENTS = 500
 
+Purge = Callable[[str], Awaitable[Counter[str]]]
+"""Removes what features declare about a person, given the pseudonym; counts by part."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -44,6 +48,7 @@ class Parts:
     host: ProjectionHost | None
     redis: Redis
     locks: Redlock
+    purge: Purge
     # Without a Redis that the processes share, counts come from the read model.
     counters: Counters | None
     # What must end before the server waits for its last answers: streams without an end.
