@@ -21,6 +21,7 @@ from backlot.database import database_at_hand, database_url, operator_name, pers
 from backlot.output import Json, show, show_table
 from backlot.screen import Screen, Yes, require_yes
 from backlot.signals import run
+from domain.errors import NotFound
 from domain.person import VideosFate
 from infra.data_folder import objects_path
 from infra.errors import ExitCode, OperatorError
@@ -109,15 +110,17 @@ def forget(
 
     A process with the role workers does it. The same again tells how far it is.
     """
+    from commands.erasure import look_up
     from readapi.erasure import ErasureSearch, progress_of
 
     settings = load_settings()
     with database_at_hand():
         url = database_url(settings)
         with closing(persons_of(settings, url)) as persons:
-            found = persons.look_up(user)
-            if found is None:
-                raise NoSuchUser(f"nobody was ever here as {user!r}")
+            try:
+                found = look_up(persons, user)
+            except NotFound as error:
+                raise NoSuchUser(f"nobody was ever here as {user!r}") from error
             if found.fenced_at is None:
                 require_yes(f"Forget {user}? There is no way back.", yes=yes)
             _request_forgetting(settings, url, persons, found.pseudonym, videos)
