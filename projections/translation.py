@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.upload import Upload
-from engine.personal_data import PersonalTable
+from engine.personal_data import Left, PersonalTable
 from engine.projection import Batch, Projection, Write, write_by_kind
 from infra.postgres.connection import fetch_as
 
@@ -40,6 +40,7 @@ PERSONAL = (
         projection="translations",
         where="comment_id IN (SELECT comment_id FROM comments.comments WHERE author = %(subject)s "
         "UNION ALL SELECT comment_id FROM comments.hidden WHERE author = %(subject)s)",
+        forget=Left("removed with the comments"),
     ),
 )
 
