@@ -49,6 +49,7 @@ class SystemActor(StrEnum):
 
     SYSTEM = "system"
     EXPIRY = "expiry"
+    PRIVACY = "privacy"
     PROJECTIONS = "projections"
     TRANSCRIPTION = "transcription"
     TRANSLATION = "translation"

@@ -148,6 +148,18 @@ WRITES: Mapping[type[Aggregate.Event], Write] = {
         """,
         lambda _, e: (e.originator_id, e.spoken_language, e.transcript, e.duration_seconds),
     ),
+    # What was said in it was the former owner's.
+    Upload.Disowned: Write(
+        """
+        UPDATE {schema}.uploads u
+        SET owner = e.owner, title = e.title, filename = e.filename,
+            description = e.description, transcript = NULL
+        FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[])
+            AS e(id, owner, title, filename, description)
+        WHERE u.upload_id = e.id
+        """,
+        lambda _, e: (e.originator_id, e.owner, e.title, e.filename, e.description),
+    ),
     Upload.Removed: Write("DELETE FROM {schema}.uploads WHERE upload_id = ANY (%b::uuid[])", _id),
 }
 

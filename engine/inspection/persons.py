@@ -7,7 +7,7 @@ no part in the stream are found by their topics. What is not indexed yet is read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
 from typing import LiteralString
 from uuid import UUID
@@ -81,6 +81,14 @@ JOIN {EVENTS} AS e ON e.notification_id = found.position
 WHERE position(%(needle)s::bytea IN e.state) > 0 ORDER BY e.notification_id
 """.encode()
 
+BEGUN_STREAMS = f"""
+SELECT e.originator_id FROM audit.events AS a
+JOIN {EVENTS} AS e ON e.notification_id = a.position
+WHERE a.actor = %(subject)s AND a.topic = ANY (%(topics)s)
+UNION SELECT originator_id FROM {EVENTS} CROSS JOIN LATERAL audit.read(state) AS f
+WHERE f.actor = %(subject)s AND topic = ANY (%(topics)s) AND {NOT_INDEXED}
+""".encode()
+
 
 @cache
 def personal_fields(topic: str) -> Mapping[str, str]:
@@ -115,6 +123,15 @@ def begun(
         cursor.execute(IN_STREAMS, given(subject))
         found = (Stored(*row) for row in cursor if row[3] in topics)
         return [stored.decode().event for stored in found if _is_about(stored, subject)]
+
+
+def begun_streams(
+    conn: Connection[TupleRow], events: Iterable[type[Aggregate.Event]], subject: str
+) -> list[UUID]:
+    """Return the streams in which a person has recorded one of these; raise psycopg.Error."""
+    topics = [topic for event in events for topic in topics_of(event)]
+    rows = conn.execute(BEGUN_STREAMS, given(subject) | {"topics": topics}).fetchall()
+    return [stream for (stream,) in rows]
 
 
 def _is_about(stored: Stored, subject: str) -> bool:
