@@ -91,7 +91,9 @@ class Left:
         return self.why
 
 
-IN_THE_LOG = Left("texts can't be decrypted any more, and the pseudonym names nobody", for_good=True)
+IN_THE_LOG = Left(
+    "texts can't be decrypted any more, and the pseudonym names nobody", for_good=True
+)
 """What becomes of events."""
 
 Forgetting = Deleted | Blanked | Rewritten | Left
@@ -117,6 +119,11 @@ class PersonalPlace:
     def source(self) -> str:
         """Where the place is, in words."""
         return self.name
+
+    @property
+    def stays(self) -> bool:
+        """Whether it goes on to hold the pseudonym of somebody who is forgotten."""
+        return isinstance(self.forget, Left) and self.forget.for_good
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,12 +266,17 @@ def given(subject: str) -> dict[str, object]:
     return {"subject": subject, "needle": json_bytes(subject)}
 
 
-def count_rows(conn: Connection[TupleRow], place: PersonalTable, subject: str) -> int:
-    """Return how many rows the table has of a person, all copies together; raise psycopg.Error."""
+def count_rows(
+    conn: Connection[TupleRow], place: PersonalTable, subject: str, copy: str | None = None
+) -> int:
+    """Return how many rows the table has of a person, in all copies together or in one of them.
+
+    Raise psycopg.Error.
+    """
     begin: LiteralString = f"SELECT count(*) FROM {place.table} AS t WHERE "
     counts = (
         conn.execute(statement, given(subject)).fetchall()
-        for statement in statements(conn, place, begin)
+        for statement in statements(conn, place, begin, copy=copy)
     )
     return sum(count for ((count,),) in counts)
 
@@ -277,7 +289,7 @@ def rows_of(conn: Connection[TupleRow], place: PersonalTable, subject: str) -> I
     if place.shown is None:
         return
     begin = f"SELECT to_jsonb(found) FROM (SELECT {place.shown} FROM {place.table} AS t WHERE "
-    for statement in statements(conn, place, begin, ") AS found", live=True):
+    for statement in statements(conn, place, begin, ") AS found", copy=place.projection):
         yield from read(conn, statement, given(subject), _named)
 
 
@@ -304,16 +316,16 @@ def statements(
     begin: LiteralString,
     end: LiteralString = "",
     *,
-    live: bool = False,
+    copy: str | None = None,
 ) -> Iterable[Composed]:
     """Yield a statement per copy of the table, with the condition between its two parts.
 
-    None where a database lacks the table.
+    None where a database lacks the table; with a `copy`, for that one alone.
     """
     schemas = ["public"]
     if place.projection is not None:
         copies = conn.execute(COPIES, (place.projection,)).fetchall()
-        schemas = [schema for (schema,) in copies if not live or schema == place.projection]
+        schemas = [schema for (schema,) in copies if copy in (None, schema)]
     for schema in schemas:
         name = SQL(place.table).format(schema=Identifier(schema))
         (exists,) = conn.execute(EXISTS, (name.as_string(),)).fetchone() or (False,)
