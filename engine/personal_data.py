@@ -91,9 +91,7 @@ class Left:
         return self.why
 
 
-IN_THE_LOG = Left(
-    "texts can't be decrypted any more, and the pseudonym names nobody", for_good=True
-)
+IN_THE_LOG = Left("texts can't be decrypted, and the pseudonym names nobody", for_good=True)
 """What becomes of events."""
 
 Forgetting = Deleted | Blanked | Rewritten | Left

@@ -118,14 +118,12 @@ class Projection(ABC):
 
     def take(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         """Apply these events; of whomever one of them forgets, purge the rows after all others."""
-        forgotten = [recorded for recorded in batch if recorded.event.FORGETS is not None]
-        if not forgotten:
-            self.apply(batch, cursor)
-            return
-        if others := [recorded for recorded in batch if recorded.event.FORGETS is None]:
+        persons = [vars(event)[event.FORGETS] for _, event in batch if event.FORGETS is not None]
+        others = [each for each in batch if each.event.FORGETS is None] if persons else batch
+        if others:
             self.apply(others, cursor)
-        for _, event in forgotten:
-            self.forget(vars(event)[event.FORGETS], cursor)
+        for person in persons:
+            self.forget(person, cursor)
 
     def forget(self, person: str, cursor: Cursor[TupleRow]) -> None:
         """Purge the rows of a person, by what is declared of each table."""

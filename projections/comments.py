@@ -72,9 +72,7 @@ UPDATE {schema}.hidden AS h SET decided_by = (
     ORDER BY originator_version DESC LIMIT 1)
 WHERE standing = 'removed'
 """
-COMMENTS_GO = Left(
-    "removed as `comment.deleted` and `comment.withdrawn`, so that numbers are right"
-)
+COMMENTS_GO = Left("deleted by `comment.deleted` and `comment.withdrawn`, which count")
 PERSONAL = (
     PersonalTable(
         name="comments.comments",

@@ -33,7 +33,7 @@ SET user_id = NULL, metadata = CASE WHEN a.metadata ? 'session'
     THEN jsonb_set(a.metadata, '{session}', to_jsonb(g.session::text))
     ELSE a.metadata - 'channel' END
 """
-# Plain tables take many rows at once. Of TimescaleDB's a join would decompress all that lies between.
+# Of plain tables many rows at once; of TimescaleDB's that would decompress all that lies between.
 MANY = (
     NAMELESS
     + """
