@@ -26,7 +26,7 @@ import engine.inspection.persons
 import engine.replay.records
 import engine.reservations
 import engine.telemetry
-import projections.analytics.schema
+import projections.analytics.privacy
 import projections.catalog
 import projections.comments
 import projections.dismissals
@@ -253,7 +253,7 @@ FEATURES: tuple[Feature, ...] = (
         subscriptions=workers.analytics.subscriptions,
         jobs=workers.analytics.jobs,
         settings=(features.AnalyticsSettings,),
-        personal=projections.analytics.schema.PERSONAL,
+        personal=projections.analytics.privacy.PERSONAL,
     ),
     Feature(
         name="trending",

@@ -47,6 +47,7 @@ class Person(Aggregate):
         """Nothing is left but the pseudonym; `counts` is what was removed, by part."""
 
         TOPIC = "person.forgotten.v1"
+        FORGETS = "person"
         counts: dict[str, int]
 
         def apply(self, person: Person) -> None:

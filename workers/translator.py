@@ -24,7 +24,7 @@ import structlog
 from pydantic import BaseModel, TypeAdapter
 from redis.asyncio import Redis
 
-from engine.personal_data import Unsearched
+from engine.personal_data import Left, Unsearched
 from infra.cache import OptionalRedis, RedisValues, SingleFlight
 from infra.cancellation import together
 from infra.language.detector import Detector, iso_639_1
@@ -304,6 +304,7 @@ PERSONAL = (
         setting="TRANSLATION_CACHE_TTL_SECONDS",
         where="Redis",
         keys=(f"{PREFIX}*",),
+        forget=Left("those of the person's comments are removed with these"),
     ),
 )
 

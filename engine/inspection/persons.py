@@ -22,6 +22,8 @@ from engine.event_store import EVENTS
 from engine.inspection.index import Audit
 from engine.log import MAPPER, Stored, topics_of
 from engine.personal_data import (
+    IN_THE_LOG,
+    Left,
     PersonalEvents,
     PersonalStreams,
     PersonalTable,
@@ -35,6 +37,7 @@ PERSONAL = (
         name="events",
         holds="what somebody did, and what became of it: the event log",
         kept="the event log is kept for good",
+        forget=IN_THE_LOG,
     ),
     PersonalTable(
         name="audit.events",
@@ -44,6 +47,7 @@ PERSONAL = (
         projection=Audit.name,
         columns=("actor",),
         shown=None,
+        forget=Left("it says no more than the events: the pseudonym names nobody", for_good=True),
     ),
 )
 
