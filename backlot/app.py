@@ -13,9 +13,9 @@ from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import TupleRow
 
 from backlot.database import persons_of
-from backlot.features import FEATURES, TABLES, read_models, replayable
+from backlot.features import FEATURES, PERSONAL, TABLES, read_models, replayable
 from backlot.http import applications
-from backlot.privacy import personal_data, purge_of
+from backlot.privacy import personal_data
 from backlot.signals import last_word, run
 from commands.endpoint import Quotas, Services
 from commands.erasure import ErasureTerms
@@ -151,7 +151,7 @@ def open_parts(
         host,
         redis,
         make_redlock(redis, settings.redis.lock_urls),
-        purge_of(personal_data(settings, database_url, redis, objects)),
+        PERSONAL,
         open_counters(settings, stack),
         sealer=_sealer(settings, database_url, seal_key, proofs, stamp),
         proofs=proofs,

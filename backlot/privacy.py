@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from datetime import UTC, datetime
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from infra.objects.port import ObjectStore
     from readapi.erasure import ErasureSearch
     from readapi.privacy import Holding, PersonalData
-    from workers.parts import Purge
 
 LOOK_SECONDS = 0.5
 INDEX, UNFINISHED = "index.json", "unfinished.json"
@@ -279,15 +277,6 @@ def personal_data(
         settings.values(),
         self_service=settings.privacy.privacy_self_service,
     )
-
-
-def purge_of(data: PersonalData) -> Purge:
-    """Return what removes a person from all places of this process's databases and servers."""
-
-    async def purge(person: str) -> Counter[str]:
-        return Counter()
-
-    return purge
 
 
 @asynccontextmanager

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
 from engine.event_store import GroupCommitRecorder
 from engine.messages import BEHIND_EVENTS, Consumer, MessageBatch, MessageSource, Sink
+from engine.personal_data import PersonalPlace
 from engine.persons import Persons
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
@@ -28,9 +28,6 @@ from workers.sources import KafkaSource, LogSource, feeds
 
 BATCH_EVENTS = 500
 
-Purge = Callable[[str], Awaitable[Counter[str]]]
-"""Removes what features declare about a person, given the pseudonym; counts by part."""
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -48,7 +45,8 @@ class Parts:
     host: ProjectionHost | None
     redis: Redis
     locks: Redlock
-    purge: Purge
+    # Where features hold something about persons.
+    places: Sequence[PersonalPlace]
     # Without a Redis that the processes share, counts come from the read model.
     counters: Counters | None
     # What must end before the server waits for its last answers: streams without an end.
