@@ -49,6 +49,7 @@ class SystemActor(StrEnum):
 
     SYSTEM = "system"
     EXPIRY = "expiry"
+    PRIVACY = "privacy"
     PROJECTIONS = "projections"
     TRANSCRIPTION = "transcription"
     TRANSLATION = "translation"
@@ -118,6 +119,8 @@ class Aggregate(BaseAggregate[UUID]):
         TOPIC: ClassVar[str]
         UPCASTS: ClassVar[Mapping[str, Upcast]] = MappingProxyType({})
         AGGREGATE: ClassVar[type[Aggregate]]
+        # The field with a person of whom nothing is left from this event on, where it says so.
+        FORGETS: ClassVar[str | None] = None
         # Beside the fields: events that older releases recorded have none.
         actor_kind: ClassVar[str | None] = None
 
