@@ -142,7 +142,6 @@ OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
         NoSuchUpload: _refusal(409, "upload-gone"),
         LocksUnavailable: _refusal(503, "locks-unavailable", NO_LOCKS, retry=5),
         ObjectStoreUnavailable: _objects_away,
-        KeyEncryptionFailed: _keys_away,
     }
 )
 OF_QUERIES: Mapping[type[Exception], Make] = MappingProxyType(
@@ -160,7 +159,6 @@ OF_QUERIES: Mapping[type[Exception], Make] = MappingProxyType(
         NotRecorded: _refusal(404, "not-found"),
         InvalidCursor: _refusal(422, "cursor-invalid"),
         ObjectStoreUnavailable: _objects_away,
-        KeyEncryptionFailed: _keys_away,
     }
 )
 

@@ -63,7 +63,7 @@ SELECT pseudonym FROM public.backlot_persons
 WHERE fenced_at IS NOT NULL AND pseudonym = ANY (%b::text[])
 """
 """Asks which of so many persons are fenced: nothing is taken from them any more."""
-FORGOTTEN = b"SELECT pseudonym FROM public.backlot_persons WHERE forgotten_at IS NOT NULL"
+ALL_FORGOTTEN = b"SELECT pseudonym FROM public.backlot_persons WHERE forgotten_at IS NOT NULL"
 DESTROY = b"""
 UPDATE public.backlot_persons
 SET name = NULL, key = NULL, wrapping_key = NULL, forgotten_at = coalesce(forgotten_at, now())
@@ -343,7 +343,7 @@ def _names(known: Mapping[str, Known]) -> dict[str, str]:
 
 def forgotten(conn: Connection[Any]) -> list[str]:
     """Return the pseudonyms of all whose names and keys are destroyed; raise psycopg.Error."""
-    return [pseudonym for (pseudonym,) in conn.execute(FORGOTTEN).fetchall()]
+    return [pseudonym for (pseudonym,) in conn.execute(ALL_FORGOTTEN).fetchall()]
 
 
 def fenced(conn: Connection[Any] | Any, persons: Iterable[str]) -> set[str]:
