@@ -55,7 +55,7 @@ class SystemActor(StrEnum):
 
 
 SYSTEM_ACTORS = frozenset(SystemActor)
-FORGOTTEN = "forgotten"
+FORGOTTEN_NAME = "forgotten"
 """Stands in answers for the user id of whoever was forgotten."""
 OPERATOR_PREFIX = "operator:"
 """What the names of operators at the command line begin with."""
@@ -75,13 +75,13 @@ def actor_kind(actor: str) -> ActorKind:
 def is_reserved(name: str) -> bool:
     """Return whether a name is that of a part of the system or of an operator, or looks like one.
 
-    Nor can anybody be called FORGOTTEN.
+    Nor can anybody be called FORGOTTEN_NAME.
 
     Compared without case, compatibility forms (Unicode's NFKC), blanks and format characters.
     """
     folded = unicodedata.normalize("NFKC", name).casefold()
     seen = "".join(char for char in folded if unicodedata.category(char) not in ("Cf", "Zs"))
-    return seen in (*SYSTEM_ACTORS, FORGOTTEN) or seen.startswith(RESERVED_PREFIXES)
+    return seen in (*SYSTEM_ACTORS, FORGOTTEN_NAME) or seen.startswith(RESERVED_PREFIXES)
 
 
 @dataclass(frozen=True, slots=True)

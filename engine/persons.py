@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg import Connection
 
 from domain.errors import Forgotten
-from domain.model import FORGOTTEN, ActorKind, actor_kind
+from domain.model import FORGOTTEN_NAME, ActorKind, actor_kind
 from engine.wrapping_keys import WrappedKey, WrappingKeys, load_wrapping_keys
 from infra.key_encryption import KEY_BYTES, KeyEncryption, decrypt, encrypt
 from infra.postgres.connection import SHORT_WORK, Limits, ThreadPool, thread_pool
@@ -170,7 +170,7 @@ class Persons:
     def recall(self, pseudonyms: Iterable[str]) -> dict[str, str] | None:
         """Return the names of so many where all are known without asking; never blocks.
 
-        That of whoever was forgotten is FORGOTTEN; who is no person has none.
+        That of whoever was forgotten is FORGOTTEN_NAME; who is no person has none.
         """
         found = {each: self._recalled(each) for each in pseudonyms}
         known = {each: of for each, of in found.items() if of is not None}
@@ -273,7 +273,7 @@ class Persons:
 
 
 def _names(known: Mapping[str, Known]) -> dict[str, str]:
-    return {each: of.name or FORGOTTEN for each, of in known.items() if of.is_person}
+    return {each: of.name or FORGOTTEN_NAME for each, of in known.items() if of.is_person}
 
 
 def fenced(conn: Connection[Any] | Any, persons: Iterable[str]) -> set[str]:
