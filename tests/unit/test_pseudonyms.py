@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 import backlot.features
 from domain.errors import Forgotten
-from domain.model import FORGOTTEN_NAME
+from domain.model import FORGOTTEN
 from engine.inspection.streams import Fold, read_entries, read_entry
 from engine.privacy import PayloadMode
 from infra.http.app import HttpApp, wire
@@ -64,7 +64,7 @@ class Known:
         return self.names(pseudonyms) if self.names_at_hand else None
 
     def names(self, pseudonyms: Iterable[str]) -> Mapping[str, str]:
-        known = {ANN: "ann", EVE: FORGOTTEN_NAME}
+        known = {ANN: "ann", EVE: FORGOTTEN}
         return {each: known[each] for each in pseudonyms if each in known}
 
 
@@ -145,7 +145,7 @@ def video(owner: str = ANN) -> Video:
 def test_a_shape_has_names_in_the_answer_alone() -> None:
     shape = video()
     page = Page[Video](items=[shape, shape, video(EVE), video("system")])
-    told = json.loads(page.to_json({ANN: "ann", EVE: FORGOTTEN_NAME}))["items"]
+    told = json.loads(page.to_json({ANN: "ann", EVE: FORGOTTEN}))["items"]
     assert [each["ownerId"] for each in told] == ["ann", "ann", "forgotten", "system"]
     # What somebody wrote stays as it is.
     assert told[0]["title"] == ANN
