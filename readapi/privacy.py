@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from secrets import token_hex
 from tempfile import TemporaryFile
 from typing import IO, Annotated, Any
 
@@ -112,7 +113,11 @@ class PersonalData:
 
     @asynccontextmanager
     async def look(self, subject: str) -> AsyncIterator[PersonSearch]:
-        """Connect to look for a person; raise psycopg.Error, now and while it is used."""
+        """Connect to look for a person; raise psycopg.Error, now and while it is used.
+
+        What is kept for all whom nobody knows here is nobody's.
+        """
+        subject = token_hex(16) if subject == UNKNOWN else subject
         opened: list[Connection[TupleRow]] = []
 
         def open_both() -> None:
