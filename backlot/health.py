@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import httpx
@@ -12,6 +13,7 @@ import psycopg
 from fastapi import APIRouter, Response
 from psycopg.conninfo import conninfo_to_dict
 
+from engine.erasures import open_erasures
 from engine.replay.records import Replay, under_way
 from engine.seals.chain import last_seal
 from engine.seals.proofs import configured_proofs
@@ -74,6 +76,12 @@ NOT_ANCHORED = (
     "both, or a new data folder, leaves no trace (SEAL_ANCHOR)"
 )
 
+
+SEE_ERASURE = (
+    "a process with the role workers forgets, and its log says why it can't (docs/privacy.md)"
+)
+# It takes a minute where nothing is in the way.
+LONGEST_ERASURE = timedelta(minutes=30)
 
 AWAY = (psycopg.Error, DataFolderError, PostgresError, OSError)
 
@@ -165,6 +173,30 @@ def seals(settings: Settings) -> DoctorPart:
     signed = settings.seals.key_file or settings.seals.public_key_file
     lacking = ["" if signed else NOT_SIGNED, "" if settings.seals.anchors else NOT_ANCHORED]
     return DoctorPart("seals", kind, None, True, "; ".join(filter(None, [told, *lacking])))
+
+
+def erasures(settings: Settings) -> DoctorPart:
+    """Return whether everybody who asked to be forgotten is, or soon will be."""
+    kind: Kind = "embedded" if settings.database.embedded else "external"
+    try:
+        url = _log_url(settings)
+        if url is None:
+            return DoctorPart("erasure", kind, None, True, NOT_RUNNING)
+        with open_connection(url, "doctor", UNHURRIED) as conn:
+            found = open_erasures(conn)
+    except AWAY as error:
+        # What is wrong with the database itself stands in its own line.
+        return DoctorPart("erasure", kind, None, True, f"not known: {explained(error)}")
+    stuck = [each for each in found if each.failures or each.waits > LONGEST_ERASURE]
+    if stuck:
+        first = stuck[0]
+        told = f"{first.pseudonym} is not forgotten after {first.waits.days} d "
+        told += f"{first.waits.seconds // 60} min, step `{first.step}`"
+        told += f" failed {first.failures} times ({first.error})" if first.failures else ""
+        told += f"; so are {len(stuck) - 1} more" if len(stuck) > 1 else ""
+        return failure("erasure", kind, None, told, SEE_ERASURE)
+    told = f"{len(found)} users are being forgotten" if found else "nobody is being forgotten"
+    return DoctorPart("erasure", kind, None, True, told)
 
 
 def look(url: str, limits: Limits = UNHURRIED) -> SchemaState | None:

@@ -15,17 +15,29 @@ from commands.endpoint import executor
 from commands.uploads import UploadCommand
 from domain.comment import Comment
 from domain.errors import NotFound
-from domain.model import Origin
+from domain.model import Origin, is_reserved
 from domain.person import Person, VideosFate, stream_id
 from domain.revocations import STREAM_ID, Revocations
 from domain.upload import Status
 from engine.command_bus import Aggregates, Command, Query
+from engine.persons import Person as KnownPerson
 from engine.persons import Persons
 from infra.http.auth import Admin, Caller
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Wire
 
 REASON = "forgotten on request"
+
+
+def look_up(persons: Persons, user_id: str) -> KnownPerson:
+    """Return a user whom somebody wants forgotten; raise NotFound of one who was never here.
+
+    Nobody forgets those to whom kept videos belong.
+    """
+    found = None if is_reserved(user_id) else persons.look_up(user_id)
+    if found is None:
+        raise NotFound("There is no such user.")
+    return found
 
 
 class Forgetting(Wire):
@@ -165,7 +177,9 @@ async def forget_me(
 ) -> Response:
     if not terms.self_service:
         raise Problem(403, "forbidden", "Here an operator has users forgotten: ask for it.")
-    return await _forget(request, terms, caller.person, "me", videos)
+    person = caller.person
+    names = await asyncio.to_thread(terms.persons.names, [person])
+    return await _forget(request, terms, person, names.get(person, person), videos)
 
 
 @router.delete(
@@ -182,9 +196,7 @@ async def forget_user(
     terms: Terms,
     videos: VideosFate | None = None,
 ) -> Response:
-    found = await asyncio.to_thread(terms.persons.look_up, user_id)
-    if found is None:
-        raise NotFound("There is no such user.")
+    found = await asyncio.to_thread(look_up, terms.persons, user_id)
     return await _forget(request, terms, found.pseudonym, user_id, videos)
 
 

@@ -35,12 +35,13 @@ from domain.person import VideosFate
 from domain.upload import Upload
 from engine import erasures
 from engine.command_bus import Command, CommandBus
-from engine.connections import ThreadedConnection, in_thread, leading
+from engine.connections import ThreadedConnection, connected, in_thread, leading
 from engine.erasures import Erasure, Step
 from engine.event_store import GroupCommitRecorder
 from engine.inspection.persons import begun_streams
 from engine.log import MAPPER
 from engine.persons import Persons
+from engine.purge import purge
 from engine.schedule import Job, Outage, Run
 from infra.metrics import counter, gauge
 from infra.objects.port import ObjectStore
@@ -80,7 +81,7 @@ FAILURES = counter(
 FORGOTTEN = counter("backlot_persons_forgotten", "Persons who were forgotten.")
 
 Purge = Callable[[str], Awaitable[Counter[str]]]
-"""Removes what is declared about a person, beside the log and what follows it; counts by part."""
+"""Removes what features declare about a person, given the pseudonym; counts by part."""
 
 
 @dataclass
@@ -263,7 +264,7 @@ def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
         persons=parts.persons,
         objects=parts.objects,
         redis=parts.redis,
-        purge=parts.purge,
+        purge=partial(_purge, parts),
         lifetime=parts.authenticator.max_lifetime,
         videos=parts.settings.privacy.forget_videos,
     )
@@ -274,6 +275,14 @@ def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
     ):
         session = partial(_session, parts.database_url, name, work)
         yield Job(name, every, session, outage)
+
+
+async def _purge(parts: Parts, person: str) -> Counter[str]:
+    async with (
+        connected(parts.database_url, "purge") as main,
+        connected(parts.analytics_url, "purge") as analytics,
+    ):
+        return await purge(parts.places, main, analytics, parts.redis, person)
 
 
 @asynccontextmanager
