@@ -157,7 +157,7 @@ def commotion(writer: Writer, history: History) -> None:
     operation.request("verify", "likes", {}, origin("moderator"))
     operation.finish(OperationOutcome.DONE, {"keys": [{"viewer": "bob"}]}, origin("moderator"))
     writer.save(block, operation)
-    comment = writer.comment(history.uploads[0].id, author="viewer-3")
+    comment = writer.comment(writer.video("somebody").id, author="viewer-3")
     comment.translate_target(1, "es", "de", "Schön!", "m", "1", origin("translation"))
     writer.save(comment)
     for upload in history.uploads[:4]:
