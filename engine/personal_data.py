@@ -129,13 +129,15 @@ class PersonalTable(PersonalPlace):
     """Rows of a table that name a person in one of `columns`, or that `where` finds.
 
     `{schema}` in `table` is that of each copy of the `projection`. `shown` are the columns that an
-    export shows; None where a row tells more about others, so that it is only counted.
+    export shows; None where a row tells more about others, so that it is only counted. `others` are
+    those of them that name somebody else.
     """
 
     table: LiteralString
     columns: tuple[LiteralString, ...] = ()
     where: LiteralString | None = None
     shown: LiteralString | None = "*"
+    others: tuple[LiteralString, ...] = ()
     projection: str | None = None
     analytics: bool = False
 

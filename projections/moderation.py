@@ -94,6 +94,7 @@ PERSONAL = (
         table="{schema}.blocks",
         projection="moderation",
         columns=("blocker",),
+        others=("blocked",),
         forget=Deleted(),
     ),
     PersonalTable(
