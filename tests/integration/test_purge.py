@@ -402,7 +402,7 @@ def test_letters_lose_what_names_the_person_or_is_of_their_events(
     assert conn.execute(left).fetchall() == [
         ("one", "DataError", None, None),
         ("others", "broke", None, None),
-        ("two", "DataError", "nobody", None),
+        ("two", "DataError", "forgotten", None),
     ]
 
 
