@@ -302,7 +302,7 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
             stack.push_async_callback(app.state.integrity.close)
             given = (parts.settings, parts.database_url, parts.redis, parts.objects)
-            app.state.personal_data = personal_data(*given)
+            app.state.personal_data = personal_data(*given, parts.persons)
             app.state.erasures = ErasureSearch(parts.persons, parts.database_url)
         bus = _bus(parts)
         stack.push_async_callback(bus.close)

@@ -56,15 +56,24 @@ def database_url(settings: Settings) -> str:
 
     Raise NothingRuns when the embedded one does not run.
     """
+    url = _database_url(settings)
+    persons_of(settings, url)
+    return url
+
+
+def persons_at_hand(settings: Settings) -> Persons:
+    """Return who is who in that database; raise NothingRuns."""
+    return persons_of(settings, _database_url(settings))
+
+
+def _database_url(settings: Settings) -> str:
     from infra.postgres.embedded import running_url
 
     if settings.database.url is not None:
-        url = settings.database.url.get_secret_value()
-    elif (running := running_url(cluster_path(settings.server.data_dir))) is not None:
-        url = running
-    else:
+        return settings.database.url.get_secret_value()
+    url = running_url(cluster_path(settings.server.data_dir))
+    if url is None:
         raise NothingRuns(f"nothing runs in {settings.server.data_dir}: start `make up` first")
-    persons_of(settings, url)
     return url
 
 

@@ -56,6 +56,8 @@ class SystemActor(StrEnum):
 
 
 SYSTEM_ACTORS = frozenset(SystemActor)
+FORGOTTEN = "forgotten"
+"""Stands in answers for the user id of whoever was forgotten."""
 OPERATOR_PREFIX = "operator:"
 """What the names of operators at the command line begin with."""
 RESERVED_PREFIXES = (OPERATOR_PREFIX, "system:")
@@ -74,11 +76,13 @@ def actor_kind(actor: str) -> ActorKind:
 def is_reserved(name: str) -> bool:
     """Return whether a name is that of a part of the system or of an operator, or looks like one.
 
+    Nor can anybody be called FORGOTTEN.
+
     Compared without case, compatibility forms (Unicode's NFKC), blanks and format characters.
     """
     folded = unicodedata.normalize("NFKC", name).casefold()
     seen = "".join(char for char in folded if unicodedata.category(char) not in ("Cf", "Zs"))
-    return seen in SYSTEM_ACTORS or seen.startswith(RESERVED_PREFIXES)
+    return seen in (*SYSTEM_ACTORS, FORGOTTEN) or seen.startswith(RESERVED_PREFIXES)
 
 
 @dataclass(frozen=True, slots=True)

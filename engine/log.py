@@ -138,6 +138,11 @@ class EventMapper(Mapper[UUID]):
         if self.ciphers is not None and (persons := set(_persons(stored))):
             self.ciphers.prepare(persons)
 
+    def readable(self, event: Aggregate.Event) -> dict[str, Any]:
+        """Return what an event says, as JSON values; nothing is encrypted."""
+        payload: dict[str, Any] = orjson.loads(orjson.dumps(vars(event)))
+        return {name: value for name, value in payload.items() if name not in COLUMNS}
+
     def to_domain_event(self, stored_event: StoredEvent) -> DomainEventProtocol[UUID]:
         stream, version = cast("UUID", stored_event.originator_id), stored_event.originator_version
         event = self.decode(stream, version, stored_event.topic, stored_event.state)

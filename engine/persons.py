@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from datetime import datetime
 from threading import Lock
 from time import monotonic
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg import Connection
 
 from domain.errors import Forgotten
+from domain.model import FORGOTTEN, ActorKind, actor_kind
 from engine.wrapping_keys import WrappedKey, WrappingKeys, load_wrapping_keys
 from infra.key_encryption import KEY_BYTES, KeyEncryption, decrypt, encrypt
 from infra.postgres.connection import SHORT_WORK, Limits, ThreadPool, thread_pool
@@ -32,7 +33,7 @@ NAME = b"user id"
 FIND = b"""
 SELECT pseudonym, fenced_at, forgotten_at FROM public.backlot_persons WHERE lookup = %s
 """
-IS_FORMER = b"SELECT EXISTS (SELECT FROM public.backlot_former_names WHERE name = %s)"
+IS_FORMER = b"SELECT FROM public.backlot_former_names WHERE name = %s"
 FORMER = b"SELECT name FROM public.backlot_former_names WHERE name = ANY (%s)"
 MAKE = b"""
 INSERT INTO public.backlot_persons (pseudonym, lookup, name, key, wrapping_key)
@@ -56,7 +57,7 @@ SELECT pseudonym FROM public.backlot_persons
 WHERE fenced_at IS NOT NULL AND pseudonym = ANY (%b::text[])
 """
 """Asks which of so many persons are fenced: nothing is taken from them any more."""
-FORGOTTEN = b"SELECT pseudonym FROM public.backlot_persons WHERE forgotten_at IS NOT NULL"
+DESTROYED = b"SELECT pseudonym FROM public.backlot_persons WHERE forgotten_at IS NOT NULL"
 DESTROY = b"""
 UPDATE public.backlot_persons
 SET name = NULL, key = NULL, wrapping_key = NULL, forgotten_at = coalesce(forgotten_at, now())
@@ -152,8 +153,7 @@ class Persons:
         found = self.look_up(user_id)
         if found is None:
             with self._connection() as conn:
-                ((is_former,),) = conn.execute(IS_FORMER, (user_id,)).fetchall()
-                self._make(conn, user_id if is_former else secrets.token_hex(16), user_id)
+                self._make(conn, secrets.token_hex(16), user_id)
             # Another process may have been first.
             return self.admit(user_id)
         if found.fenced_at is not None:
@@ -167,52 +167,65 @@ class Persons:
 
     def look_up(self, user_id: str) -> Person | None:
         """Return a user, forgotten or not; None of one who was never here."""
+        asked = (self._keys.digest(user_id),)
         with self._connection() as conn:
-            row = conn.execute(FIND, (self._keys.digest(user_id),)).fetchone()
+            row = conn.execute(FIND, asked).fetchone()
+            if row is None and conn.execute(IS_FORMER, (user_id,)).fetchone() is not None:
+                self._make(conn, user_id, user_id)
+                row = conn.execute(FIND, asked).fetchone()
         return None if row is None else Person(*row)
 
     def recall(self, pseudonyms: Iterable[str]) -> dict[str, str] | None:
-        """Return the names of so many where all are known without asking; never blocks."""
-        found = {each: self._remembered.get(each) for each in pseudonyms}
-        if any(known is None for known in found.values()):
-            return None
-        return {each: known.name for each, known in found.items() if known and known.name}
+        """Return the names of so many where all are known without asking; never blocks.
+
+        That of whoever was forgotten is FORGOTTEN; who is no person has none.
+        """
+        found = {each: self._recalled(each) for each in pseudonyms}
+        known = {each: of for each, of in found.items() if of is not None}
+        return _names(known) if len(known) == len(found) else None
 
     def names(self, pseudonyms: Iterable[str]) -> dict[str, str]:
-        """Return the user ids of those who are known; who is forgotten, or no user, has none."""
-        wanted = list(pseudonyms)
-        self.prepare(wanted)
-        return self.recall(wanted) or {}
+        """Return the names of so many, as `recall` does."""
+        return _names(self._known(pseudonyms))
 
     def cipher(self, person: str) -> AESGCM | None:
         """Return what a person's texts are encrypted with; None where the key is destroyed.
 
         Raise KeyError of somebody who is no person of this database.
         """
-        known = self._remembered.get(person)
-        if known is None:
-            self.prepare((person,))
-            known = self._remembered.get(person)
-        if known is None or not known.is_person:
+        known = self._known((person,))[person]
+        if not known.is_person:
             raise KeyError(person)
         return known.cipher
 
     def prepare(self, persons: Iterable[str]) -> None:
         """Read the keys and names of so many persons at once, as far as they are not known."""
-        wanted = {each for each in persons if self._remembered.get(each) is None}
-        if not wanted:
-            return
+        self._known(persons)
+
+    def _recalled(self, person: str) -> Known | None:
+        known = self._remembered.get(person)
+        return NOBODY if known is None and actor_kind(person) is not ActorKind.USER else known
+
+    def _known(self, persons: Iterable[str]) -> dict[str, Known]:
+        """Return what is known of each, read where it was not."""
+        found = {each: self._recalled(each) for each in persons}
+        known = {each: of for each, of in found.items() if of is not None}
+        if wanted := found.keys() - known.keys():
+            known |= self._read(wanted)
+        return known
+
+    def _read(self, wanted: Set[str]) -> dict[str, Known]:
         with self._connection() as conn:
             rows = conn.execute(KEYS, (sorted(wanted),)).fetchall()
-            if unknown := wanted.difference(row[0] for row in rows):
+            if unknown := wanted - {row[0] for row in rows}:
                 former = [name for (name,) in conn.execute(FORMER, (sorted(unknown),)).fetchall()]
                 for name in former:
                     self._make(conn, name, name)
                 rows += conn.execute(KEYS, (former,)).fetchall()
-        for each in wanted:
-            self._remembered.put(each, NOBODY)
-        for row in rows:
-            self._remember(*row)
+        known = dict.fromkeys(wanted, NOBODY) | {row[0]: self._unwrapped(*row) for row in rows}
+        for each, of in known.items():
+            self._remembered.put(each, of)
+        return known
 
     def fence(self, pseudonym: str) -> datetime:
         """Take nothing more from a person, from now on; return since when. Raise KeyError."""
@@ -240,18 +253,16 @@ class Persons:
         name = encrypt(key, user_id.encode(), NAME)
         conn.execute(MAKE, (pseudonym, keys.digest(user_id), name, wrapped, number))
 
-    def _remember(
+    def _unwrapped(
         self, pseudonym: str, wrapped: bytes | None, number: int | None, name: bytes | None
-    ) -> None:
+    ) -> Known:
         if wrapped is None or number is None or name is None:
-            self._remembered.put(pseudonym, Known())
-            return
+            return Known()
         if number not in self._keys:
             # Another process has changed the wrapping keys.
             self._load()
         key = self._keys.unwrap(WrappedKey(number, wrapped), pseudonym)
-        known = Known(AESGCM(key), decrypt(key, name, NAME).decode())
-        self._remembered.put(pseudonym, known)
+        return Known(AESGCM(key), decrypt(key, name, NAME).decode())
 
     @property
     def _keys(self) -> WrappingKeys:
@@ -269,9 +280,13 @@ class Persons:
         return self._pool.connection()
 
 
+def _names(known: Mapping[str, Known]) -> dict[str, str]:
+    return {each: of.name or FORGOTTEN for each, of in known.items() if of.is_person}
+
+
 def forgotten(conn: Connection[Any]) -> list[str]:
     """Return the pseudonyms of all whose names and keys are destroyed; raise psycopg.Error."""
-    return [pseudonym for (pseudonym,) in conn.execute(FORGOTTEN).fetchall()]
+    return [pseudonym for (pseudonym,) in conn.execute(DESTROYED).fetchall()]
 
 
 def fenced(conn: Connection[Any] | Any, persons: Iterable[str]) -> set[str]:

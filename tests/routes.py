@@ -154,6 +154,7 @@ ROUTES: tuple[Line, ...] = (
     # (tests/e2e/test_privacy.py, tests/e2e/test_erasure.py).
     Line("GET /users/me/export", NOBODY),
     Line("GET /users/{user_id}/export", ADMIN),
+    Line("GET /users/{user_id}/pseudonym", ADMIN),
     # Nobody was ever here as Mallory.
     Line("DELETE /users/me", NOBODY),
     Line("DELETE /users/{user_id}", ADMIN, 404),

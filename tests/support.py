@@ -28,6 +28,8 @@ PROJECT = Path(__file__).parents[1]
 # A test waits for conditions; this only ends one whose condition never comes, however busy the
 # machine is.
 DEADLINE_SECONDS = 180.0
+# Wraps the keys of persons for programs that share a database, and no data folder.
+KEY_ENCRYPTION_KEY = "5e" * 32
 INSTALL = {
     "chromium": "apt-get install chromium",
     "ffmpeg": "apt-get install ffmpeg",

@@ -67,8 +67,11 @@ STAGING_WRITES = {
 }
 
 ADD_FORGOTTEN = b"INSERT INTO told_forgotten SELECT unnest(%b::text[]) ON CONFLICT DO NOTHING"
+# Unless the owner is yet to be taken out.
 DISOWN = b"""
-UPDATE told_videos SET owner = '' WHERE owner IN (SELECT person FROM told_forgotten)
+UPDATE told_videos AS told SET owner = '' WHERE owner IN (SELECT person FROM told_forgotten)
+    AND NOT EXISTS (SELECT FROM analytics.videos AS kept
+                    WHERE kept.video_id = told.video_id AND kept.owner = told.owner)
 """
 
 Pace = Callable[[int], None]
