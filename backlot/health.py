@@ -16,7 +16,7 @@ from engine.replay.records import Replay, under_way
 from engine.seals.chain import last_seal
 from engine.seals.proofs import configured_proofs
 from infra.cache import SingleFlight
-from infra.data_folder import DataFolderError, cluster_path, seal_head_path
+from infra.data_folder import DataFolderError, cluster_path
 from infra.errors import OperatorError
 from infra.http.app import wire
 from infra.http.shapes import Wire
@@ -143,9 +143,9 @@ def embeddings(settings: Settings) -> DoctorPart:
 def seals(settings: Settings) -> DoctorPart:
     """Return how far the log is sealed, and whether that is what is known outside the database."""
     kind: Kind = "embedded" if settings.database.embedded else "external"
-    head = seal_head_path(settings.server.data_dir.absolute())
+    folder = settings.server.data_dir.absolute()
     try:
-        proofs = configured_proofs(settings.seals, settings.objects, head)
+        proofs = configured_proofs(settings.seals, settings.objects, folder)
     except OperatorError as error:
         return failure("seals", kind, None, str(error), "see the settings SEAL_*")
     try:
