@@ -13,11 +13,12 @@ from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import TupleRow
 
 from backlot.database import persons_of
-from backlot.features import FEATURES, TABLES, read_models, replayable
+from backlot.features import FEATURES, PERSONAL, TABLES, read_models, replayable
 from backlot.http import applications
 from backlot.privacy import personal_data
 from backlot.signals import last_word, run
 from commands.endpoint import Quotas, Services
+from commands.erasure import ErasureTerms
 from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.checkpoints import Waiting
@@ -25,8 +26,10 @@ from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
+from engine.persons import FENCED, Persons
 from engine.privileges import give_rights, make_user, running_user
 from engine.projection_subscription import ProjectionHost
+from engine.restores import compare_forgotten, erase_again
 from engine.schedule import Job, run_job
 from engine.seals.chain import Seal
 from engine.seals.proofs import (
@@ -71,6 +74,7 @@ from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
 from readapi.comments import TranslationRequests
+from readapi.erasure import ErasureSearch
 from readapi.likes import LikeCounts, LiveCounts, LiveLimits
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
@@ -114,7 +118,7 @@ def open_parts(
         client_options(settings.kafka)
     objects = open_objects(settings, folder, secret, stack)
     seal_key = configured_key(settings.seals)
-    proofs = configured_proofs(settings.seals, settings.objects, folder.seal_head)
+    proofs = configured_proofs(settings.seals, settings.objects, folder.path)
     stamp = configured_stamps(settings.seals)
     database_url = _database(settings, folder, stack, gives_up)
     models = read_models()
@@ -123,6 +127,7 @@ def open_parts(
     persons = persons_of(settings, database_url)
     stack.callback(persons.close)
     persons.open()
+    erase_restored(settings, database_url, persons, proofs)
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.close)
     notifications, host = Notifications(database_url), None
@@ -148,6 +153,7 @@ def open_parts(
         host,
         redis,
         make_redlock(redis, settings.redis.lock_urls),
+        PERSONAL,
         open_counters(settings, stack),
         sealer=_sealer(settings, database_url, seal_key, proofs, stamp),
         proofs=proofs,
@@ -204,6 +210,17 @@ def prepare_database(settings: Settings, database_url: str) -> None:
         migrate(conn, ENGINE)
         analytics_schema.migrate(conn)
         migrate(conn, FEEDBACK)
+
+
+def erase_restored(settings: Settings, database_url: str, persons: Persons, proofs: Proofs) -> None:
+    """Erase whom a restored database has again, before anything is served.
+
+    Raise AnchorsUnusable where a place outside the database can't say who was forgotten.
+    """
+    completes = Role.WORKERS in settings.server.roles
+    with _reached(database_url, "DATABASE_URL") as conn:
+        found = compare_forgotten(conn, proofs.outside.forgotten, completes=completes)
+    erase_again(persons, found, purge=lambda pseudonym: None)
 
 
 @contextmanager
@@ -299,10 +316,15 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
             stack.push_async_callback(app.state.integrity.close)
             given = (parts.settings, parts.database_url, parts.redis, parts.objects)
             app.state.personal_data = personal_data(*given, parts.persons)
+            app.state.erasures = ErasureSearch(parts.persons, parts.database_url)
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
         if Role.COMMANDS in roles:
             app.state.commands = await _commands(parts, bus, buckets, stack)
+            privacy = parts.settings.privacy
+            app.state.erasure = ErasureTerms(
+                parts.persons, privacy.forget_videos, privacy.privacy_self_service
+            )
         if Role.WORKERS in roles:
             jobs = [job for feature in FEATURES for job in feature.jobs(parts, bus)]
             for close in parts.closings:
@@ -411,6 +433,7 @@ def _bus(parts: Parts) -> CommandBus:
         parts.recorder,
         readers=readers,
         telemetry=telemetry.HEAD,
+        fenced=FENCED,
         max_batch=settings.commands.batch_max,
         max_waiting=settings.commands.queue_max,
         retries=settings.commands.retries,

@@ -1,22 +1,27 @@
-"""`backlot privacy`: what is held about a person, exported into files, and certified."""
+"""`backlot privacy`: what is held about a person, exported, certified, and forgotten."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_bytes
 from typing import IO, TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
 
 import typer
 
 from backlot.arguments import group
 from backlot.database import database_at_hand, database_url, operator_name, persons_at_hand
 from backlot.output import Json, show, show_table
+from backlot.screen import Screen, Yes, require_yes
 from backlot.signals import run
+from domain.errors import NotFound
+from domain.person import VideosFate
 from infra.data_folder import objects_path
 from infra.errors import ExitCode, OperatorError
 from infra.http.shapes import rfc3339
@@ -27,15 +32,22 @@ from infra.settings import Settings, load_settings
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from engine.persons import Persons
+    from engine.erasures import Erasure
+    from engine.persons import Person, Persons
     from infra.objects.port import ObjectStore
+    from readapi.erasure import ErasureSearch
     from readapi.privacy import Holding, PersonalData
 
+LOOK_SECONDS = 0.5
 INDEX, UNFINISHED = "index.json", "unfinished.json"
 
-app = group("Personal data: what is held about a person.")
+app = group("Personal data: what is held about a person, and forgetting one.")
 
 User = Annotated[str, typer.Argument(metavar="USER", help="A user id.", show_default=False)]
+
+
+class NoSuchUser(OperatorError):
+    """Nobody was ever here under that name."""
 
 
 class FolderTaken(OperatorError):
@@ -73,9 +85,7 @@ def certify(user: User, as_json: Json = False) -> None:
     with database_at_hand(), closing(persons_at_hand(settings)) as persons:
         person = persons.look_up(user)
         _record(UNKNOWN if person is None else person.pseudonym, "certify")
-        # Who has no pseudonym may have left the name itself.
-        subject = user if person is None else person.pseudonym
-        data, holdings = run(_certify(settings, persons, subject))
+        data, holdings = run(_certify(settings, persons, user, person))
     found = sum(each.count or 0 for each in holdings)
     parts = [data.described(each).model_dump(by_alias=True, exclude_none=True) for each in holdings]
     show_table(
@@ -103,16 +113,100 @@ def pseudonym(user: User, as_json: Json = False) -> None:
     show(found, {"userId": user, "pseudonym": found}, as_json)
 
 
+@app.command()
+def forget(
+    user: User,
+    videos: Annotated[
+        VideosFate | None,
+        typer.Option("--videos", help="What becomes of their videos (FORGET_VIDEOS)."),
+    ] = None,
+    yes: Yes = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it is done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Forget a user for good: the name, the texts, and what was made from what they did.
+
+    A process with the role workers does it. The same again tells how far it is.
+    """
+    from commands.erasure import look_up
+    from readapi.erasure import ErasureSearch, progress_of
+
+    settings = load_settings()
+    with database_at_hand(), closing(persons_at_hand(settings)) as persons:
+        url = database_url(settings)
+        try:
+            found = look_up(persons, user)
+        except NotFound as error:
+            raise NoSuchUser(f"nobody was ever here as {user!r}") from error
+        if found.fenced_at is None:
+            require_yes(f"Forget {user}? There is no way back.", yes=yes)
+        _request_forgetting(settings, url, persons, found.pseudonym, videos)
+        search = ErasureSearch(persons, url)
+        progress = progress_of(user, _finished(search, user) if wait else _found(search, user))
+    counts = [f"{count:,} {part}" for part, count in sorted(progress.counts.items())]
+    first = f"{user} is forgotten"
+    if progress.forgotten_at is None:
+        first = f"{user} is being forgotten; next or under way: {progress.step}"
+    told = progress.model_dump(by_alias=True, exclude_none=True, mode="json")
+    show("\n".join([first, *counts]), told, as_json)
+
+
+def _request_forgetting(
+    settings: Settings, url: str, persons: Persons, person: str, videos: VideosFate | None
+) -> None:
+    """Fence the person, and have it on record why; what is requested already records nothing."""
+    from commands.erasure import RequestForgetting
+    from engine.command_bus import CommandBus
+    from engine.event_store import open_recorder
+
+    fate = videos or settings.privacy.forget_videos
+    lifetime = settings.auth.max_lifetime
+    command = RequestForgetting(person, person, fate, uuid4(), lifetime)
+
+    async def request() -> None:
+        bus = CommandBus(recorder)
+        try:
+            await bus.execute(command, actor=operator_name(), correlation_id=f"forget-{person}")
+        finally:
+            await bus.close()
+
+    with closing(open_recorder(url)) as recorder:
+        persons.fence(person)
+        run(request())
+
+
+def _found(search: ErasureSearch, user: str) -> Erasure:
+    found = search.find(user)
+    assert found is not None, "fenced without an erasure"  # noqa: S101
+    return found
+
+
+def _finished(search: ErasureSearch, user: str) -> Erasure:
+    """Return the erasure once it is over; tell each step, and each failure, as it comes."""
+    screen, told = Screen(), ""
+    while (found := _found(search, user)).finished_at is None:
+        line = f"{found.step}: {found.error}, tried again" if found.error else str(found.step)
+        if line != told:
+            screen.say(line)
+            told = line
+        time.sleep(LOOK_SECONDS)
+    return found
+
+
 def _where(holding: Holding) -> str:
     source, note = holding.place.source, holding.note
     return source if note is None else f"{source}: {note}"
 
 
 async def _certify(
-    settings: Settings, persons: Persons, subject: str
+    settings: Settings, persons: Persons, user: str, person: Person | None
 ) -> tuple[PersonalData, list[Holding]]:
+    from readapi.certificate import certificate
+
+    # Who has no pseudonym may have left the name itself.
+    subject = user if person is None else person.pseudonym
     async with _opened(settings, persons) as data, data.look(subject) as search:
-        return data, [await search.count(place) for place in data.distinct()]
+        return data, await certificate(search, user, person)
 
 
 async def _export(

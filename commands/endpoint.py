@@ -17,7 +17,7 @@ from domain.moderation import NO_WORDS, WatchedWords
 from domain.upload import VideoViewer
 from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
-from engine.personal_data import PersonalKeys, Unsearched
+from engine.personal_data import Deleted, Left, PersonalKeys, Unsearched
 from engine.reservations import Reservations
 from engine.telemetry import Telemetry
 from engine.viewers import ViewerKeys
@@ -51,6 +51,7 @@ PERSONAL = (
         holds="how much somebody has asked for lately, by class of request",
         kept="until the bucket is full again: minutes",
         pattern=f"{PREFIX}*:u:{{subject}}",
+        forget=Deleted(),
     ),
     Unsearched(
         name="redis.rate_limits_by_address",
@@ -58,6 +59,7 @@ PERSONAL = (
         kept="until the bucket is full again: minutes",
         where="Redis",
         keys=(f"{PREFIX}*:a:*", f"{PREFIX}*:n:*"),
+        forget=Left("nobody knows whose an address was; gone in minutes"),
     ),
 )
 

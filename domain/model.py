@@ -49,6 +49,7 @@ class SystemActor(StrEnum):
 
     SYSTEM = "system"
     EXPIRY = "expiry"
+    PRIVACY = "privacy"
     PROJECTIONS = "projections"
     TRANSCRIPTION = "transcription"
     TRANSLATION = "translation"
@@ -118,6 +119,8 @@ class Aggregate(BaseAggregate[UUID]):
         TOPIC: ClassVar[str]
         UPCASTS: ClassVar[Mapping[str, Upcast]] = MappingProxyType({})
         AGGREGATE: ClassVar[type[Aggregate]]
+        # The field with a person of whom nothing is left from this event on, where it says so.
+        FORGETS: ClassVar[str | None] = None
         # Beside the fields: events that older releases recorded have none.
         actor_kind: ClassVar[str | None] = None
 
@@ -155,6 +158,12 @@ class Aggregate(BaseAggregate[UUID]):
         aggregate.__base_init__(stream_id, 0, BEGINNING)
         aggregate.__init__()  # type: ignore[misc]
         return aggregate
+
+    @classmethod
+    def stream_of(cls, fields: Mapping[str, Any]) -> UUID | None:
+        """Return the id of a stream that is made from persons, given the fields of one of its
+        events as JSON has them; None where persons make no id."""
+        return None
 
     def record(self, event: type[Aggregate.Event], origin: Origin, **fields: Any) -> None:
         """Record a decision that has been checked: append the event and apply it.

@@ -48,14 +48,22 @@ VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
 KEYS = b"""
 SELECT pseudonym, key, wrapping_key, name FROM public.backlot_persons WHERE pseudonym = ANY (%s)
 """
+# With the row by which the erasure is found (engine/erasures.py).
 FENCE = b"""
-UPDATE public.backlot_persons SET fenced_at = coalesce(fenced_at, now()) WHERE pseudonym = %s
-RETURNING fenced_at
+WITH fenced AS (
+    UPDATE public.backlot_persons SET fenced_at = coalesce(fenced_at, now()) WHERE pseudonym = %s
+    RETURNING pseudonym, fenced_at),
+begun AS (
+    INSERT INTO public.backlot_erasures (pseudonym) SELECT pseudonym FROM fenced
+    ON CONFLICT DO NOTHING)
+SELECT fenced_at FROM fenced
 """
 FENCED = b"""
 SELECT pseudonym FROM public.backlot_persons
 WHERE fenced_at IS NOT NULL AND pseudonym = ANY (%b::text[])
 """
+"""Asks which of so many persons are fenced: nothing is taken from them any more."""
+ALL_FORGOTTEN = b"SELECT pseudonym FROM public.backlot_persons WHERE forgotten_at IS NOT NULL"
 DESTROY = b"""
 UPDATE public.backlot_persons
 SET name = NULL, key = NULL, wrapping_key = NULL, forgotten_at = coalesce(forgotten_at, now())
@@ -154,7 +162,7 @@ class Persons:
             # Another process may have been first.
             return self.admit(user_id)
         if found.fenced_at is not None:
-            raise Forgotten("This user was forgotten on request: nothing is taken from them.")
+            raise Forgotten(Forgotten.TOLD)
         return found.pseudonym
 
     def find(self, user_id: str) -> str | None:
@@ -331,6 +339,11 @@ def _unwrapped(
 def _names(known: Mapping[str, Known]) -> dict[str, str]:
     named = {each: of for each, of in known.items() if of.is_person and not of.is_damaged}
     return {each: of.name or FORGOTTEN for each, of in named.items()}
+
+
+def forgotten(conn: Connection[Any]) -> list[str]:
+    """Return the pseudonyms of all whose names and keys are destroyed; raise psycopg.Error."""
+    return [pseudonym for (pseudonym,) in conn.execute(ALL_FORGOTTEN).fetchall()]
 
 
 def fenced(conn: Connection[Any] | Any, persons: Iterable[str]) -> set[str]:
