@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engine.erasures import Erasure
-    from engine.persons import Person, Persons
+    from engine.persons import KnownPerson, Persons
     from infra.objects.port import ObjectStore
     from readapi.erasure import ErasureSearch
     from readapi.privacy import Holding, PersonalData
@@ -199,7 +199,7 @@ def _where(holding: Holding) -> str:
 
 
 async def _certify(
-    settings: Settings, persons: Persons, user: str, person: Person | None
+    settings: Settings, persons: Persons, user: str, person: KnownPerson | None
 ) -> tuple[PersonalData, list[Holding]]:
     from readapi.certificate import certificate
 

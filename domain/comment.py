@@ -12,10 +12,8 @@ from domain.moderation import ActingAs, Hold, HoldCause, Standing, check_stated_
 from domain.text import check_text
 
 MAX_LENGTH = 10_000
-
 MOST_TARGETS = 16
 """Into so many languages one revision is translated, beside the one of every comment."""
-
 UNKNOWN = "There is no such comment."
 UNSETTLED = ("pending", "skipped", "failed")
 TranslationStatus = Literal["pending", "not_needed", "translated", "failed", "skipped"]
@@ -232,10 +230,8 @@ class Comment(Aggregate):
 
     def __init__(self) -> None:
         self.video_id: UUID | None = None
-        self.author = ""
-        self.content = ""
-        self.revision = 0
-        self.posted_at = self.written_at = BEGINNING
+        self.author = self.content = ""
+        self.revision, self.posted_at, self.written_at = 0, BEGINNING, BEGINNING
         self.language: str | None = None
         self.confidence: float | None = None
         self.translated_text: str | None = None
@@ -281,14 +277,15 @@ class Comment(Aggregate):
     def delete(self, origin: Origin) -> None:
         """Take the comment out of every read, for good."""
         self.require_author(origin)
-        self._take_away(origin)
+        self.erase(origin)
 
     def erase(self, origin: Origin) -> bool:
         """The same for an author who is forgotten; return whether there was anything to take."""
-        there = self.video_id is not None and self.standing is not Standing.DELETED
-        if there:
-            self._take_away(origin)
-        return there
+        if self.video_id is None or self.standing is Standing.DELETED:
+            return False
+        posted = self.standing is Standing.POSTED
+        self._record(self.Deleted if posted else self.Withdrawn, origin)
+        return True
 
     def remove(self, acted_as: ActingAs, stated_reason: str | None, origin: Origin) -> None:
         """Show the comment to nobody but its author; what is removed already records nothing.
@@ -459,9 +456,6 @@ class Comment(Aggregate):
         """Return what somebody is told who has no right to it: nothing of what they don't see."""
         return NotAllowed(message) if self.standing is Standing.POSTED else NotFound(UNKNOWN)
 
-    def _take_away(self, origin: Origin) -> None:
-        self._record(self.Deleted if self.standing is Standing.POSTED else self.Withdrawn, origin)
-
     def _record(self, event: type[Event], origin: Origin, **fields: Any) -> None:
         self.record(event, origin, video_id=self.video_id, author=self.author, **fields)
 
@@ -489,14 +483,12 @@ class Comment(Aggregate):
     def _begin(self, video_id: UUID, author: str, written: Posted | Submitted) -> None:
         self.video_id, self.author, self.content = video_id, author, written.content
         self.revision, self.posted_at = 1, written.timestamp
-        self.written_at = written.timestamp
-        self.standing = Standing.POSTED
+        self.written_at, self.standing = written.timestamp, Standing.POSTED
 
     def _revise(self, written: Edited | Resubmitted | Withheld) -> None:
         self.content, self.written_at = written.content, written.timestamp
         self.revision += 1
-        self.language = self.confidence = None
-        self.translation = self.translated_text = None
+        self.language = self.confidence = self.translation = self.translated_text = None
         self.translation_status = "pending"
         self.targets = {}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 from uuid import UUID
 
 import structlog
@@ -23,9 +23,16 @@ from eventsourcing.persistence import (
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from domain.errors import Conflict, DomainError, Forgotten
+from domain.errors import DomainError, Forgotten
 from domain.model import ActorKind, Aggregate, Origin
-from engine.event_store import GroupCommitRecorder, Save, StoredAnswer
+from engine.event_store import (
+    Contended,
+    GroupCommitRecorder,
+    IdempotencyKey,
+    KeyReused,
+    Save,
+    StoredAnswer,
+)
 from engine.log import MAPPER
 from infra.batcher import Batcher
 from infra.metrics import SIZES, counter, gauge, histogram
@@ -50,8 +57,7 @@ COMMAND_BATCH_SECONDS = histogram(
 COMMAND_QUEUE = gauge("backlot_command_queue", "Commands waiting for their batch.")
 EVENTS_APPENDED = counter("backlot_events_appended", "Events committed to the event store.")
 APPEND_CONFLICTS = counter(
-    "backlot_append_conflicts",
-    "Saves refused because another writer was first at the same stream version.",
+    "backlot_append_conflicts", "Saves refused: another writer was first at that stream version."
 )
 
 NOBODY_FENCED = b"SELECT name FROM unnest(%b::text[]) AS name WHERE false"
@@ -145,18 +151,6 @@ class Aggregates:
 
 
 @dataclass(frozen=True, slots=True)
-class IdempotencyKey:
-    """A client's name for one request; `request_hash` differs when another request reuses the name.
-
-    `render` turns the command's answer into the HTTP status and body that a repeat will get.
-    """
-
-    key: str
-    request_hash: bytes
-    render: Callable[[Any], tuple[int, bytes]]
-
-
-@dataclass(frozen=True, slots=True)
 class Executed(Generic[R]):
     """A decided command: its answer, and the position from which on its effect can be read.
 
@@ -231,38 +225,32 @@ class Group:
             request.settle(result, positions.stop - 1)
 
 
-class Beside(NamedTuple):
-    """What was read beside the streams: the head of the telemetry, who is fenced, the lookups."""
-
-    telemetry: int = 0
-    fenced: frozenset[str] = frozenset()
-    found: Mapping[Lookup[Any], Any] = MappingProxyType({})
-
-
 @dataclass(slots=True)
 class Round:
     """What was loaded for some commands, to decide them one after the other.
 
-    `stored` are the answers under idempotency keys; `groups` then holds what is to be recorded.
+    `telemetry` is its head, `fenced` who is being forgotten, `found` are the answers to lookups,
+    `stored` those under idempotency keys; `groups` then holds what is to be recorded.
     """
 
     slots: Mapping[UUID, Slot]
     head: int
     at: datetime
-    beside: Beside = field(default_factory=Beside)
+    telemetry: int = 0
+    fenced: frozenset[str] = frozenset()
+    found: Mapping[Lookup[Any], Any] = field(default_factory=dict)
     stored: Mapping[tuple[str, str], StoredAnswer] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list, init=False)
 
     def outcome_before(self, request: Request) -> StoredAnswer | Exception | None:
-        """Return what needs no decision: a fenced actor, a stored answer, a reused key, an
-        unreadable stream."""
-        if request.actor in self.beside.fenced and not request.command.despite_fence:
+        """Return what needs no decision: one is fenced, it was answered, or can't be read."""
+        if request.actor in self.fenced and not request.command.despite_fence:
             return Forgotten(Forgotten.TOLD)
         answer = self.stored.get(request.name) if request.name else None
         if request.key is None or answer is None:
             return next(filter(None, (self.slots[each].broken for each in request.streams)), None)
         if answer.request_hash == request.key.request_hash:
-            return replace(answer, telemetry=self.beside.telemetry)
+            return replace(answer, telemetry=self.telemetry)
         return KeyReused("This Idempotency-Key was used for another request; choose a new one.")
 
     def decide(self, request: Request) -> None:
@@ -289,7 +277,7 @@ class Round:
         origin = Origin(request.actor, self.at, *ids, request.kind)
         own = Group()
         try:
-            result: Any = request.command.decide(Aggregates(self.slots, self.beside.found), origin)
+            result: Any = request.command.decide(Aggregates(self.slots, self.found), origin)
             own.take(_changed(slots))
             if own.changed and isinstance(request.command, Query):
                 raise TypeError("A query records nothing.")
@@ -315,16 +303,6 @@ class Round:
 
 def _changed(slots: Sequence[Slot]) -> list[Slot]:
     return [slot for slot in slots if slot.aggregate and slot.aggregate.pending_events]
-
-
-class Contended(Conflict):
-    """Other writers were faster again and again."""
-
-    TOLD = "Others keep changing this at the same time; please try again."
-
-
-class KeyReused(Conflict):
-    """The idempotency key was used for another request before."""
 
 
 class CommandBus:
@@ -405,8 +383,8 @@ class CommandBus:
     def _process(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         started = time.perf_counter()
         COMMAND_QUEUE.set(len(self._batcher))
-        waiting = list(requests)
         try:
+            waiting = list(requests)
             while waiting:
                 waiting = self._round(waiting)
         except Exception as error:  # noqa: BLE001 - each waiting caller gets it
@@ -426,7 +404,7 @@ class CommandBus:
                 seen.add(request.name)
         this = self._load(now)
         for request in now:
-            request.telemetry = this.beside.telemetry
+            request.telemetry = this.telemetry
             request.outcome = this.outcome_before(request)
             if request.outcome is None:
                 this.decide(request)
@@ -460,9 +438,11 @@ class CommandBus:
             else:
                 slot.aggregate = event.mutate(slot.aggregate)
         stored = {(answer.actor, answer.key): answer for answer in answers}
-        return Round(slots, head, self._clock(), beside, stored)
+        return Round(slots, head, self._clock(), *beside, stored)
 
-    def _beside(self, cursor: Cursor[TupleRow], requests: Sequence[Request]) -> Beside:
+    def _beside(
+        self, cursor: Cursor[TupleRow], requests: Sequence[Request]
+    ) -> tuple[int, frozenset[str], dict[Lookup[Any], Any]]:
         actors = (list({request.actor for request in requests}),)
         cursor.execute(self._beside_streams, actors, prepare=True)
         ((telemetry, fenced),) = cursor.fetchall()
@@ -471,7 +451,7 @@ class CommandBus:
         for kind, read in self._readers.items():
             if asked := [each for each in lookups if type(each) is kind]:
                 found.update(zip(asked, read(cursor, asked), strict=True))
-        return Beside(telemetry, frozenset(fenced), found)
+        return telemetry, frozenset(fenced), found
 
     def _record(self, groups: Sequence[Group]) -> list[Group]:
         """Save the groups in one transaction; return those that were not recorded."""
@@ -515,5 +495,5 @@ def _kind(outcome: object) -> str:
     return next((kind for kind, of in KINDS.items() if isinstance(outcome, of)), "failed")
 
 
-NAMES = ("accepted", "repeated", "conflict", "refused")
-KINDS = dict(zip(NAMES, (Executed, StoredAnswer, Contended, DomainError), strict=True))
+OUTCOMES = (Executed, StoredAnswer, Contended, DomainError)
+KINDS = dict(zip(("accepted", "repeated", "conflict", "refused"), OUTCOMES, strict=True))

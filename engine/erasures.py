@@ -17,7 +17,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 
-class Step(StrEnum):
+class ErasureStep(StrEnum):
     """What is done about a person, in this order; `settling` waits for what was under way."""
 
     REQUEST = "request"
@@ -30,9 +30,9 @@ class Step(StrEnum):
     FINISH = "finish"
 
     @property
-    def following(self) -> Step:
+    def following(self) -> ErasureStep:
         """The next one; of the last one, itself."""
-        steps = list(Step)
+        steps = list(ErasureStep)
         return steps[min(steps.index(self) + 1, len(steps) - 1)]
 
 
@@ -45,7 +45,7 @@ class Erasure(NamedTuple):
     pseudonym: str
     fenced_at: datetime
     waits: timedelta
-    step: Step
+    step: ErasureStep
     step_waits: timedelta
     counts: Mapping[str, int]
     failures: int
@@ -92,7 +92,7 @@ def find_erasure(conn: Connection[Any], pseudonym: str) -> Erasure | None:
 
 
 def _erasure(step: str, **rest: Any) -> Erasure:
-    return Erasure(step=Step(step), **rest)
+    return Erasure(step=ErasureStep(step), **rest)
 
 
 def advance(conn: Connection[Any], erasure: Erasure, removed: Mapping[str, int]) -> None:

@@ -34,6 +34,7 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, dict_row, tuple_row
 from psycopg.sql import SQL, Composed, Identifier
 
+from domain.errors import Conflict
 from engine.personal_data import Deleted, PersonalTable
 from infra.postgres.connection import SHORT_WORK, Limits, array, is_silence, thread_pool, unhurried
 
@@ -80,6 +81,28 @@ PERSONAL = (
         forget=Deleted(),
     ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A client's name for one request; `request_hash` differs when another request reuses the name.
+
+    `render` turns the command's answer into the HTTP status and body that a repeat will get.
+    """
+
+    key: str
+    request_hash: bytes
+    render: Callable[[Any], tuple[int, bytes]]
+
+
+class Contended(Conflict):
+    """Other writers were faster again and again."""
+
+    TOLD = "Others keep changing this at the same time; please try again."
+
+
+class KeyReused(Conflict):
+    """The idempotency key was used for another request before."""
 
 
 @dataclass(frozen=True, slots=True)

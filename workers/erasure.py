@@ -37,7 +37,7 @@ from domain.upload import Upload
 from engine import erasures
 from engine.command_bus import Command, CommandBus
 from engine.connections import ThreadedConnection, connected, in_thread, leading
-from engine.erasures import Erasure, Step
+from engine.erasures import Erasure, ErasureStep
 from engine.event_store import GroupCommitRecorder
 from engine.inspection.persons import begun_streams
 from engine.log import MAPPER
@@ -149,21 +149,21 @@ class Eraser:
         """Do the present step; return what was removed, None where nothing follows now."""
         person = erasure.pseudonym
         match erasure.step:
-            case Step.REQUEST:
+            case ErasureStep.REQUEST:
                 return await self._request(erasure)
-            case Step.COMMENTS:
+            case ErasureStep.COMMENTS:
                 await self._comments(conn, person)
-            case Step.TEXTS:
+            case ErasureStep.TEXTS:
                 return await self._drop_texts(conn, person)
-            case Step.VIDEOS:
+            case ErasureStep.VIDEOS:
                 await self._uploads(conn, person)
-            case Step.KEY:
+            case ErasureStep.KEY:
                 await in_thread(self.persons.destroy, person)
-            case Step.PLACES:
+            case ErasureStep.PLACES:
                 return await self.purge(person)
-            case Step.SETTLING:
+            case ErasureStep.SETTLING:
                 return Counter() if erasure.step_waits >= self.settling else None
-            case Step.FINISH:
+            case ErasureStep.FINISH:
                 await self._finish(conn, erasure)
                 return None
         return Counter()

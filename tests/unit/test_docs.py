@@ -122,6 +122,7 @@ def paths(tmp_path: Path) -> dict[str, Any]:
         None,
         unused,
         unused,
+        (),
         None,
     )
     found: dict[str, Any] = make_app(parts).openapi()["paths"]

@@ -35,7 +35,7 @@ def application(folder: Path, **variables: str) -> HttpApp:
     unused: Any = None
     models, authenticator = read_models(), make_authenticator(settings.auth, SECRET)
     given = (settings, "", "", authenticator, store, unused, unused, models, unused)
-    return make_app(Parts(*given, None, unused, unused, None))
+    return make_app(Parts(*given, None, unused, unused, (), None))
 
 
 def calls(app: HttpApp) -> list[str]:
