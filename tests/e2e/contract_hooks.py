@@ -84,9 +84,8 @@ class World:
     def forget(self, case: schemathesis.Case[Any], headers: dict[str, Any]) -> None:
         """Have users forgotten whom nobody needs; every other time, and by themselves always."""
         own = headers.get("Authorization") == f"Bearer {os.environ['CONTRACT_TOKEN']}"
-        if case.path == "/users/me" and case.method == "DELETE":
-            if own:
-                headers["Authorization"] = f"Bearer {self._user()[1]}"
+        if (case.path, case.method, own) == ("/users/me", "DELETE", True):
+            headers["Authorization"] = f"Bearer {self._user()[1]}"
         elif case.path in ("/users/{user_id}", "/users/{user_id}/forgetting"):
             if next(self._users) % 2 and case.path_parameters:
                 case.path_parameters["user_id"] = user = self._user()[0]
