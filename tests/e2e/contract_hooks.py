@@ -86,11 +86,14 @@ class World:
         own = headers.get("Authorization") == f"Bearer {os.environ['CONTRACT_TOKEN']}"
         if (case.path, case.method, own) == ("/users/me", "DELETE", True):
             headers["Authorization"] = f"Bearer {self._user()[1]}"
-        elif case.path in ("/users/{user_id}", "/users/{user_id}/forgetting"):
-            if next(self._users) % 2 and case.path_parameters:
-                case.path_parameters["user_id"] = user = self._user()[0]
-                if case.method != "DELETE":
-                    read(self._client.delete(f"/users/{user}"))
+        elif (
+            case.path in ("/users/{user_id}", "/users/{user_id}/forgetting")
+            and next(self._users) % 2
+            and case.path_parameters
+        ):
+            case.path_parameters["user_id"] = user = self._user()[0]
+            if case.method != "DELETE":
+                read(self._client.delete(f"/users/{user}"))
 
     def _user(self) -> tuple[str, str]:
         """A user who was here, and a token of theirs."""
