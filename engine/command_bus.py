@@ -446,6 +446,7 @@ class CommandBus:
         rows, answers, head, beside = self._recorder.fetch(
             wanted, keys, lambda cursor: self._beside(cursor, requests)
         )
+        MAPPER.prepare((topic, state) for _, _, topic, state in rows)
         for stream, version, topic, state in rows:
             slot = slots[stream]
             if slot.broken is not None:

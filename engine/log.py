@@ -293,9 +293,12 @@ def _persons(stored: Iterable[tuple[str, bytes]]) -> Iterable[str]:
         sealed = _shape(topic).sealed if topic in EVENT_CLASSES else ()
         if sealed and SEALED_BYTES in state:
             # What can't be read is told where it is decoded.
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
                 payload = orjson.loads(state)
-                yield from [payload[field.person] for field in sealed]
+                for field in sealed:
+                    person = payload[field.person]
+                    if type(payload.get(field.name)) is dict and type(person) is str:
+                        yield person
 
 
 def _conversions(event: type[Aggregate.Event]) -> Iterable[tuple[str, Callable[[str], Any]]]:
