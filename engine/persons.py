@@ -72,7 +72,7 @@ WHERE pseudonym = %s
 FORGET_FORMER = b"DELETE FROM public.backlot_former_names WHERE name = %s"
 
 
-class Person(NamedTuple):
+class KnownPerson(NamedTuple):
     """A user by the pseudonym; `fenced_at` is since when nothing is taken from them any more."""
 
     pseudonym: str
@@ -170,7 +170,7 @@ class Persons:
         found = self.look_up(user_id)
         return None if found is None or found.fenced_at is not None else found.pseudonym
 
-    def look_up(self, user_id: str) -> Person | None:
+    def look_up(self, user_id: str) -> KnownPerson | None:
         """Return a user, forgotten or not; None of one who was never here.
 
         Raise KeyDamaged where the row was put under another user's name.
@@ -183,7 +183,7 @@ class Persons:
                 row = conn.execute(FIND, asked).fetchone()
             if row is None:
                 return None
-            person, kept = Person(*row[:3]), (row[0], *row[3:])
+            person, kept = KnownPerson(*row[:3]), (row[0], *row[3:])
             # Who calls will soon write, or be named: no second question then.
             known = self._remembered.get(person.pseudonym) or self._take(conn, [kept])[0]
         if known.name not in (None, user_id):
