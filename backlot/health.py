@@ -24,7 +24,6 @@ from infra.data_folder import (
     DataFolderError,
     cluster_path,
     key_encryption_key_path,
-    seal_head_path,
 )
 from infra.errors import OperatorError
 from infra.http.app import wire
@@ -161,9 +160,9 @@ def embeddings(settings: Settings) -> DoctorPart:
 def seals(settings: Settings) -> DoctorPart:
     """Return how far the log is sealed, and whether that is what is known outside the database."""
     kind: Kind = "embedded" if settings.database.embedded else "external"
-    head = seal_head_path(settings.server.data_dir.absolute())
+    folder = settings.server.data_dir.absolute()
     try:
-        proofs = configured_proofs(settings.seals, settings.objects, head)
+        proofs = configured_proofs(settings.seals, settings.objects, folder)
     except OperatorError as error:
         return failure("seals", kind, None, str(error), "see the settings SEAL_*")
     try:
