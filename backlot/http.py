@@ -26,7 +26,7 @@ from commands.comments import AuthorBlocked, CommentsClosed
 from commands.uploads import UploadFinalizing
 from domain.errors import Conflict, DomainError, Forgotten, Invalid, NotAllowed, NotFound
 from engine.checkpoints import ReadModelBehind
-from engine.event_store import Contended, KeyReused
+from engine.command_bus import Contended, KeyReused
 from engine.reservations import QuotaExceeded
 from infra.batcher import NotBegun, QueueFull
 from infra.http.app import HttpApp

@@ -12,8 +12,10 @@ from domain.moderation import ActingAs, Hold, HoldCause, Standing, check_stated_
 from domain.text import check_text
 
 MAX_LENGTH = 10_000
+
 MOST_TARGETS = 16
 """Into so many languages one revision is translated, beside the one of every comment."""
+
 UNKNOWN = "There is no such comment."
 UNSETTLED = ("pending", "skipped", "failed")
 TranslationStatus = Literal["pending", "not_needed", "translated", "failed", "skipped"]
@@ -230,8 +232,10 @@ class Comment(Aggregate):
 
     def __init__(self) -> None:
         self.video_id: UUID | None = None
-        self.author = self.content = ""
-        self.revision, self.posted_at, self.written_at = 0, BEGINNING, BEGINNING
+        self.author = ""
+        self.content = ""
+        self.revision = 0
+        self.posted_at = self.written_at = BEGINNING
         self.language: str | None = None
         self.confidence: float | None = None
         self.translated_text: str | None = None
@@ -279,13 +283,11 @@ class Comment(Aggregate):
         self.require_author(origin)
         self.erase(origin)
 
-    def erase(self, origin: Origin) -> bool:
-        """The same for an author who is forgotten; return whether there was anything to take."""
-        if self.video_id is None or self.standing is Standing.DELETED:
-            return False
-        posted = self.standing is Standing.POSTED
-        self._record(self.Deleted if posted else self.Withdrawn, origin)
-        return True
+    def erase(self, origin: Origin) -> None:
+        """The same for an author who is forgotten; once that was done, this records nothing."""
+        if self.standing not in (None, Standing.DELETED):
+            kind = self.Deleted if self.standing is Standing.POSTED else self.Withdrawn
+            self._record(kind, origin)
 
     def remove(self, acted_as: ActingAs, stated_reason: str | None, origin: Origin) -> None:
         """Show the comment to nobody but its author; what is removed already records nothing.
@@ -427,14 +429,8 @@ class Comment(Aggregate):
     ) -> None:
         """Record that there is no translation for readers who ask, unless better is known."""
         if self._is_news(revision, target_language, status):
-            self._record(
-                self.TargetNotTranslated,
-                origin,
-                revision=revision,
-                target_language=target_language,
-                status=status,
-                reason=reason,
-            )
+            told = {"target_language": target_language, "status": status, "reason": reason}
+            self._record(self.TargetNotTranslated, origin, revision=revision, **told)
 
     def target_status(self, target_language: str) -> TranslationStatus:
         """Return where the translation that readers asked for stands."""
@@ -483,12 +479,14 @@ class Comment(Aggregate):
     def _begin(self, video_id: UUID, author: str, written: Posted | Submitted) -> None:
         self.video_id, self.author, self.content = video_id, author, written.content
         self.revision, self.posted_at = 1, written.timestamp
-        self.written_at, self.standing = written.timestamp, Standing.POSTED
+        self.written_at = written.timestamp
+        self.standing = Standing.POSTED
 
     def _revise(self, written: Edited | Resubmitted | Withheld) -> None:
         self.content, self.written_at = written.content, written.timestamp
         self.revision += 1
-        self.language = self.confidence = self.translation = self.translated_text = None
+        self.language = self.confidence = None
+        self.translation = self.translated_text = None
         self.translation_status = "pending"
         self.targets = {}
 

@@ -23,16 +23,9 @@ from eventsourcing.persistence import (
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from domain.errors import DomainError, Forgotten
+from domain.errors import Conflict, DomainError, Forgotten
 from domain.model import ActorKind, Aggregate, Origin
-from engine.event_store import (
-    Contended,
-    GroupCommitRecorder,
-    IdempotencyKey,
-    KeyReused,
-    Save,
-    StoredAnswer,
-)
+from engine.event_store import GroupCommitRecorder, IdempotencyKey, Save, StoredAnswer
 from engine.log import MAPPER
 from infra.batcher import Batcher
 from infra.metrics import SIZES, counter, gauge, histogram
@@ -57,10 +50,9 @@ COMMAND_BATCH_SECONDS = histogram(
 COMMAND_QUEUE = gauge("backlot_command_queue", "Commands waiting for their batch.")
 EVENTS_APPENDED = counter("backlot_events_appended", "Events committed to the event store.")
 APPEND_CONFLICTS = counter(
-    "backlot_append_conflicts", "Saves refused: another writer was first at that stream version."
+    "backlot_append_conflicts",
+    "Saves refused because another writer was first at the same stream version.",
 )
-
-NOBODY_FENCED = b"SELECT name FROM unnest(%b::text[]) AS name WHERE false"
 
 Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
 """Return the answers to lookups of one type, in their order."""
@@ -68,10 +60,7 @@ Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Command(ABC, Generic[R]):
-    """A wish, with everything needed to decide it.
-
-    `despite_fence`: also taken from whom the program forgets.
-    """
+    """A wish, with everything needed to decide it; `despite_fence`: of a fenced actor too."""
 
     despite_fence: ClassVar[bool] = False
 
@@ -229,21 +218,21 @@ class Group:
 class Round:
     """What was loaded for some commands, to decide them one after the other.
 
-    `telemetry` is its head, `fenced` who is being forgotten, `found` are the answers to lookups,
-    `stored` those under idempotency keys; `groups` then holds what is to be recorded.
+    `found` are the answers to lookups, `stored` those under idempotency keys, `fenced` the actors
+    from whom nothing is taken any more; `groups` then holds what is to be recorded.
     """
 
     slots: Mapping[UUID, Slot]
     head: int
     at: datetime
-    telemetry: int = 0
-    fenced: frozenset[str] = frozenset()
     found: Mapping[Lookup[Any], Any] = field(default_factory=dict)
     stored: Mapping[tuple[str, str], StoredAnswer] = field(default_factory=dict)
+    telemetry: int = 0
+    fenced: frozenset[str] = frozenset()
     groups: list[Group] = field(default_factory=list, init=False)
 
     def outcome_before(self, request: Request) -> StoredAnswer | Exception | None:
-        """Return what needs no decision: one is fenced, it was answered, or can't be read."""
+        """Return what needs no decision: a refusal, a stored answer, an unreadable stream."""
         if request.actor in self.fenced and not request.command.despite_fence:
             return Forgotten(Forgotten.TOLD)
         answer = self.stored.get(request.name) if request.name else None
@@ -305,6 +294,16 @@ def _changed(slots: Sequence[Slot]) -> list[Slot]:
     return [slot for slot in slots if slot.aggregate and slot.aggregate.pending_events]
 
 
+class Contended(Conflict):
+    """Other writers were faster again and again."""
+
+    TOLD = "Others keep changing this at the same time; please try again."
+
+
+class KeyReused(Conflict):
+    """The idempotency key was used for another request before."""
+
+
 class CommandBus:
     """Executes commands in batches; one per process.
 
@@ -319,7 +318,7 @@ class CommandBus:
         *,
         readers: Mapping[type[Lookup[Any]], Reader] | None = None,
         telemetry: bytes = b"SELECT 0",
-        fenced: bytes = NOBODY_FENCED,
+        fenced: bytes = b"SELECT unnest(%b::text[]) LIMIT 0",
         max_batch: int = 256,
         max_waiting: int = 10_000,
         retries: int = 5,
@@ -333,7 +332,7 @@ class CommandBus:
         """
         self._recorder = recorder
         self._readers = dict(readers or {})
-        self._beside_streams = b"SELECT (%b), ARRAY(%b)" % (telemetry, fenced)
+        self._heads = b"SELECT (%b), ARRAY(%b)" % (telemetry, fenced)
         self._retries = retries
         self._remember = remember
         self._clock = clock
@@ -383,8 +382,8 @@ class CommandBus:
     def _process(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         started = time.perf_counter()
         COMMAND_QUEUE.set(len(self._batcher))
+        waiting = list(requests)
         try:
-            waiting = list(requests)
             while waiting:
                 waiting = self._round(waiting)
         except Exception as error:  # noqa: BLE001 - each waiting caller gets it
@@ -421,7 +420,7 @@ class CommandBus:
         slots = {stream: Slot(self._cache.get(stream)) for stream in streams}
         wanted = [(id_, s.aggregate.version if s.aggregate else 0) for id_, s in slots.items()]
         keys = [request.name for request in requests if request.name]
-        rows, answers, head, beside = self._recorder.fetch(
+        rows, answers, head, (telemetry, fenced, found) = self._recorder.fetch(
             wanted, keys, lambda cursor: self._beside(cursor, requests)
         )
         MAPPER.prepare((topic, state) for _, _, topic, state in rows)
@@ -438,20 +437,19 @@ class CommandBus:
             else:
                 slot.aggregate = event.mutate(slot.aggregate)
         stored = {(answer.actor, answer.key): answer for answer in answers}
-        return Round(slots, head, self._clock(), *beside, stored)
+        return Round(slots, head, self._clock(), found, stored, telemetry, frozenset(fenced))
 
     def _beside(
         self, cursor: Cursor[TupleRow], requests: Sequence[Request]
-    ) -> tuple[int, frozenset[str], dict[Lookup[Any], Any]]:
+    ) -> tuple[int, list[str], dict[Lookup[Any], Any]]:
         actors = (list({request.actor for request in requests}),)
-        cursor.execute(self._beside_streams, actors, prepare=True)
-        ((telemetry, fenced),) = cursor.fetchall()
+        ((telemetry, fenced),) = cursor.execute(self._heads, actors, prepare=True).fetchall()
         lookups = [each for request in requests for each in request.command.lookups()]
         found: dict[Lookup[Any], Any] = {}
         for kind, read in self._readers.items():
             if asked := [each for each in lookups if type(each) is kind]:
                 found.update(zip(asked, read(cursor, asked), strict=True))
-        return telemetry, frozenset(fenced), found
+        return telemetry, fenced, found
 
     def _record(self, groups: Sequence[Group]) -> list[Group]:
         """Save the groups in one transaction; return those that were not recorded."""
@@ -495,5 +493,5 @@ def _kind(outcome: object) -> str:
     return next((kind for kind, of in KINDS.items() if isinstance(outcome, of)), "failed")
 
 
-OUTCOMES = (Executed, StoredAnswer, Contended, DomainError)
-KINDS = dict(zip(("accepted", "repeated", "conflict", "refused"), OUTCOMES, strict=True))
+NAMES = ("accepted", "repeated", "conflict", "refused")
+KINDS = dict(zip(NAMES, (Executed, StoredAnswer, Contended, DomainError), strict=True))

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from psycopg import Connection
-from psycopg.rows import class_row
+from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
 
 
@@ -81,13 +81,13 @@ WHERE finished_at > clock_timestamp() - %s::interval ORDER BY pseudonym
 
 def open_erasures(conn: Connection[Any]) -> list[Erasure]:
     """Return those that are not finished, the oldest first."""
-    with conn.cursor(row_factory=class_row(_erasure)) as cursor:
+    with conn.cursor(row_factory=kwargs_row(_erasure)) as cursor:
         return cursor.execute(OPEN).fetchall()
 
 
 def find_erasure(conn: Connection[Any], pseudonym: str) -> Erasure | None:
     """Return that of a person; None of one who was not fenced."""
-    with conn.cursor(row_factory=class_row(_erasure)) as cursor:
+    with conn.cursor(row_factory=kwargs_row(_erasure)) as cursor:
         return cursor.execute(ONE, (pseudonym,)).fetchone()
 
 

@@ -34,7 +34,6 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, dict_row, tuple_row
 from psycopg.sql import SQL, Composed, Identifier
 
-from domain.errors import Conflict
 from engine.personal_data import Deleted, PersonalTable
 from infra.postgres.connection import SHORT_WORK, Limits, array, is_silence, thread_pool, unhurried
 
@@ -93,16 +92,6 @@ class IdempotencyKey:
     key: str
     request_hash: bytes
     render: Callable[[Any], tuple[int, bytes]]
-
-
-class Contended(Conflict):
-    """Other writers were faster again and again."""
-
-    TOLD = "Others keep changing this at the same time; please try again."
-
-
-class KeyReused(Conflict):
-    """The idempotency key was used for another request before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from engine.persons import Persons
 from engine.purge import purge
 from engine.schedule import Job, Outage, Run
 from infra.batcher import QueueFull
+from infra.cancellation import together
 from infra.metrics import counter, gauge
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
 from workers.parts import Parts
@@ -213,9 +214,7 @@ class Eraser:
         asked = [EraseUpload(each, person, heir) for each in found]
         ended = [each for each in await self._execute_all(person, asked) if not each.kept]
         for some in _chunks(ended, OBJECTS_AT_ONCE):
-            async with asyncio.TaskGroup() as group:
-                for each in some:
-                    group.create_task(self._drop(each.object_key, each.store_upload_id))
+            await together(*(self._drop(each.object_key, each.store_upload_id) for each in some))
         return len(found)
 
     async def _drop(self, key: str, store_upload_id: str) -> None:

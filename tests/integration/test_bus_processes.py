@@ -14,8 +14,8 @@ from commands.likes import Wish
 from domain.errors import NotFound
 from domain.upload import Upload
 from domain.video_likes import stream_id
-from engine.command_bus import CommandBus
-from engine.event_store import Contended, GroupCommitRecorder
+from engine.command_bus import CommandBus, Contended
+from engine.event_store import GroupCommitRecorder
 from infra import metrics
 from tests.integration.buses import (
     MAPPER,

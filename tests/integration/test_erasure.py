@@ -22,6 +22,7 @@ from engine.connections import connected
 from engine.erasures import ErasureStep
 from engine.inspection.index import Audit
 from engine.inspection.persons import begun_streams
+from engine.persons import FORGOTTEN
 from infra.http.auth import Authenticator, mint_token
 from infra.http.keys import OneKey
 from infra.objects.port import NoSuchUpload
@@ -98,7 +99,7 @@ async def whole(made: Scene, deeds: Deeds, counts: dict[str, int] = COUNTS) -> N
     assert isinstance(told[-1], Person.Forgotten)
     assert (told[-1].actor, told[-1].counts) == (SystemActor.PRIVACY, counts)
     made.persons.drop(person)
-    assert made.persons.names([person]) == {}
+    assert made.persons.names([person]) == {person: FORGOTTEN}
     assert made.persons.cipher(person) is None
     known = made.persons.look_up(deeds.user)
     assert known is not None
