@@ -26,9 +26,10 @@ from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
-from engine.persons import FENCED
+from engine.persons import FENCED, Persons
 from engine.privileges import give_rights, make_user, running_user
 from engine.projection_subscription import ProjectionHost
+from engine.restores import compare_forgotten, erase_again
 from engine.schedule import Job, run_job
 from engine.seals.chain import Seal
 from engine.seals.proofs import (
@@ -117,7 +118,7 @@ def open_parts(
         client_options(settings.kafka)
     objects = open_objects(settings, folder, secret, stack)
     seal_key = configured_key(settings.seals)
-    proofs = configured_proofs(settings.seals, settings.objects, folder.seal_head)
+    proofs = configured_proofs(settings.seals, settings.objects, folder.path)
     stamp = configured_stamps(settings.seals)
     database_url = _database(settings, folder, stack, gives_up)
     models = read_models()
@@ -126,6 +127,7 @@ def open_parts(
     persons = persons_of(settings, database_url)
     stack.callback(persons.close)
     persons.open()
+    erase_restored(settings, database_url, persons, proofs)
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.close)
     notifications, host = Notifications(database_url), None
@@ -151,8 +153,8 @@ def open_parts(
         host,
         redis,
         make_redlock(redis, settings.redis.lock_urls),
-        PERSONAL,
         open_counters(settings, stack),
+        places=PERSONAL,
         sealer=_sealer(settings, database_url, seal_key, proofs, stamp),
         proofs=proofs,
         limits=limits,
@@ -208,6 +210,17 @@ def prepare_database(settings: Settings, database_url: str) -> None:
         migrate(conn, ENGINE)
         analytics_schema.migrate(conn)
         migrate(conn, FEEDBACK)
+
+
+def erase_restored(settings: Settings, database_url: str, persons: Persons, proofs: Proofs) -> None:
+    """Erase whom a restored database has again, before anything is served.
+
+    Raise AnchorsUnusable where a place outside the database can't say who was forgotten.
+    """
+    completes = Role.WORKERS in settings.server.roles
+    with _reached(database_url, "DATABASE_URL") as conn:
+        found = compare_forgotten(conn, proofs.outside.forgotten, completes=completes)
+    erase_again(persons, found, purge=lambda pseudonym: None)
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from engine.event_store import open_recorder
 from engine.log import MAPPER
 from engine.operations import Recording, recording
 from engine.persons import Persons
-from infra.data_folder import cluster_path, key_encryption_key_path, secret_path
+from infra.data_folder import cluster_path, secret_path
 from infra.errors import OperatorError
-from infra.key_encryption import FileKey, GivenKey, KeyEncryption
+from infra.key_encryption import KeyEncryption, key_encryption_of
 from infra.postgres.connection import explained
 from infra.settings import Settings
 
@@ -86,10 +86,7 @@ def persons_of(settings: Settings, database_url: str) -> Persons:
 
 def key_encryption(settings: Settings) -> KeyEncryption:
     """Return what wraps the keys of persons."""
-    given = settings.keys.key_encryption_key
-    if given is not None:
-        return GivenKey(given.get_secret_value())
-    return FileKey(key_encryption_key_path(settings.server.data_dir.absolute()))
+    return key_encryption_of(settings.keys, settings.server.data_dir)
 
 
 class Unrecordable(OperatorError):

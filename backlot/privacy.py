@@ -16,13 +16,7 @@ from uuid import uuid4
 import typer
 
 from backlot.arguments import group
-from backlot.database import (
-    database_at_hand,
-    database_url,
-    operator_name,
-    persons_at_hand,
-    persons_of,
-)
+from backlot.database import database_at_hand, database_url, operator_name, persons_at_hand
 from backlot.output import Json, show, show_table
 from backlot.screen import Screen, Yes, require_yes
 from backlot.signals import run
@@ -39,7 +33,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engine.erasures import Erasure
-    from engine.persons import Person, Persons
+    from engine.persons import Persons
     from infra.objects.port import ObjectStore
     from readapi.erasure import ErasureSearch
     from readapi.privacy import Holding, PersonalData
@@ -91,7 +85,9 @@ def certify(user: User, as_json: Json = False) -> None:
     with database_at_hand(), closing(persons_at_hand(settings)) as persons:
         person = persons.look_up(user)
         _record(UNKNOWN if person is None else person.pseudonym, "certify")
-        data, holdings = run(_certify(settings, persons, user, person))
+        # Who has no pseudonym may have left the name itself.
+        subject = user if person is None else person.pseudonym
+        data, holdings = run(_certify(settings, persons, subject))
     found = sum(each.count or 0 for each in holdings)
     parts = [data.described(each).model_dump(by_alias=True, exclude_none=True) for each in holdings]
     show_table(
@@ -106,6 +102,17 @@ def certify(user: User, as_json: Json = False) -> None:
     if found:
         raise typer.Exit(ExitCode.NOT_WELL)
     raise typer.Exit(ExitCode.FAILED if any(each.is_away for each in holdings) else ExitCode.DONE)
+
+
+@app.command()
+def pseudonym(user: User, as_json: Json = False) -> None:
+    """Tell what stands for a user in events, topics and logs."""
+    with database_at_hand(), closing(persons_at_hand(load_settings())) as persons:
+        found = persons.find(user)
+    if found is None:
+        raise NobodyHere("no such user was ever here, or they were forgotten")
+    _record(found, "pseudonym")
+    show(found, {"userId": user, "pseudonym": found}, as_json)
 
 
 @app.command()
@@ -127,18 +134,17 @@ def forget(
     from readapi.erasure import ErasureSearch, progress_of
 
     settings = load_settings()
-    with database_at_hand():
+    with database_at_hand(), closing(persons_at_hand(settings)) as persons:
         url = database_url(settings)
-        with closing(persons_of(settings, url)) as persons:
-            try:
-                found = look_up(persons, user)
-            except NotFound as error:
-                raise NoSuchUser(f"nobody was ever here as {user!r}") from error
-            if found.fenced_at is None:
-                require_yes(f"Forget {user}? There is no way back.", yes=yes)
-            _request_forgetting(settings, url, persons, found.pseudonym, videos)
-            search = ErasureSearch(persons, url)
-            progress = progress_of(user, _finished(search, user) if wait else _found(search, user))
+        try:
+            found = look_up(persons, user)
+        except NotFound as error:
+            raise NoSuchUser(f"nobody was ever here as {user!r}") from error
+        if found.fenced_at is None:
+            require_yes(f"Forget {user}? There is no way back.", yes=yes)
+        _request_forgetting(settings, url, persons, found.pseudonym, videos)
+        search = ErasureSearch(persons, url)
+        progress = progress_of(user, _finished(search, user) if wait else _found(search, user))
     counts = [f"{count:,} {part}" for part, count in sorted(progress.counts.items())]
     first = f"{user} is forgotten"
     if progress.forgotten_at is None:
@@ -173,7 +179,8 @@ def _request_forgetting(
 
 def _found(search: ErasureSearch, user: str) -> Erasure:
     found = search.find(user)
-    assert found is not None, "fenced without an erasure"  # noqa: S101
+    if found is None:
+        raise NobodyHere(f"{user} is not being forgotten: another database was restored meanwhile")
     return found
 
 
@@ -189,31 +196,16 @@ def _finished(search: ErasureSearch, user: str) -> Erasure:
     return found
 
 
-@app.command()
-def pseudonym(user: User, as_json: Json = False) -> None:
-    """Tell what stands for a user in events, topics and logs."""
-    with database_at_hand(), closing(persons_at_hand(load_settings())) as persons:
-        found = persons.find(user)
-    if found is None:
-        raise NobodyHere("no such user was ever here, or they were forgotten")
-    _record(found, "pseudonym")
-    show(found, {"userId": user, "pseudonym": found}, as_json)
-
-
 def _where(holding: Holding) -> str:
     source, note = holding.place.source, holding.note
     return source if note is None else f"{source}: {note}"
 
 
 async def _certify(
-    settings: Settings, persons: Persons, user: str, person: Person | None
+    settings: Settings, persons: Persons, subject: str
 ) -> tuple[PersonalData, list[Holding]]:
-    from readapi.certificate import certificate
-
-    # Who has no pseudonym may have left the name itself.
-    subject = user if person is None else person.pseudonym
     async with _opened(settings, persons) as data, data.look(subject) as search:
-        return data, await certificate(search, user, person)
+        return data, [await search.count(place) for place in data.distinct()]
 
 
 async def _export(

@@ -159,6 +159,12 @@ class Aggregate(BaseAggregate[UUID]):
         aggregate.__init__()  # type: ignore[misc]
         return aggregate
 
+    @classmethod
+    def stream_of(cls, fields: Mapping[str, Any]) -> UUID | None:
+        """Return the id of a stream that is made from persons, given the fields of one of its
+        events as JSON has them; None where persons make no id."""
+        return None
+
     def record(self, event: type[Aggregate.Event], origin: Origin, **fields: Any) -> None:
         """Record a decision that has been checked: append the event and apply it.
 

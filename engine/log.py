@@ -128,10 +128,14 @@ class EventMapper(Mapper[UUID]):
         payload = dict(vars(domain_event))
         stream, version = payload.pop("originator_id"), payload.pop("originator_version")
         topic = cast("Aggregate.Event", domain_event).TOPIC
-        if self.ciphers is not None:
+        return StoredEvent(stream, version, topic, self.state(stream, version, topic, payload))
+
+    def state(self, stream_id: UUID, version: int, topic: str, payload: dict[str, Any]) -> bytes:
+        """Return what is stored of a payload, whose personal fields this encrypts in place."""
+        if self.ciphers is not None and topic in EVENT_CLASSES:
             for field in _shape(topic).sealed:
-                _seal(self.ciphers, payload, field, stream, version)
-        return StoredEvent(stream, version, topic, orjson.dumps(payload))
+                _seal(self.ciphers, payload, field, stream_id, version)
+        return orjson.dumps(payload)
 
     def prepare(self, stored: Iterable[tuple[str, bytes]]) -> None:
         """Read at once the keys that events need, given their topics and states."""
@@ -254,9 +258,10 @@ def _sealed(event: type[Aggregate.Event]) -> Iterable[SealedField]:
 def _seal(
     ciphers: Ciphers, payload: dict[str, Any], field: SealedField, stream: UUID, version: int
 ) -> None:
-    person, value = payload[field.person], payload[field.name]
+    # Events of older releases may lack either.
+    person, value = payload.get(field.person), payload.get(field.name)
     # A part of the system, or an operator at the command line, is no person.
-    if value is None or actor_kind(person) is not ActorKind.USER:
+    if value is None or type(person) is not str or actor_kind(person) is not ActorKind.USER:
         return
     nonce = secrets.token_bytes(NONCE_BYTES)
     # What is still said of somebody who is forgotten, nobody shall read: that key is kept nowhere.
@@ -293,9 +298,12 @@ def _persons(stored: Iterable[tuple[str, bytes]]) -> Iterable[str]:
         sealed = _shape(topic).sealed if topic in EVENT_CLASSES else ()
         if sealed and SEALED_BYTES in state:
             # What can't be read is told where it is decoded.
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
                 payload = orjson.loads(state)
-                yield from [payload[field.person] for field in sealed]
+                for field in sealed:
+                    person = payload[field.person]
+                    if type(payload.get(field.name)) is dict and type(person) is str:
+                        yield person
 
 
 def _conversions(event: type[Aggregate.Event]) -> Iterable[tuple[str, Callable[[str], Any]]]:

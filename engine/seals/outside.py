@@ -13,11 +13,12 @@ from engine.seals.anchors import (
     Acceptance,
     Anchor,
     AnchorStore,
-    AnchorsUnusable,
     Head,
     HeadFile,
     anchor_of,
 )
+from engine.seals.forgotten import ForgottenList
+from engine.seals.places import AnchorsUnusable
 from infra.metrics import counter
 
 SEAL_FAILURES = counter(
@@ -45,10 +46,11 @@ class OutsideComparison:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """The places outside the database where the newest seal is known."""
+    """The places outside the database where the newest seal is known, and who was forgotten."""
 
     head: HeadFile | None = None
     anchors: Sequence[AnchorStore] = ()
+    forgotten: Sequence[ForgottenList] = ()
 
     def compare(self, conn: Connection[TupleRow]) -> OutsideComparison:
         """Compare with each of them. Raise psycopg.Error.

@@ -36,15 +36,44 @@ CREATE INDEX backlot_persons_by_wrapping_key ON public.backlot_persons (wrapping
 -- log is rewritten.
 CREATE TABLE public.backlot_former_names (name text COLLATE "C" PRIMARY KEY);
 
+-- No user id is longer, or the name of a part of the system or of an operator.
+CREATE FUNCTION public.backlot_names_in(payload jsonb) RETURNS SETOF text
+LANGUAGE sql IMMUTABLE AS $body$
+    SELECT value #>> '{}' FROM unnest(ARRAY[
+        CASE WHEN coalesce(payload->>'actor_kind', '') NOT IN ('anonymous', 'system')
+             THEN payload->'actor' END,
+        payload->'owner', payload->'viewer', payload->'author', payload->'video_owner',
+        payload->'reporter', payload->'blocker', payload->'blocked', payload->'user_id']) AS value
+    WHERE jsonb_typeof(value) = 'string' AND char_length(value #>> '{}') BETWEEN 1 AND 128
+      AND NOT starts_with(value #>> '{}', 'operator:') AND value #>> '{}' NOT IN
+          ('system', 'expiry', 'projections', 'transcription', 'translation')
+$body$;
+
+-- What an event holds that is no JSON of PostgreSQL's: without the NULs that jsonb refuses; nothing of
+-- what nobody can read.
+CREATE FUNCTION public.backlot_payload(state bytea) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE AS $body$
+DECLARE
+    text text;
+BEGIN
+    text := convert_from(state, 'UTF8');
+    IF strpos(text, '\u0000') > 0 THEN
+        text := regexp_replace(text, '(?<!\\)((?:\\\\)*)\\u0000', '\1', 'g');
+    END IF;
+    RETURN text::jsonb;
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+    RETURN NULL;
+END
+$body$;
+
 INSERT INTO public.backlot_former_names
 SELECT DISTINCT named FROM (
-    SELECT unnest(ARRAY[payload->>'actor', payload->>'owner', payload->>'viewer',
-                        payload->>'author', payload->>'video_owner', payload->>'reporter',
-                        payload->>'blocker', payload->>'blocked', payload->>'user_id']) AS named
-    FROM (SELECT convert_from(state, 'UTF8')::json AS payload FROM public.backlot_events
-          OFFSET 0) AS e
-    WHERE payload->>'actor_kind' IS DISTINCT FROM 'anonymous'
-      AND payload->>'actor_kind' IS DISTINCT FROM 'system'
-    UNION ALL
-    SELECT user_id FROM public.backlot_telemetry) AS names
-WHERE named IS NOT NULL;
+    SELECT public.backlot_payload(state) AS payload FROM public.backlot_events OFFSET 0) AS e,
+    LATERAL public.backlot_names_in(payload) AS named;
+
+DROP FUNCTION public.backlot_payload;
+DROP FUNCTION public.backlot_names_in;
+
+INSERT INTO public.backlot_former_names
+SELECT DISTINCT user_id FROM public.backlot_telemetry WHERE char_length(user_id) BETWEEN 1 AND 128
+ON CONFLICT DO NOTHING;

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.seals.anchors import Acceptance, AnchorsUnusable, BucketAnchors, anchor_of
+from engine.seals.anchors import Acceptance, BucketAnchors, anchor_of
 from engine.seals.outside import Outside
+from engine.seals.places import AnchorsUnusable
 from engine.seals.proofs import Proofs, configured_anchors
 from engine.seals.sealer import LogRewritten
 from infra.settings import SettingsError, load_settings

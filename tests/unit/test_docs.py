@@ -45,6 +45,7 @@ TYPES: dict[Any, str] = {
     UUID: "UUID",
     datetime: "time",
     dict[str, object]: "object",
+    dict[str, int]: "object",
 }
 
 Fields = dict[str, tuple[str, str]]

@@ -300,4 +300,5 @@ def test_kinds_are_what_the_contract_calls_them() -> None:
         "anchor-differs",
         "timestamp-invalid",
         "head-differs",
+        "link-differs",
     ]
