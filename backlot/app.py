@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -13,11 +14,12 @@ from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import TupleRow
 
 from backlot.database import persons_of
-from backlot.features import FEATURES, TABLES, read_models, replayable
+from backlot.features import FEATURES, PERSONAL, TABLES, read_models, replayable
 from backlot.http import applications
 from backlot.privacy import personal_data
 from backlot.signals import last_word, run
 from commands.endpoint import Quotas, Services
+from commands.erasure import ErasureTerms
 from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.checkpoints import Waiting
@@ -25,10 +27,10 @@ from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
-from engine.persons import Persons
+from engine.persons import FENCED, Persons
 from engine.privileges import give_rights, make_user, running_user
 from engine.projection_subscription import ProjectionHost
-from engine.restores import compare_forgotten, erase_again
+from engine.restores import compare_forgotten, erase_again, purge_restored
 from engine.schedule import Job, run_job
 from engine.seals.chain import Seal
 from engine.seals.proofs import (
@@ -73,6 +75,7 @@ from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
 from readapi.comments import TranslationRequests
+from readapi.erasure import ErasureSearch
 from readapi.likes import LikeCounts, LiveCounts, LiveLimits
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
@@ -151,6 +154,7 @@ def open_parts(
         host,
         redis,
         make_redlock(redis, settings.redis.lock_urls),
+        PERSONAL,
         open_counters(settings, stack),
         sealer=_sealer(settings, database_url, seal_key, proofs, stamp),
         proofs=proofs,
@@ -217,7 +221,9 @@ def erase_restored(settings: Settings, database_url: str, persons: Persons, proo
     completes = Role.WORKERS in settings.server.roles
     with _reached(database_url, "DATABASE_URL") as conn:
         found = compare_forgotten(conn, proofs.outside.forgotten, completes=completes)
-    erase_again(persons, found, purge=lambda pseudonym: None)
+        if found:
+            with _reached(settings.analytics.url(database_url), "TIMESCALE_URL") as analytics:
+                erase_again(persons, found, partial(purge_restored, conn, analytics, PERSONAL))
 
 
 @contextmanager
@@ -312,11 +318,16 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
             stack.push_async_callback(app.state.integrity.close)
             given = (parts.settings, parts.database_url, parts.redis, parts.objects)
-            app.state.personal_data = personal_data(*given)
+            app.state.personal_data = personal_data(*given, parts.persons)
+            app.state.erasures = ErasureSearch(parts.persons, parts.database_url)
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
         if Role.COMMANDS in roles:
             app.state.commands = await _commands(parts, bus, buckets, stack)
+            privacy = parts.settings.privacy
+            app.state.erasure = ErasureTerms(
+                parts.persons, privacy.forget_videos, privacy.privacy_self_service
+            )
         if Role.WORKERS in roles:
             jobs = [job for feature in FEATURES for job in feature.jobs(parts, bus)]
             for close in parts.closings:
@@ -425,6 +436,7 @@ def _bus(parts: Parts) -> CommandBus:
         parts.recorder,
         readers=readers,
         telemetry=telemetry.HEAD,
+        fenced=FENCED,
         max_batch=settings.commands.batch_max,
         max_waiting=settings.commands.queue_max,
         retries=settings.commands.retries,

@@ -6,6 +6,7 @@ import getpass
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import psycopg
 from eventsourcing.persistence import PersistenceError
@@ -19,7 +20,7 @@ from engine.operations import Recording, recording
 from engine.persons import Persons
 from infra.data_folder import cluster_path, key_encryption_key_path, secret_path
 from infra.errors import OperatorError
-from infra.key_encryption import FileKey, GivenKey, KeyEncryption
+from infra.key_encryption import KeyEncryption, key_encryption_of
 from infra.postgres.connection import explained
 from infra.settings import Settings
 
@@ -56,15 +57,24 @@ def database_url(settings: Settings) -> str:
 
     Raise NothingRuns when the embedded one does not run.
     """
+    url = _database_url(settings)
+    persons_of(settings, url)
+    return url
+
+
+def persons_at_hand(settings: Settings) -> Persons:
+    """Return who is who in that database; raise NothingRuns."""
+    return persons_of(settings, _database_url(settings))
+
+
+def _database_url(settings: Settings) -> str:
     from infra.postgres.embedded import running_url
 
     if settings.database.url is not None:
-        url = settings.database.url.get_secret_value()
-    elif (running := running_url(cluster_path(settings.server.data_dir))) is not None:
-        url = running
-    else:
+        return settings.database.url.get_secret_value()
+    url = running_url(cluster_path(settings.server.data_dir))
+    if url is None:
         raise NothingRuns(f"nothing runs in {settings.server.data_dir}: start `make up` first")
-    persons_of(settings, url)
     return url
 
 
@@ -77,10 +87,16 @@ def persons_of(settings: Settings, database_url: str) -> Persons:
 
 def key_encryption(settings: Settings) -> KeyEncryption:
     """Return what wraps the keys of persons."""
-    given = settings.keys.key_encryption_key
-    if given is not None:
-        return GivenKey(given.get_secret_value())
-    return FileKey(key_encryption_key_path(settings.server.data_dir.absolute()))
+    return key_encryption_of(settings.keys, _key_file(settings))
+
+
+def former_key_encryption(settings: Settings) -> KeyEncryption:
+    """Return what has wrapped them before."""
+    return key_encryption_of(settings.former_keys, _key_file(settings))
+
+
+def _key_file(settings: Settings) -> Path:
+    return key_encryption_key_path(settings.server.data_dir.absolute())
 
 
 class Unrecordable(OperatorError):

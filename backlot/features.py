@@ -12,6 +12,7 @@ import commands.catalog
 import commands.comments
 import commands.dismissals
 import commands.endpoint
+import commands.erasure
 import commands.feedback
 import commands.likes
 import commands.moderation
@@ -25,7 +26,7 @@ import engine.inspection.persons
 import engine.replay.records
 import engine.reservations
 import engine.telemetry
-import projections.analytics.schema
+import projections.analytics.privacy
 import projections.catalog
 import projections.comments
 import projections.dismissals
@@ -40,6 +41,7 @@ import readapi.analytics
 import readapi.audit.routes
 import readapi.catalog
 import readapi.comments
+import readapi.erasure
 import readapi.feedback
 import readapi.likes
 import readapi.moderation
@@ -49,6 +51,7 @@ import readapi.recommendations
 import readapi.revocations
 import workers.analytics
 import workers.embeddings
+import workers.erasure
 import workers.feedback
 import workers.likes
 import workers.maintenance
@@ -66,6 +69,7 @@ from domain.dismissals import Dismissal
 from domain.model import Aggregate
 from domain.moderation import ContentReport, ModerationCase, UserBlock
 from domain.operation import Operation
+from domain.person import Person
 from domain.revocations import Revocations
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
@@ -249,7 +253,7 @@ FEATURES: tuple[Feature, ...] = (
         subscriptions=workers.analytics.subscriptions,
         jobs=workers.analytics.jobs,
         settings=(features.AnalyticsSettings,),
-        personal=projections.analytics.schema.PERSONAL,
+        personal=projections.analytics.privacy.PERSONAL,
     ),
     Feature(
         name="trending",
@@ -285,6 +289,14 @@ FEATURES: tuple[Feature, ...] = (
         jobs=workers.privacy.jobs,
         settings=(features.PrivacySettings,),
         personal=workers.privacy.PERSONAL,
+    ),
+    Feature(
+        name="erasure",
+        aggregates=(Person,),
+        commands=(commands.erasure.router,),
+        queries=(readapi.erasure.router,),
+        jobs=workers.erasure.jobs,
+        checks=(health.erasures,),
     ),
     Feature(
         name="audit",

@@ -34,6 +34,7 @@ from infra.http.auth import required_roles
 from infra.http.problems import Make, Problem
 from infra.http.requests import Hosts, Proxies
 from infra.http.shapes import InvalidPosition, encode_position
+from infra.key_encryption import KeyEncryptionFailed
 from infra.objects.folder import FolderStore
 from infra.objects.port import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
 from infra.objects.routes import object_router, part_router
@@ -58,7 +59,9 @@ UNKNOWN = (
 NOTHING_RECORDED = "The event store does not answer; nothing was recorded. Send it again."
 UNREADABLE = "What is stored here can't be read by this release; an operator has to look at it."
 NO_LOCKS = "The lock service does not answer; nothing was changed. Try again later."
+NO_KEYS = "What is stored can't be decrypted now; an operator has to look at the keys."
 NO_READ_MODELS = "The database of the read models does not answer; try again soon."
+NO_KEYS = "The keys of texts can't be had; try again soon."
 NO_ANALYTICS = "The database of the analytics does not answer; try again soon."
 
 
@@ -112,7 +115,9 @@ def _over_quota(error: QuotaExceeded) -> Problem:
 
 
 _store_away = _refusal(503, "store-unavailable", UNKNOWN, retry=1)
+_keys_away = _refusal(503, "keys-unavailable", NO_KEYS, retry=5, logged=True)
 _objects_away = _refusal(503, "object-store-unavailable", retry=5)
+_keys_away = _refusal(503, "unavailable", NO_KEYS, retry=5, logged=True)
 
 OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
     {
@@ -132,6 +137,7 @@ OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
         PersistenceError: _store_away,
         MapperDeserialisationError: _unreadable,
         psycopg.Error: _store_away,
+        KeyEncryptionFailed: _keys_away,
         PartMismatch: _part_mismatch,
         NoSuchUpload: _refusal(409, "upload-gone"),
         LocksUnavailable: _refusal(503, "locks-unavailable", NO_LOCKS, retry=5),
@@ -147,6 +153,7 @@ OF_QUERIES: Mapping[type[Exception], Make] = MappingProxyType(
         AnalyticsUnavailable: _refusal(
             503, "analytics-unavailable", NO_ANALYTICS, retry=1, logged=True
         ),
+        KeyEncryptionFailed: _keys_away,
         TooManyPoints: lambda error: Problem(422, "invalid", str(error), field="bucket"),
         InvalidPosition: _refusal(422, "position-invalid"),
         NotRecorded: _refusal(404, "not-found"),

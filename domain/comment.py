@@ -56,7 +56,7 @@ class Comment(Aggregate):
             comment._revise(self)
 
     class Deleted(Event):
-        """Its author took away what everybody could see."""
+        """Its author, or who forgets the author, took away what everybody could see."""
 
         TOPIC = "comment.deleted.v1"
 
@@ -143,7 +143,7 @@ class Comment(Aggregate):
             comment.removed_as = comment.stated_reason = None
 
     class Withdrawn(Event):
-        """Its author took away what nobody else could see."""
+        """Its author, or who forgets the author, took away what nobody else could see."""
 
         TOPIC = "comment.withdrawn.v1"
 
@@ -281,7 +281,14 @@ class Comment(Aggregate):
     def delete(self, origin: Origin) -> None:
         """Take the comment out of every read, for good."""
         self.require_author(origin)
-        self._record(self.Deleted if self.standing is Standing.POSTED else self.Withdrawn, origin)
+        self._take_away(origin)
+
+    def erase(self, origin: Origin) -> bool:
+        """The same for an author who is forgotten; return whether there was anything to take."""
+        there = self.video_id is not None and self.standing is not Standing.DELETED
+        if there:
+            self._take_away(origin)
+        return there
 
     def remove(self, acted_as: ActingAs, stated_reason: str | None, origin: Origin) -> None:
         """Show the comment to nobody but its author; what is removed already records nothing.
@@ -451,6 +458,9 @@ class Comment(Aggregate):
     def not_yours(self, message: str) -> NotAllowed | NotFound:
         """Return what somebody is told who has no right to it: nothing of what they don't see."""
         return NotAllowed(message) if self.standing is Standing.POSTED else NotFound(UNKNOWN)
+
+    def _take_away(self, origin: Origin) -> None:
+        self._record(self.Deleted if self.standing is Standing.POSTED else self.Withdrawn, origin)
 
     def _record(self, event: type[Event], origin: Origin, **fields: Any) -> None:
         self.record(event, origin, video_id=self.video_id, author=self.author, **fields)

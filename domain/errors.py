@@ -31,3 +31,5 @@ class Invalid(DomainError):
 
 class Forgotten(DomainError):
     """The actor was forgotten on request, or is being forgotten."""
+
+    TOLD = "This user was forgotten on request: nothing is taken from them."

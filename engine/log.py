@@ -142,6 +142,11 @@ class EventMapper(Mapper[UUID]):
         if self.ciphers is not None and (persons := set(_persons(stored))):
             self.ciphers.prepare(persons)
 
+    def readable(self, event: Aggregate.Event) -> dict[str, Any]:
+        """Return what an event says, as JSON values; nothing is encrypted."""
+        payload: dict[str, Any] = orjson.loads(orjson.dumps(vars(event)))
+        return {name: value for name, value in payload.items() if name not in COLUMNS}
+
     def to_domain_event(self, stored_event: StoredEvent) -> DomainEventProtocol[UUID]:
         stream, version = cast("UUID", stored_event.originator_id), stored_event.originator_version
         event = self.decode(stream, version, stored_event.topic, stored_event.state)
@@ -293,9 +298,12 @@ def _persons(stored: Iterable[tuple[str, bytes]]) -> Iterable[str]:
         sealed = _shape(topic).sealed if topic in EVENT_CLASSES else ()
         if sealed and SEALED_BYTES in state:
             # What can't be read is told where it is decoded.
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
                 payload = orjson.loads(state)
-                yield from [payload[field.person] for field in sealed]
+                for field in sealed:
+                    person = payload[field.person]
+                    if type(payload.get(field.name)) is dict and type(person) is str:
+                        yield person
 
 
 def _conversions(event: type[Aggregate.Event]) -> Iterable[tuple[str, Callable[[str], Any]]]:

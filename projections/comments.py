@@ -14,8 +14,9 @@ from psycopg.rows import TupleRow
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.moderation import ActingAs, HoldCause, Standing
+from domain.person import Person
 from domain.upload import CommentPolicy, Upload
-from engine.personal_data import PersonalEvents, PersonalTable
+from engine.personal_data import IN_THE_LOG, Blanked, Left, PersonalEvents, PersonalTable
 from engine.projection import Batch, Projection, Write, Writes, columns, writing_by_kind
 from infra.postgres.connection import fetch_as
 
@@ -62,6 +63,17 @@ CREATE INDEX hidden_held_by_owner ON {schema}.hidden (video_owner, position)
     WHERE standing = 'held';
 CREATE TABLE {schema}.policies (video_id uuid PRIMARY KEY, policy text NOT NULL)
 """
+# Whose the reason is that is stated.
+ADD_DECIDED: LiteralString = """
+ALTER TABLE {schema}.hidden ADD COLUMN decided_by text COLLATE "C";
+UPDATE {schema}.hidden AS h SET decided_by = (
+    SELECT convert_from(state, 'UTF8')::json->>'actor' FROM public.backlot_events
+    WHERE originator_id = h.comment_id AND topic IN ('comment.removed.v1', 'comment.rejected.v1')
+    ORDER BY originator_version DESC LIMIT 1)
+WHERE standing = 'removed'
+"""
+COMMENTS_GO = Left("deleted by `comment.deleted` and `comment.withdrawn`, which count")
+EMPTIED: LiteralString = "content = '', translated_text = NULL"
 PERSONAL = (
     PersonalTable(
         name="comments.comments",
@@ -70,6 +82,8 @@ PERSONAL = (
         table="{schema}.comments",
         projection="comments",
         columns=("author",),
+        forget=COMMENTS_GO,
+        emptied=EMPTIED,
     ),
     PersonalTable(
         name="comments.hidden",
@@ -80,6 +94,18 @@ PERSONAL = (
         columns=("author",),
         shown="comment_id, video_id, content, edited, language, translated_text, created_at, "
         "standing, held_for, removed_as, stated_reason",
+        forget=COMMENTS_GO,
+        emptied=EMPTIED,
+    ),
+    PersonalTable(
+        name="comments.decided",
+        holds="comments of others that somebody removed, with the reason",
+        kept="follows the event log",
+        table="{schema}.hidden",
+        projection="comments",
+        columns=("decided_by",),
+        shown="comment_id, removed_as, stated_reason",
+        forget=Blanked("decided_by = NULL, stated_reason = NULL", "the reason is deleted"),
     ),
     PersonalTable(
         name="comments.held_for_owner",
@@ -89,6 +115,7 @@ PERSONAL = (
         projection="comments",
         columns=("video_owner",),
         shown=None,
+        forget=Blanked("video_owner = NULL", "moderators can still approve them"),
     ),
     PersonalEvents(
         name="events.held_for_owner",
@@ -97,6 +124,7 @@ PERSONAL = (
         events=(Comment.Submitted, Comment.Withheld),
         subject="video_owner",
         shown=False,
+        forget=IN_THE_LOG,
     ),
 )
 COLUMNS: LiteralString = (
@@ -242,23 +270,26 @@ WRITES: Writes = {
         f"""
         WITH gone AS (
             DELETE FROM {{schema}}.comments
-            USING unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, acted_as, why)
-            WHERE comment_id = id RETURNING comments.*, acted_as, why),
+            USING unnest(%b::uuid[], %b::text[], %b::text[], %b::text[])
+                AS e(id, acted_as, why, actor)
+            WHERE comment_id = id RETURNING comments.*, acted_as, why, actor),
         kept AS (
-            INSERT INTO {{schema}}.hidden ({COLUMNS}, standing, removed_as, stated_reason)
-            SELECT {COLUMNS}, 'removed', acted_as, why FROM gone)
+            INSERT INTO {{schema}}.hidden
+                ({COLUMNS}, standing, removed_as, stated_reason, decided_by)
+            SELECT {COLUMNS}, 'removed', acted_as, why, actor FROM gone)
         SELECT video_id, -count(*) FROM gone GROUP BY video_id
         """,
-        lambda _, e: (e.originator_id, e.acted_as, e.stated_reason),
+        lambda _, e: (e.originator_id, e.acted_as, e.stated_reason, e.actor),
     ),
     Comment.Rejected: Write(
         """
         UPDATE {schema}.hidden h
-        SET standing = 'removed', removed_as = e.acted_as, stated_reason = e.why
-        FROM unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, acted_as, why)
+        SET standing = 'removed', removed_as = e.acted_as, stated_reason = e.why,
+            decided_by = e.actor
+        FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[]) AS e(id, acted_as, why, actor)
         WHERE h.comment_id = e.id
         """,
-        lambda _, e: (e.originator_id, e.acted_as, e.stated_reason),
+        lambda _, e: (e.originator_id, e.acted_as, e.stated_reason, e.actor),
     ),
     Comment.Approved: SHOW,
     Comment.Restored: SHOW,
@@ -364,12 +395,13 @@ class Comments(Projection):
     """The comments of each video, with what is known of their language; and who comments on it."""
 
     name = "comments"
-    version = 3
-    events = tuple(WRITES)
-    tables: ClassVar[LiteralString] = FIRST_TABLES + ";" + ADD_HIDDEN
-    additions: ClassVar[Mapping[int, LiteralString]] = {3: ADD_HIDDEN}
+    version = 4
+    events = (*WRITES, Person.Forgotten)
+    tables: ClassVar[LiteralString] = ";".join((FIRST_TABLES, ADD_HIDDEN, ADD_DECIDED))
+    additions: ClassVar[Mapping[int, LiteralString]] = {3: ADD_HIDDEN, 4: ADD_DECIDED}
     by_stream = True
-    absorbing = (Upload.Removed,)
+    absorbing = (Upload.Removed, Person.Forgotten)
+    personal = PERSONAL
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         deltas: defaultdict[UUID, int] = defaultdict(int)

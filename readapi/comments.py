@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 
 from domain.moderation import Standing
 from engine.checkpoints import Freshness
-from engine.personal_data import PersonalKeys
+from engine.personal_data import Deleted, PersonalKeys
 from infra.cache import OptionalRedis
 from infra.http.app import TOKEN_OPTIONAL, wire
 from infra.http.auth import Identity, MaybeCaller, require_identity
@@ -102,6 +102,7 @@ PERSONAL = (
         holds="how many translations somebody asked for on a day",
         kept="two days",
         pattern=f"{PREFIX}:*:{{digest}}",
+        forget=Deleted(),
     ),
 )
 

@@ -16,7 +16,7 @@ from engine.log import END_OF_LOG
 from infra.http.app import wire
 from infra.http.auth import Caller, Moderator
 from infra.http.problems import problems
-from infra.http.shapes import Comment, Time, Wire
+from infra.http.shapes import Comment, Time, UserId, Wire
 from projections.catalog import VideoRow
 from projections.comments import CommentRow, HiddenComment
 from projections.moderation import CaseRow, DetailRow, Moderation
@@ -39,7 +39,7 @@ class VideoTexts(Wire):
     """A video, as far as it can be judged by its texts."""
 
     video_id: UUID
-    owner_id: str
+    owner_id: UserId
     title: str
     description: str | None = None
     category: str | None = None
@@ -61,7 +61,7 @@ class ReportedThing(Wire):
     details: list[ReportDetail]
     opened_at: Time
     decided_at: Time | None = None
-    decided_by: str | None = None
+    decided_by: UserId | None = None
     decision_reason: str | None = None
     comment: Comment | None = None
     video: VideoTexts | None = None
@@ -70,7 +70,7 @@ class ReportedThing(Wire):
 class BlockedUser(Wire):
     """Somebody who can't comment on the caller's videos."""
 
-    user_id: str
+    user_id: UserId
 
 
 router = APIRouter(tags=["moderation"])

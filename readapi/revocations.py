@@ -20,7 +20,7 @@ from domain.revocations import STREAM_ID, Revocation, Revocations
 from engine.connections import Backoff, in_thread
 from engine.event_store import GroupCommitRecorder
 from engine.log import MAPPER
-from engine.personal_data import PersonalEvents
+from engine.personal_data import IN_THE_LOG, PersonalEvents
 from engine.subscription import woken
 from infra.http.app import wire
 from infra.http.auth import Admin, Authenticator, RevokedTokens
@@ -42,6 +42,7 @@ PERSONAL = (
         kept="the event log is kept for good",
         events=(Revocations.UserRevoked,),
         subject="user_id",
+        forget=IN_THE_LOG,
     ),
 )
 

@@ -153,6 +153,7 @@ ROUTES: tuple[Line, ...] = (
     # Personal data. A setting lets users export their own (tests/e2e/test_privacy.py).
     Line("GET /users/me/export", NOBODY),
     Line("GET /users/{user_id}/export", ADMIN),
+    Line("GET /users/{user_id}/pseudonym", ADMIN),
     # The audit.
     Line("GET /audit/events", AUDITORS),
     Line("GET /audit/events/{position}", AUDITORS),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
 from engine.event_store import GroupCommitRecorder
 from engine.messages import BEHIND_EVENTS, Consumer, MessageBatch, MessageSource, Sink
+from engine.personal_data import PersonalPlace
 from engine.persons import Persons
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
@@ -44,6 +45,8 @@ class Parts:
     host: ProjectionHost | None
     redis: Redis
     locks: Redlock
+    # Where features hold something about persons.
+    places: Sequence[PersonalPlace]
     # Without a Redis that the processes share, counts come from the read model.
     counters: Counters | None
     # What must end before the server waits for its last answers: streams without an end.

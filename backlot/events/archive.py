@@ -92,9 +92,7 @@ def export(
     ] = PayloadMode.FULL,
     with_keys: Annotated[
         bool,
-        typer.Option(
-            "--with-keys", help="Write FILE.keys, too: wrapped keys, who is who."
-        ),
+        typer.Option("--with-keys", help="Write FILE.keys, too: wrapped keys, who is who."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -140,9 +138,7 @@ def import_events(
     file: Annotated[Path, typer.Argument(help="What `events export` wrote as jsonl.")],
     without_keys: Annotated[
         bool,
-        typer.Option(
-            "--without-keys", help="Nobody shall read the texts; else FILE.keys is used."
-        ),
+        typer.Option("--without-keys", help="Nobody shall read the texts; else FILE.keys is used."),
     ] = False,
     public_key: PublicKey = None,
     anchors: Anchors = None,

@@ -258,7 +258,7 @@ def rewrite_log(
 
 def _new_book(conn: Connection[TupleRow], kek: KeyEncryption) -> PersonBook:
     key_file.require_no_persons(conn)
-    return PersonBook(conn, load_wrapping_keys(conn, kek))
+    return PersonBook(conn, load_wrapping_keys(conn, kek, make=True))
 
 
 def _read_book(conn: Connection[TupleRow], path: Path, kek: KeyEncryption) -> PersonBook:
@@ -270,9 +270,13 @@ def _read_book(conn: Connection[TupleRow], path: Path, kek: KeyEncryption) -> Pe
             book = PersonBook(conn, wrapping)
         elif table == "backlot_former_names":
             former.update(row["name"] for _, row in rows)
-        elif book is not None:
+        elif book is not None and table == "backlot_persons":
             for _, row in rows:
                 book.take(row, is_former=row["pseudonym"] in former)
+        elif book is not None:
+            book.store()
+            renamed = ({**row, "pseudonym": book.rename(row["pseudonym"])} for _, row in rows)
+            store_rows(conn, table, renamed)
     if book is None:
         raise key_file.KeysUnusable(f"{path} has no wrapping keys")
     return book

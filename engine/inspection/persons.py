@@ -7,7 +7,7 @@ no part in the stream are found by their topics. What is not indexed yet is read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
 from typing import LiteralString
 from uuid import UUID
@@ -22,6 +22,8 @@ from engine.event_store import EVENTS
 from engine.inspection.index import Audit
 from engine.log import MAPPER, Stored, topics_of
 from engine.personal_data import (
+    IN_THE_LOG,
+    Left,
     PersonalEvents,
     PersonalStreams,
     PersonalTable,
@@ -35,6 +37,7 @@ PERSONAL = (
         name="events",
         holds="what somebody did, and what became of it: the event log",
         kept="the event log is kept for good",
+        forget=IN_THE_LOG,
     ),
     PersonalTable(
         name="audit.events",
@@ -44,6 +47,7 @@ PERSONAL = (
         projection=Audit.name,
         columns=("actor",),
         shown=None,
+        forget=Left("it says no more than the events: the pseudonym names nobody", for_good=True),
     ),
 )
 
@@ -75,6 +79,14 @@ SELECT {COLUMNS} FROM (
     WHERE topic = ANY (%(topics)s) AND {NOT_INDEXED}) AS found
 JOIN {EVENTS} AS e ON e.notification_id = found.position
 WHERE position(%(needle)s::bytea IN e.state) > 0 ORDER BY e.notification_id
+""".encode()
+
+BEGUN_STREAMS = f"""
+SELECT e.originator_id FROM audit.events AS a
+JOIN {EVENTS} AS e ON e.notification_id = a.position
+WHERE a.actor = %(subject)s AND a.topic = ANY (%(topics)s)
+UNION SELECT originator_id FROM {EVENTS} CROSS JOIN LATERAL audit.read(state) AS f
+WHERE f.actor = %(subject)s AND topic = ANY (%(topics)s) AND {NOT_INDEXED}
 """.encode()
 
 
@@ -111,6 +123,15 @@ def begun(
         cursor.execute(IN_STREAMS, given(subject))
         found = (Stored(*row) for row in cursor if row[3] in topics)
         return [stored.decode().event for stored in found if _is_about(stored, subject)]
+
+
+def begun_streams(
+    conn: Connection[TupleRow], events: Iterable[type[Aggregate.Event]], subject: str
+) -> list[UUID]:
+    """Return the streams in which a person has recorded one of these; raise psycopg.Error."""
+    topics = [topic for event in events for topic in topics_of(event)]
+    rows = conn.execute(BEGUN_STREAMS, given(subject) | {"topics": topics}).fetchall()
+    return [stream for (stream,) in rows]
 
 
 def _is_about(stored: Stored, subject: str) -> bool:

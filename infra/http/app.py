@@ -5,16 +5,11 @@ The edge is the outermost layer: request ids, limits of bodies, metrics, and no 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -23,13 +18,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.auth import Authenticator, Identity, Pseudonyms, caller_of, recalled
+from infra.http.auth import Authenticator, Identity, ask, caller_of, recalled
 from infra.http.problems import (
     FRAMEWORK,
     PROBLEM_JSON,
@@ -42,6 +35,7 @@ from infra.http.problems import (
     unknown_parameters,
 )
 from infra.http.rate_limits import OBJECTS, RateLimits, fields, rate_class, too_many
+from infra.http.request_metrics import HTTP
 from infra.http.requests import (
     ADDED,
     HEADERS,
@@ -57,7 +51,7 @@ from infra.http.requests import (
 )
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
-from infra.metrics import REGISTRY, SECONDS
+from infra.pseudonyms import Pseudonyms
 from infra.rate_limits import LimitReached
 from infra.security_log import SecurityEvent, record
 
@@ -94,61 +88,6 @@ Shortcut = Callable[[UUID, Request], Awaitable[Response | None]]
 """Answers a request for the one id in its path, or None: then it goes through the framework."""
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-
-
-@dataclass(slots=True)
-class Timings:
-    """Requests of one method and route: how many fell into each bucket, and their seconds."""
-
-    counts: list[int]
-    seconds: float = 0.0
-    statuses: Counter[int] = field(default_factory=Counter)
-
-
-class RequestMetrics(Collector):
-    """Requests by method, route template and status, and the time that they took.
-
-    prometheus_client's own counters cost a request as much as its route. One event loop observes;
-    the figures get Prometheus' shape when somebody scrapes them.
-    """
-
-    def __init__(self, prefix: str, buckets: Sequence[float]) -> None:
-        """`buckets` are upper bounds in seconds, in rising order."""
-        self._prefix = prefix
-        self._bounds = list(buckets)
-        self._timed: dict[tuple[str, str], Timings] = {}
-
-    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Take in one answered request."""
-        timed = self._timed.get((method, route))
-        if timed is None:
-            timed = self._timed[method, route] = Timings([0] * (len(self._bounds) + 1))
-        timed.counts[bisect_left(self._bounds, seconds)] += 1
-        timed.seconds += seconds
-        timed.statuses[status] += 1
-
-    def collect(self) -> Iterable[Metric]:
-        requests = CounterMetricFamily(
-            f"{self._prefix}_requests",
-            "HTTP requests answered, by route template.",
-            labels=("method", "route", "status"),
-        )
-        seconds = HistogramMetricFamily(
-            f"{self._prefix}_request_seconds",
-            "Time to answer an HTTP request, by route template.",
-            labels=("method", "route"),
-        )
-        names = [*map(str, self._bounds), "+Inf"]
-        for labels, timed in list(self._timed.items()):
-            for status, count in list(timed.statuses.items()):
-                requests.add_metric((*labels, str(status)), count)
-            below = list(zip(names, accumulate(timed.counts), strict=True))
-            seconds.add_metric(labels, below, timed.seconds)
-        return (requests, seconds)
-
-
-HTTP = RequestMetrics("backlot_http", SECONDS)
-REGISTRY.register(HTTP)
 
 
 class DirectRoute(APIRoute):
@@ -423,7 +362,7 @@ class HttpApp(FastAPI):
         for kind in type(error).__mro__:
             if kind in self._translate:
                 return self._translate[kind](error)
-        log.error("request_broke", method=scope["method"], path=scope["path"], exc_info=error)
+        log.error("request_broke", method=scope["method"], path=_path_told(scope), exc_info=error)
         detail = "This is our fault and has been logged; please try again."
         return Problem(500, "internal", detail)
 
@@ -433,8 +372,14 @@ def _measure(scope: Scope, status: int, seconds: float) -> None:
     method = asked if asked in METHODS else "other"
     HTTP.observe(method, getattr(scope.get("route"), "path", "unmatched"), status, seconds)
     if REQUESTS.isEnabledFor(logging.DEBUG):
-        told = {"path": scope["path"], "requestId": request_id_of(scope)}
+        told = {"path": _path_told(scope), "requestId": request_id_of(scope)}
         log.debug("request", method=method, status=status, seconds=seconds, **told)
+
+
+def _path_told(scope: Scope) -> str:
+    """Return the path as logs may have it: without the user id that it may name."""
+    template = str(getattr(scope.get("route"), "path", ""))
+    return template if "{user_id}" in template else str(scope["path"])
 
 
 def _local_port(scope: Scope) -> int:
@@ -494,16 +439,15 @@ class NamedResponse(JsonResponse):
 
 
 async def named(persons: Pseudonyms, wire: Wire) -> bytes:
-    """Return a shape as JSON, with user ids in place of pseudonyms; the shape has them then."""
-    places = list(wire.persons())
-    pseudonyms = {getattr(shape, name) for shape, name in places}
+    """Return a shape as JSON, with user ids in place of pseudonyms.
+
+    Raise Problem 503 where these can't be found out.
+    """
+    pseudonyms = {getattr(shape, name) for shape, name in wire.persons()}
     names = persons.recall(pseudonyms)
     if names is None:
-        names = await asyncio.to_thread(persons.names, pseudonyms)
-    for shape, name in places:
-        pseudonym = getattr(shape, name)
-        setattr(shape, name, names.get(pseudonym, pseudonym))
-    return wire.to_json()
+        names = await ask(persons.names, pseudonyms)
+    return wire.to_json(names)
 
 
 def problem_response(scope: Scope, problem: Problem) -> Response:

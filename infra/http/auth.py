@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Lock
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 
 import jwt
@@ -32,10 +32,14 @@ from infra.cache import SingleFlight
 from infra.http.keys import Keys, KeysUnavailable, keys_of
 from infra.http.problems import Problem
 from infra.http.requests import client_address, header
+from infra.key_encryption import KeyEncryptionFailed
+from infra.pseudonyms import UNKNOWN, OwnNames, Pseudonyms
 from infra.security_log import SecurityEvent, record
 from infra.settings.adapters import AuthSettings
 
 log = structlog.get_logger(__name__)
+
+R = TypeVar("R")
 
 # Who decides about what anybody wrote, and sees private videos that are not their own.
 MODERATORS = frozenset(("moderator", "admin"))
@@ -121,41 +125,6 @@ class RevokedTokens:
             return False
         issued = claims.get("iat")
         return issued is None or not until < issued - CLOCK_SKEW_SECONDS <= now
-
-
-class Pseudonyms(Protocol):
-    """Who is who: inside of the program a pseudonym stands for each user.
-
-    Only `recall` never blocks, and never raises.
-    """
-
-    def admit(self, user_id: str) -> str:
-        """Return the pseudonym of a user who calls, made at the first call; raise Forgotten."""
-
-    def find(self, user_id: str) -> str | None:
-        """Return the pseudonym of a user that a call names; None where nobody has that name."""
-
-    def recall(self, pseudonyms: Iterable[str]) -> Mapping[str, str] | None:
-        """Return the user ids of so many, if they are at hand; who has none is left out."""
-
-    def names(self, pseudonyms: Iterable[str]) -> Mapping[str, str]:
-        """Return the user ids of so many; who has none is left out."""
-
-
-class OwnNames:
-    """User ids that are their own pseudonyms."""
-
-    def admit(self, user_id: str) -> str:
-        return user_id
-
-    def find(self, user_id: str) -> str | None:
-        return user_id
-
-    def recall(self, pseudonyms: Iterable[str]) -> Mapping[str, str]:
-        return {}
-
-    def names(self, pseudonyms: Iterable[str]) -> Mapping[str, str]:
-        return {}
 
 
 class Authenticator:
@@ -339,6 +308,13 @@ def _require_time(claim: str, value: object) -> None:
         raise InvalidToken(f"{claim} must be a time in seconds")
 
 
+def user_id_of(text: str) -> str:
+    """Return what a call has where it names a user; raise ValueError for what no token can say."""
+    if not is_name(text, MAX_USER_ID_LENGTH) or is_reserved(text):
+        raise ValueError(f"must be a user id of at most {MAX_USER_ID_LENGTH} characters")
+    return text
+
+
 def _subject(claims: dict[str, Any]) -> tuple[str, frozenset[str]]:
     """Return the user id and the roles of a token; raise InvalidToken."""
     user_id, roles = claims["sub"], claims.get("roles", [])
@@ -413,7 +389,7 @@ async def _identify(scope: Scope) -> Identity | None:
     authenticator: Authenticator = scope["app"].state.authenticator
     try:
         await authenticator.prepare(token)
-        return await asyncio.to_thread(authenticator.authenticate, token)
+        return await ask(authenticator.authenticate, token)
     except InvalidToken as error:
         record(SecurityEvent.TOKEN_REFUSED, client_address(scope), reason=error.reason)
         raise _unauthenticated(f"The token was refused: {error.reason}.") from error
@@ -422,19 +398,48 @@ async def _identify(scope: Scope) -> Identity | None:
         raise Problem(
             503, "unavailable", "Tokens can't be verified right now.", headers={"Retry-After": "5"}
         ) from error
+
+
+async def ask(question: Callable[..., R], *given: Any) -> R:
+    """Return what persons answer to a question that may block.
+
+    Raise Problem: 410 of whom was forgotten, 503 where nobody can be told apart now.
+    """
+    try:
+        return await asyncio.to_thread(question, *given)
     except Forgotten as error:
         raise Problem(410, "forgotten", str(error)) from error
-    except psycopg.Error as error:
+    except (psycopg.Error, KeyEncryptionFailed) as error:
         log.warning("persons_unavailable", error=" ".join(str(error).split()))
         raise Problem(
             503, "unavailable", "Users can't be told apart right now.", headers={"Retry-After": "1"}
         ) from error
 
 
-async def person_named(request: Request, user_id: str) -> str | None:
-    """Return the pseudonym of the user that a call names; None where nobody has that name."""
+async def persons_of(request: Request) -> Pseudonyms:
+    """Return who is who for a request."""
     authenticator: Authenticator = request.app.state.authenticator
-    return await asyncio.to_thread(authenticator.persons.find, user_id)
+    return authenticator.persons
+
+
+async def persons_named(request: Request, user_ids: Sequence[str]) -> list[str]:
+    """Return the pseudonyms of users that a call names; UNKNOWN where nobody has that name."""
+    find = (await persons_of(request)).find
+    return await ask(lambda: [find(user_id) or UNKNOWN for user_id in user_ids])
+
+
+async def person_named(request: Request, user_id: str) -> str:
+    """Return the pseudonym of one user that a call names, as `persons_named` does."""
+    (person,) = await persons_named(request, (user_id,))
+    return person
+
+
+async def person_admitted(request: Request, user_id: str) -> str:
+    """Return the pseudonym of a user of whom something is recorded, also before they came here.
+
+    Raise Problem 410 for one who was forgotten.
+    """
+    return await ask((await persons_of(request)).admit, user_id)
 
 
 async def require_identity(request: Request) -> Identity:

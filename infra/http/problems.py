@@ -86,13 +86,16 @@ Make = Callable[[Any], Problem]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses=` of a route that can answer these problems."""
+    """Return the `responses=` of a route that can answer these problems.
+
+    Whoever may be refused for their token may be told that their user was forgotten.
+    """
     return {
         status: {
             "description": TITLES[status][1],
             "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
         }
-        for status in statuses
+        for status in sorted({*statuses, 410} if 401 in statuses else statuses)
     }
 
 

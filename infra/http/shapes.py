@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Annotated, Literal, NamedTuple, Self, get_args
@@ -21,6 +21,7 @@ from domain.comment import TranslationStatus
 from domain.moderation import ActingAs, HoldCause
 from domain.revocations import Revocation
 from domain.upload import CommentPolicy, Visibility
+from infra.pseudonyms import Pseudonyms
 
 APPLICATION = "backlot"
 POSITION = re.compile(rf"{APPLICATION}:([0-9]{{1,18}})(?::([0-9]{{1,18}}))?")
@@ -72,9 +73,28 @@ class Wire(BaseModel):
                 if isinstance(each, Wire):
                     yield from each.persons()
 
-    def to_json(self) -> bytes:
-        """UTF-8 JSON; fields without a value are left out."""
-        return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_none=True)
+    def to_json(self, names: Mapping[str, str] | None = None) -> bytes:
+        """UTF-8 JSON; fields without a value are left out, persons have their `names`.
+
+        The object is as before then: it may be kept, and told again.
+        """
+        places = [(vars(shape), name) for shape, name in self.persons()] if names else []
+        pseudonyms = [fields[name] for fields, name in places]
+        for fields, name in places:
+            fields[name] = (names or {}).get(fields[name], fields[name])
+        try:
+            return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_none=True)
+        finally:
+            for (fields, name), pseudonym in zip(places, pseudonyms, strict=True):
+                fields[name] = pseudonym
+
+
+def name_persons(shapes: Iterable[Wire], persons: Pseudonyms) -> None:
+    """Put user ids in place of pseudonyms; may ask the database."""
+    places = [(vars(shape), name) for each in shapes for shape, name in each.persons()]
+    names = persons.names({fields[name] for fields, name in places})
+    for fields, name in places:
+        fields[name] = names.get(fields[name], fields[name])
 
 
 class PersonFields(NamedTuple):

@@ -24,6 +24,7 @@ from psycopg.rows import TupleRow
 from engine.comparison import SESSION, Difference
 from engine.event_store import EVENTS
 from engine.log import Log, LogWindow, event_id
+from engine.persons import forgotten
 from engine.replay.records import Progress, ReplayState, Report
 from infra.advisory_locks import job_lock
 from infra.errors import OperatorError
@@ -41,14 +42,21 @@ from projections.integration_events import events_for, from_event
 WINDOW_EVENTS = 5_000
 
 HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
+# The log names who was forgotten since, and the analytics no longer do: so nobody it was.
 TABLES = b"""
-CREATE TEMPORARY TABLE told_rows (position bigint NOT NULL, LIKE analytics.video_analytics);
-CREATE INDEX ON told_rows ("timestamp");
+CREATE TEMPORARY TABLE told_forgotten (person text COLLATE "C" PRIMARY KEY);
+CREATE TEMPORARY TABLE told_by_log (position bigint NOT NULL, LIKE analytics.video_analytics);
+CREATE INDEX ON told_by_log ("timestamp");
+CREATE TEMPORARY VIEW told_rows AS
+SELECT position, event_id, video_id,
+       CASE WHEN user_id NOT IN (SELECT person FROM told_forgotten) THEN user_id END AS user_id,
+       event_type, "timestamp", metadata
+FROM told_by_log;
 CREATE TEMPORARY TABLE told_unreadable (event_id uuid PRIMARY KEY);
 CREATE TEMPORARY TABLE told_videos (LIKE analytics.videos INCLUDING ALL)
 """
 COPY = b"""
-COPY told_rows (position, event_id, video_id, user_id, event_type, "timestamp", metadata)
+COPY told_by_log (position, event_id, video_id, user_id, event_type, "timestamp", metadata)
 FROM STDIN
 """
 UNREADABLE = b"INSERT INTO told_unreadable SELECT unnest(%b::uuid[]) ON CONFLICT DO NOTHING"
@@ -57,6 +65,14 @@ STAGING_WRITES = {
     kind: statement.replace(b"analytics.videos", b"told_videos")
     for kind, statement in WRITES.items()
 }
+
+ADD_FORGOTTEN = b"INSERT INTO told_forgotten SELECT unnest(%b::text[]) ON CONFLICT DO NOTHING"
+# Unless the owner is yet to be taken out.
+DISOWN = b"""
+UPDATE told_videos AS told SET owner = '' WHERE owner IN (SELECT person FROM told_forgotten)
+    AND NOT EXISTS (SELECT FROM analytics.videos AS kept
+                    WHERE kept.video_id = told.video_id AND kept.owner = told.owner)
+"""
 
 Pace = Callable[[int], None]
 """Hears of the position that was read; raises what is to end the reading."""
@@ -76,7 +92,7 @@ WHERE hypertable_schema = 'analytics' AND hypertable_name = 'video_analytics'
 }
 SPAN = b"""
 SELECT greatest(min(low), %(floor)s), least(max(high), %(ceiling)s) FROM (
-    SELECT min("timestamp"), max("timestamp") FROM told_rows
+    SELECT min("timestamp"), max("timestamp") FROM told_by_log
     UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_daily
     UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_hourly
     UNION ALL (ROWS)) AS seen(low, high)
@@ -129,11 +145,18 @@ class StagingTables:
         """Go on with likes and comments to the end of the log."""
         after, until = self._rows_until, self.head()
         self._rows_until = self._read(self._rows, self._write_rows, after, until, pace)
+        self._forget()
 
     def read_videos(self, until: int, pace: Pace = lambda _: None) -> None:
         """Go on with the uploads to a position, which must be where their consumer is."""
         after = self._videos_until
         self._videos_until = self._read(self._videos, self._write_videos, after, until, pace)
+        self._forget()
+        self._conn.execute(DISOWN)
+
+    def _forget(self) -> None:
+        """Learn who is forgotten, before that is compared of which they are taken out."""
+        self._conn.execute(ADD_FORGOTTEN, (forgotten(self._log_conn),))
 
     def _read(
         self, log: Log, write: Callable[[LogWindow], None], after: int, until: int, pace: Pace

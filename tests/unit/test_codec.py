@@ -173,6 +173,7 @@ class TestDeclarations:
             "blocked": "blocked",
             "reporter": "reporter",
             "detail": "reporter",
+            "person": "person",
         }
         names = {field.name for field in dataclasses.fields(event)}
         assert personal(event) == {name: about[name] for name in about if name in names}

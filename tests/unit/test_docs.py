@@ -110,7 +110,19 @@ def paths(tmp_path: Path) -> dict[str, Any]:
     models = read_models()
     authenticator = make_authenticator(settings.auth, SECRET)
     parts = Parts(
-        settings, "", "", authenticator, store, unused, models, unused, None, unused, unused, None
+        settings,
+        "",
+        "",
+        authenticator,
+        store,
+        unused,
+        unused,
+        models,
+        unused,
+        None,
+        unused,
+        unused,
+        None,
     )
     found: dict[str, Any] = make_app(parts).openapi()["paths"]
     return found

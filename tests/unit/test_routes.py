@@ -33,8 +33,8 @@ def application(folder: Path, **variables: str) -> HttpApp:
     store = FolderStore(folder, SECRET.encode(), timedelta(1), lambda: datetime.now(UTC))
     unused: Any = None
     models, authenticator = read_models(), make_authenticator(settings.auth, SECRET)
-    given = (settings, "", "", authenticator, store, unused, models, unused, None, unused, unused)
-    return make_app(Parts(*given, None))
+    given = (settings, "", "", authenticator, store, unused, unused, models, unused)
+    return make_app(Parts(*given, None, unused, unused, None))
 
 
 def calls(app: HttpApp) -> list[str]:

@@ -1,0 +1,135 @@
+"""Erasures: how far it is with each person whom the program forgets.
+
+Each has a row since the fence, which outlives every process. A step that is under way when its
+process dies is done again from its beginning.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from psycopg import Connection, Rollback
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+
+class Step(StrEnum):
+    """What is done about a person, in this order; `settling` waits for what was under way."""
+
+    REQUEST = "request"
+    COMMENTS = "comments"
+    TEXTS = "texts"
+    VIDEOS = "videos"
+    KEY = "key"
+    PLACES = "places"
+    SETTLING = "settling"
+    FINISH = "finish"
+
+    @property
+    def following(self) -> Step:
+        """The next one; of the last one, itself."""
+        steps = list(Step)
+        return steps[min(steps.index(self) + 1, len(steps) - 1)]
+
+
+class Erasure(NamedTuple):
+    """One person's: since when it waits in all, and in this step.
+
+    `counts` is what was removed so far, `failures` are those of this step.
+    """
+
+    pseudonym: str
+    fenced_at: datetime
+    waits: timedelta
+    step: Step
+    step_waits: timedelta
+    counts: Mapping[str, int]
+    failures: int
+    error: str | None
+    finished_at: datetime | None
+
+
+ROWS = """
+SELECT pseudonym, fenced_at, clock_timestamp() - fenced_at AS waits, step,
+       clock_timestamp() - step_at AS step_waits, counts, failures, error, finished_at
+FROM public.backlot_erasures JOIN public.backlot_persons USING (pseudonym)
+"""
+OPEN = (ROWS + "WHERE finished_at IS NULL ORDER BY fenced_at, pseudonym").encode()
+ONE = (ROWS + "WHERE pseudonym = %s").encode()
+LOCK = b"SELECT counts FROM public.backlot_erasures WHERE pseudonym = %s AND step = %s FOR UPDATE"
+ADVANCE = b"""
+UPDATE public.backlot_erasures
+SET step = %s, step_at = clock_timestamp(), counts = %s, failures = 0, error = NULL
+WHERE pseudonym = %s
+"""
+COUNT = b"UPDATE public.backlot_erasures SET counts = %s WHERE pseudonym = %s"
+FAIL = b"""
+UPDATE public.backlot_erasures SET failures = failures + 1, error = %s WHERE pseudonym = %s
+"""
+FINISH = b"""
+UPDATE public.backlot_erasures SET finished_at = coalesce(finished_at, clock_timestamp())
+WHERE pseudonym = %s
+"""
+LATELY = b"""
+SELECT pseudonym FROM public.backlot_erasures
+WHERE finished_at > clock_timestamp() - %s::interval ORDER BY pseudonym
+"""
+
+
+def open_erasures(conn: Connection[Any]) -> list[Erasure]:
+    """Return those that are not finished, the oldest first."""
+    with conn.cursor(row_factory=class_row(_erasure)) as cursor:
+        return cursor.execute(OPEN).fetchall()
+
+
+def find_erasure(conn: Connection[Any], pseudonym: str) -> Erasure | None:
+    """Return that of a person; None of one who was not fenced."""
+    with conn.cursor(row_factory=class_row(_erasure)) as cursor:
+        return cursor.execute(ONE, (pseudonym,)).fetchone()
+
+
+def _erasure(step: str, **rest: Any) -> Erasure:
+    return Erasure(step=Step(step), **rest)
+
+
+def count(conn: Connection[Any], erasure: Erasure, removed: Mapping[str, int]) -> None:
+    """Add what a part of a step has removed; nothing where another process is further."""
+    _add(conn, erasure, removed, None)
+
+
+def advance(conn: Connection[Any], erasure: Erasure, removed: Mapping[str, int]) -> None:
+    """Go on to the next step, with what this one has removed beside what is counted already."""
+    _add(conn, erasure, removed, erasure.step.following)
+
+
+def _add(
+    conn: Connection[Any], erasure: Erasure, removed: Mapping[str, int], step: Step | None
+) -> None:
+    with conn.transaction():
+        row = conn.execute(LOCK, (erasure.pseudonym, erasure.step)).fetchone()
+        if row is None:
+            raise Rollback
+        counts = Jsonb(dict(+(Counter(row[0]) + Counter(removed))))
+        if step is None:
+            conn.execute(COUNT, (counts, erasure.pseudonym))
+        else:
+            conn.execute(ADVANCE, (step, counts, erasure.pseudonym))
+
+
+def fail(conn: Connection[Any], pseudonym: str, error: str) -> None:
+    """Count a failure of the present step; `error` names nobody."""
+    conn.execute(FAIL, (error, pseudonym))
+
+
+def finish(conn: Connection[Any], pseudonym: str) -> None:
+    """Take the person for forgotten; twice is once."""
+    conn.execute(FINISH, (pseudonym,))
+
+
+def finished_within(conn: Connection[Any], term: timedelta) -> list[str]:
+    """Return the pseudonyms of those who were forgotten within that time until now."""
+    return [pseudonym for (pseudonym,) in conn.execute(LATELY, (term,)).fetchall()]
