@@ -6,7 +6,6 @@ import getpass
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import psycopg
 from eventsourcing.persistence import PersistenceError
@@ -18,7 +17,7 @@ from engine.event_store import open_recorder
 from engine.log import MAPPER
 from engine.operations import Recording, recording
 from engine.persons import Persons
-from infra.data_folder import cluster_path, key_encryption_key_path, secret_path
+from infra.data_folder import cluster_path, secret_path
 from infra.errors import OperatorError
 from infra.key_encryption import KeyEncryption, key_encryption_of
 from infra.postgres.connection import explained
@@ -87,16 +86,7 @@ def persons_of(settings: Settings, database_url: str) -> Persons:
 
 def key_encryption(settings: Settings) -> KeyEncryption:
     """Return what wraps the keys of persons."""
-    return key_encryption_of(settings.keys, _key_file(settings))
-
-
-def former_key_encryption(settings: Settings) -> KeyEncryption:
-    """Return what has wrapped them before."""
-    return key_encryption_of(settings.former_keys, _key_file(settings))
-
-
-def _key_file(settings: Settings) -> Path:
-    return key_encryption_key_path(settings.server.data_dir.absolute())
+    return key_encryption_of(settings.keys, settings.server.data_dir)
 
 
 class Unrecordable(OperatorError):

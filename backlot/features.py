@@ -28,7 +28,7 @@ import engine.reservations
 import engine.telemetry
 import projections.analytics.privacy
 import projections.catalog
-import projections.comments
+import projections.comment_tables
 import projections.dismissals
 import projections.feedback.reports
 import projections.like_counters
@@ -168,7 +168,7 @@ FEATURES: tuple[Feature, ...] = (
         commands=(commands.comments.router,),
         queries=(readapi.comments.router,),
         projections=(Comments,),
-        personal=(*projections.comments.PERSONAL, *readapi.comments.PERSONAL),
+        personal=(*projections.comment_tables.PERSONAL, *readapi.comments.PERSONAL),
     ),
     Feature(
         name="moderation",

@@ -61,7 +61,6 @@ UNREADABLE = "What is stored here can't be read by this release; an operator has
 NO_LOCKS = "The lock service does not answer; nothing was changed. Try again later."
 NO_KEYS = "What is stored can't be decrypted now; an operator has to look at the keys."
 NO_READ_MODELS = "The database of the read models does not answer; try again soon."
-NO_KEYS = "The keys of texts can't be had; try again soon."
 NO_ANALYTICS = "The database of the analytics does not answer; try again soon."
 
 
@@ -117,7 +116,6 @@ def _over_quota(error: QuotaExceeded) -> Problem:
 _store_away = _refusal(503, "store-unavailable", UNKNOWN, retry=1)
 _keys_away = _refusal(503, "keys-unavailable", NO_KEYS, retry=5, logged=True)
 _objects_away = _refusal(503, "object-store-unavailable", retry=5)
-_keys_away = _refusal(503, "unavailable", NO_KEYS, retry=5, logged=True)
 
 OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
     {

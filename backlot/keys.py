@@ -12,7 +12,6 @@ from backlot.arguments import group
 from backlot.database import (
     database_at_hand,
     database_url,
-    former_key_encryption,
     key_encryption,
     recorded,
 )
@@ -99,12 +98,14 @@ def rewrap(yes: Yes = False, as_json: Json = False) -> None:
     OLD_KEY_ENCRYPTION_KEY, OLD_VAULT_TRANSIT_KEY or OLD_KMS_KEY_ID name.
     """
     from engine import wrapping_keys
+    from infra.key_encryption import key_encryption_of
 
     settings = load_settings()
     url, kek = database_url(settings), key_encryption(settings)
+    former = key_encryption_of(settings.former_keys, settings.server.data_dir)
     require_yes(f"Have the keys wrapped by {kek.name} from now on?", yes=yes)
     with _recorded(url, "rewrap") as (conn, running):
-        done = wrapping_keys.rewrap(conn, kek, former_key_encryption(settings))
+        done = wrapping_keys.rewrap(conn, kek, former)
         running.result = done._asdict()
     before = ", ".join(done.before)
     text = f"{done.keys} wrapping keys are wrapped by {done.by} now, before by {before}"

@@ -95,8 +95,8 @@ class FindForgetting(Query[ForgettingFacts]):
 
 
 @dataclass(frozen=True)
-class FinishForgetting(Command[None]):
-    """Record that a person is forgotten, with what was removed, by part."""
+class FinishForgetting(Command[dict[str, int]]):
+    """Record that a person is forgotten, with what was removed; answer with what is on record."""
 
     person: str
     counts: dict[str, int]
@@ -104,9 +104,10 @@ class FinishForgetting(Command[None]):
     def streams(self) -> Sequence[UUID]:
         return (stream_id(self.person),)
 
-    def decide(self, aggregates: Aggregates, origin: Origin) -> None:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> dict[str, int]:
         person = aggregates.get(Person, stream_id(self.person))
         person.finish_forgetting(self.person, self.counts, origin)
+        return person.counts
 
 
 @dataclass(frozen=True)

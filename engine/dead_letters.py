@@ -19,9 +19,10 @@ from psycopg import Connection, Cursor
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from domain.model import FORGOTTEN
 from engine.checkpoints import SubscriptionKind
 from engine.event_store import EVENTS
-from engine.personal_data import NOBODY, PersonalTable, Rewritten, given
+from engine.personal_data import PersonalTable, Rewritten, given
 from infra.errors import fault_of
 from infra.http.shapes import rfc3339
 
@@ -143,7 +144,7 @@ HAS_LOG = f"SELECT to_regclass('{EVENTS}') IS NOT NULL"
 FORGET_PARKED = f"""
 UPDATE backlot_dead_letters
 SET error = split_part(error, ':', 1),
-    decided_by = CASE WHEN decided_by = %(subject)s THEN '{NOBODY}' ELSE decided_by END,
+    decided_by = CASE WHEN decided_by = %(subject)s THEN '{FORGOTTEN}' ELSE decided_by END,
     reason = CASE WHEN decided_by = %(subject)s THEN NULL ELSE reason END
 WHERE kind = 'projection' AND error <> split_part(error, ':', 1) AND ({{named}})
    OR decided_by = %(subject)s

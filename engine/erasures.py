@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from psycopg import Connection, Rollback
+from psycopg import Connection
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
@@ -60,18 +60,17 @@ FROM public.backlot_erasures JOIN public.backlot_persons USING (pseudonym)
 """
 OPEN = (ROWS + "WHERE finished_at IS NULL ORDER BY fenced_at, pseudonym").encode()
 ONE = (ROWS + "WHERE pseudonym = %s").encode()
-LOCK = b"SELECT counts FROM public.backlot_erasures WHERE pseudonym = %s AND step = %s FOR UPDATE"
 ADVANCE = b"""
 UPDATE public.backlot_erasures
 SET step = %s, step_at = clock_timestamp(), counts = %s, failures = 0, error = NULL
-WHERE pseudonym = %s
+WHERE pseudonym = %s AND step = %s
 """
-COUNT = b"UPDATE public.backlot_erasures SET counts = %s WHERE pseudonym = %s"
 FAIL = b"""
 UPDATE public.backlot_erasures SET failures = failures + 1, error = %s WHERE pseudonym = %s
 """
 FINISH = b"""
-UPDATE public.backlot_erasures SET finished_at = coalesce(finished_at, clock_timestamp())
+UPDATE public.backlot_erasures
+SET finished_at = coalesce(finished_at, clock_timestamp()), counts = %s, failures = 0, error = NULL
 WHERE pseudonym = %s
 """
 LATELY = b"""
@@ -96,28 +95,11 @@ def _erasure(step: str, **rest: Any) -> Erasure:
     return Erasure(step=Step(step), **rest)
 
 
-def count(conn: Connection[Any], erasure: Erasure, removed: Mapping[str, int]) -> None:
-    """Add what a part of a step has removed; nothing where another process is further."""
-    _add(conn, erasure, removed, None)
-
-
 def advance(conn: Connection[Any], erasure: Erasure, removed: Mapping[str, int]) -> None:
-    """Go on to the next step, with what this one has removed beside what is counted already."""
-    _add(conn, erasure, removed, erasure.step.following)
-
-
-def _add(
-    conn: Connection[Any], erasure: Erasure, removed: Mapping[str, int], step: Step | None
-) -> None:
-    with conn.transaction():
-        row = conn.execute(LOCK, (erasure.pseudonym, erasure.step)).fetchone()
-        if row is None:
-            raise Rollback
-        counts = Jsonb(dict(+(Counter(row[0]) + Counter(removed))))
-        if step is None:
-            conn.execute(COUNT, (counts, erasure.pseudonym))
-        else:
-            conn.execute(ADVANCE, (step, counts, erasure.pseudonym))
+    """Go on to the next step, with what this one has removed; twice is once."""
+    counts = +(Counter(erasure.counts) + Counter(removed))
+    values = (erasure.step.following, Jsonb(dict(counts)), erasure.pseudonym, erasure.step)
+    conn.execute(ADVANCE, values)
 
 
 def fail(conn: Connection[Any], pseudonym: str, error: str) -> None:
@@ -125,9 +107,9 @@ def fail(conn: Connection[Any], pseudonym: str, error: str) -> None:
     conn.execute(FAIL, (error, pseudonym))
 
 
-def finish(conn: Connection[Any], pseudonym: str) -> None:
-    """Take the person for forgotten; twice is once."""
-    conn.execute(FINISH, (pseudonym,))
+def finish(conn: Connection[Any], pseudonym: str, counts: Mapping[str, int]) -> None:
+    """Take the person for forgotten, with all that was removed; twice is once."""
+    conn.execute(FINISH, (Jsonb(dict(counts)), pseudonym))
 
 
 def finished_within(conn: Connection[Any], term: timedelta) -> list[str]:

@@ -28,9 +28,6 @@ from domain.model import Aggregate
 Row = Mapping[str, object]
 """What an export shows of one thing; names in camelCase."""
 
-NOBODY = "nobody"
-"""Who it was, in rows that have to say so, once the person is forgotten; no pseudonym is a word."""
-
 ROWS_AT_ONCE = 500
 COPIES = b"""
 SELECT subscription FROM backlot_checkpoints WHERE kind = 'projection' AND projection = %s
@@ -246,9 +243,13 @@ class PersonalEntries(PersonalPlace):
 
 @dataclass(frozen=True, kw_only=True)
 class PersonalObjects(PersonalPlace):
-    """Objects in the store: those whose keys the person's events of one kind have."""
+    """Objects in the store: those whose keys the person's events of one kind have.
+
+    After an event of `disowned_by` they are somebody else's.
+    """
 
     begun_by: type[Aggregate.Event]
+    disowned_by: type[Aggregate.Event]
 
     @property
     def source(self) -> str:

@@ -26,7 +26,8 @@ from domain.model import Aggregate
 from engine import dead_letters
 from engine.checkpoints import Checkpoint, Superseded, of_copy
 from engine.connections import is_outage
-from engine.log import Log, LogWindow, Recorded, Stored
+from engine.event_store import EVENTS
+from engine.log import Log, LogWindow, Recorded, Stored, topics_of
 from engine.personal_data import PersonalPlace, PersonalTable, given
 from infra.errors import describe
 from infra.postgres.connection import column
@@ -138,6 +139,20 @@ class Projection(ABC):
             statement = SQL(text).format(schema=Identifier(self.schema)).as_bytes(None)
             self._statements[text] = statement
         return statement
+
+
+def last_told(
+    stream: LiteralString, field: LiteralString, *kinds: type[Aggregate.Event]
+) -> LiteralString:
+    """Return SQL that reads a field of the last event of some kinds in a stream, as text.
+
+    For `additions` that keep what the log has told before; the field has to be readable there.
+    """
+    topics: LiteralString = ", ".join(f"'{t}'" for kind in kinds for t in topics_of(kind))
+    return f"""(
+    SELECT convert_from(state, 'UTF8')::json->>'{field}' FROM {EVENTS}
+    WHERE originator_id = {stream} AND topic IN ({topics})
+    ORDER BY originator_version DESC LIMIT 1)"""
 
 
 P = TypeVar("P", bound=Projection)

@@ -8,7 +8,7 @@ batches that lock few rows for a short time. Whoever is interrupted begins again
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import LiteralString
 
 from psycopg import Connection
@@ -142,13 +142,28 @@ async def _unlink(redis: Redis, place: PersonalKeys, subject: str) -> int:
 
 async def _take_out(redis: Redis, place: PersonalEntries, subject: str) -> int:
     """Take the entries out of the hashes, and out of what orders them."""
-    needle, gone = json_bytes(subject), 0
-    async for key in redis.scan_iter(match=place.pattern, count=KEYS_AT_ONCE, _type="hash"):
-        name = key if isinstance(key, bytes) else key.encode()
-        order = name.removesuffix(place.suffix.encode())
-        async for entry, value in redis.hscan_iter(name):
-            if needle in (value if isinstance(value, bytes) else value.encode()):
-                remove = redis.zrem if await redis.type(order) in (b"zset", "zset") else None
-                await (remove(order, entry) if remove else redis.lrem(order, 0, entry))
-                gone += await redis.hdel(name, entry)
+    gone = 0
+    async for name, entry, _ in entries_of(redis, place, subject):
+        order = name.removesuffix(place.suffix)
+        if await redis.type(order) in (b"zset", "zset"):
+            await redis.zrem(order, entry)
+        else:
+            await redis.lrem(order, 0, entry)
+        gone += await redis.hdel(name, entry)
     return gone
+
+
+async def entries_of(
+    redis: Redis, place: PersonalEntries, subject: str
+) -> AsyncIterator[tuple[str, str, bytes]]:
+    """Yield the entries that name a person: hash, name and value of each. Raise RedisError."""
+    needle = json_bytes(subject)
+    async for key in redis.scan_iter(match=place.pattern, count=KEYS_AT_ONCE, _type="hash"):
+        async for entry, value in redis.hscan_iter(key):
+            held = value if isinstance(value, bytes) else value.encode()
+            if needle in held:
+                yield _text(key), _text(entry), held
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode()

@@ -66,6 +66,7 @@ PERSONAL = (
         kept="as long as the video is there; parts until the upload ends",
         setting="UPLOAD_IDLE_DAYS",
         begun_by=Upload.Started,
+        disowned_by=Upload.Disowned,
         forget=Left("removed with the videos and uploads"),
     ),
 )

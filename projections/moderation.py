@@ -16,7 +16,7 @@ from domain.moderation import ContentReport, ModerationCase, UserBlock
 from domain.person import Person
 from domain.upload import Upload
 from engine.personal_data import IN_THE_LOG, Blanked, Deleted, PersonalEvents, PersonalTable
-from engine.projection import Batch, Projection, Write, Writes, write_by_kind
+from engine.projection import Batch, Projection, Write, Writes, last_told, write_by_kind
 from infra.postgres.connection import fetch_as
 
 # `gone` has every comment and video that is no more: a report may be recorded just after that.
@@ -61,12 +61,10 @@ CREATE TABLE {schema}.blocks (
 CREATE INDEX blocks_latest ON {schema}.blocks (blocker, position)
 """
 # Who reported is kept to forget them by, and told to nobody.
-ADD_REPORTERS: LiteralString = """
-ALTER TABLE {schema}.details ADD COLUMN reporter text COLLATE "C";
-UPDATE {schema}.details SET reporter = (
-    SELECT convert_from(state, 'UTF8')::json->>'reporter' FROM public.backlot_events
-    WHERE originator_id = report_id AND originator_version = 1);
-CREATE INDEX details_by_reporter ON {schema}.details (reporter)
+ADD_REPORTERS: LiteralString = f"""
+ALTER TABLE {{schema}}.details ADD COLUMN reporter text COLLATE "C";
+UPDATE {{schema}}.details SET reporter = {last_told("report_id", "reporter", ContentReport.Filed)};
+CREATE INDEX details_by_reporter ON {{schema}}.details (reporter)
 """
 PERSONAL = (
     PersonalTable(

@@ -14,7 +14,7 @@ from domain.model import Aggregate
 from domain.person import Person
 from domain.upload import Upload
 from engine.personal_data import Deleted, PersonalTable
-from engine.projection import Batch, Projection, Write, write_by_kind
+from engine.projection import Batch, Projection, Write, last_told, write_by_kind
 from infra.postgres.connection import fetch_as
 
 # The video ids of `removed` get no rows any more: a result may be recorded just after its video's
@@ -31,12 +31,11 @@ CREATE TABLE {schema}.translations (
 CREATE INDEX translations_by_video ON {schema}.translations (video_id);
 CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
 """
-ADD_AUTHORS: LiteralString = """
-ALTER TABLE {schema}.translations ADD COLUMN author text COLLATE "C";
-UPDATE {schema}.translations SET author = (
-    SELECT convert_from(state, 'UTF8')::json->>'author' FROM public.backlot_events
-    WHERE originator_id = comment_id AND originator_version = 1);
-CREATE INDEX translations_by_author ON {schema}.translations (author)
+ADD_AUTHORS: LiteralString = f"""
+ALTER TABLE {{schema}}.translations ADD COLUMN author text COLLATE "C";
+UPDATE {{schema}}.translations
+SET author = {last_told("comment_id", "author", Comment.Posted, Comment.Submitted)};
+CREATE INDEX translations_by_author ON {{schema}}.translations (author)
 """
 PERSONAL = (
     PersonalTable(

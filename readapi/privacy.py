@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from secrets import token_hex
 from tempfile import TemporaryFile
 from typing import IO, Annotated, Any
 
@@ -24,8 +25,14 @@ from redis.asyncio import Redis
 
 from engine.connections import ThreadedConnection, in_thread
 from engine.inspection.names import with_names
-from engine.inspection.persons import begun, events_by_topic, events_in_streams
+from engine.inspection.persons import (
+    begun,
+    events_by_topic,
+    events_in_streams,
+    streams_with,
+)
 from engine.personal_data import (
+    PersonalEntries,
     PersonalEvents,
     PersonalKeys,
     PersonalObjects,
@@ -36,6 +43,7 @@ from engine.personal_data import (
     count_rows,
     rows_of,
 )
+from engine.purge import entries_of
 from infra.http.app import wire
 from infra.http.auth import Admin, Caller, Identity, ask, person_named
 from infra.http.problems import Problem, problems
@@ -112,7 +120,11 @@ class PersonalData:
 
     @asynccontextmanager
     async def look(self, subject: str) -> AsyncIterator[PersonSearch]:
-        """Connect to look for a person; raise psycopg.Error, now and while it is used."""
+        """Connect to look for a person; raise psycopg.Error, now and while it is used.
+
+        What is kept for all whom nobody knows here is nobody's.
+        """
+        subject = token_hex(16) if subject == UNKNOWN else subject
         opened: list[Connection[TupleRow]] = []
 
         def open_both() -> None:
@@ -197,10 +209,12 @@ class PersonSearch:
                     return Holding(place, await self.main.do(_taken, streams, take))
                 case PersonalKeys() if self.data.redis is not None:
                     return Holding(place, take(iter([await self._keys(self.data.redis, place)])))
+                case PersonalEntries() if self.data.redis is not None:
+                    return Holding(place, take(iter([await self._entries(self.data.redis, place)])))
                 case PersonalObjects() if self.data.objects is not None:
                     found = await self._objects(self.data.objects, place)
                     return Holding(place, take(iter([found])))
-                case PersonalKeys():
+                case PersonalKeys() | PersonalEntries():
                     return Holding(place, None, "it lies inside of the running process")
                 case PersonalObjects():
                     return Holding(place, None, "the objects are not on this machine")
@@ -221,11 +235,18 @@ class PersonSearch:
                 found.append({"key": _text(key), "value": _text(value)})
         return found
 
+    async def _entries(self, redis: Redis, place: PersonalEntries) -> list[Row]:
+        found = entries_of(redis, place, self.subject)
+        return [{"key": key, "value": _text(value)} async for key, _, value in found]
+
     async def _objects(self, objects: ObjectStore, place: PersonalObjects) -> list[Row]:
         events = await self.main.do(begun, place.begun_by, self.subject)
+        given = [event.originator_id for event in events]
+        others = await self.main.do(streams_with, place.disowned_by, given)
         rows = [
             await _object(objects, vars(event)["object_key"], vars(event)["store_upload_id"])
             for event in events
+            if event.originator_id not in others
         ]
         return [row for row in rows if row is not None]
 

@@ -150,10 +150,15 @@ ROUTES: tuple[Line, ...] = (
     Line("POST /admin/revocations", ADMIN, 201, body=REASON | {"jti": "of no token"}),
     Line("GET /admin/revocations", ADMIN),
     Line("DELETE /admin/revocations/{revocation_id}", ADMIN, 404),
-    # Personal data. A setting lets users export their own (tests/e2e/test_privacy.py).
+    # Personal data. A setting lets users export their own, and be forgotten
+    # (tests/e2e/test_privacy.py, tests/e2e/test_erasure.py).
     Line("GET /users/me/export", NOBODY),
     Line("GET /users/{user_id}/export", ADMIN),
     Line("GET /users/{user_id}/pseudonym", ADMIN),
+    # Nobody was ever here as Mallory.
+    Line("DELETE /users/me", NOBODY),
+    Line("DELETE /users/{user_id}", ADMIN, 404),
+    Line("GET /users/{user_id}/forgetting", ADMIN, 404),
     # The audit.
     Line("GET /audit/events", AUDITORS),
     Line("GET /audit/events/{position}", AUDITORS),

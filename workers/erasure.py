@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 import psycopg
 import structlog
 from eventsourcing.persistence import MapperDeserialisationError, PersistenceError
+from redis import RedisError
 from redis.asyncio import Redis
 
 from commands.erasure import (
@@ -44,9 +45,11 @@ from engine.persons import Persons
 from engine.purge import purge
 from engine.schedule import Job, Outage, Run
 from engine.seals.forgotten import record_forgotten
-from engine.seals.proofs import NO_PROOFS, Proofs
+from engine.seals.places import AnchorsUnusable
+from engine.seals.proofs import Proofs
+from infra.batcher import QueueFull
 from infra.metrics import counter, gauge
-from infra.objects.port import ObjectStore
+from infra.objects.port import ObjectStore, ObjectStoreUnavailable
 from workers.parts import Parts
 from workers.translator import digests, drop_translations
 
@@ -70,6 +73,12 @@ GRACE = timedelta(seconds=60)
 SETTLING = timedelta(seconds=30)
 # What comes late, from Kafka above all, comes within this time.
 SWEPT = timedelta(days=8)
+
+PASSING = (
+    *(psycopg.Error, PersistenceError, RedisError),
+    *(ObjectStoreUnavailable, AnchorsUnusable, QueueFull),
+)
+"""What goes by itself."""
 
 ERASURES = gauge("backlot_erasures", "Persons whom the program is forgetting now.")
 OLDEST = gauge(
@@ -97,10 +106,10 @@ class Eraser:
     redis: Redis
     purge: Purge
     lifetime: timedelta
-    videos: VideosFate = VideosFate.DELETE
-    proofs: Proofs = NO_PROOFS
-    grace: timedelta = GRACE
-    settling: timedelta = SETTLING
+    videos: VideosFate
+    proofs: Proofs
+    grace: timedelta
+    settling: timedelta
     # Of the texts of those at hand, which can't be read any more once a key is destroyed.
     _texts: dict[str, frozenset[str]] = field(default_factory=dict)
 
@@ -120,23 +129,31 @@ class Eraser:
         """Do one step after the other as far as it goes now; return False after a failure."""
         now: Erasure | None = erasure
         while now is not None and now.finished_at is None:
-            step, person = now.step, now.pseudonym
             try:
                 removed = await self.do(conn, now)
-            except Exception as error:
-                FAILURES.labels(step).inc()
-                log.exception("erasure_step_failed", person=person, step=step)
-                await conn.do(erasures.fail, person, type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - it is told, and tried again
+                await self._tell(conn, now, error)
                 return False
             if removed is None:
                 return True
-            log.info("erasure_step", person=person, step=step, **removed)
+            log.info("erasure_step", person=now.pseudonym, step=now.step, **removed)
             await conn.do(erasures.advance, now, removed)
-            now = await conn.do(erasures.find_erasure, person)
+            now = await conn.do(erasures.find_erasure, now.pseudonym)
         return True
 
+    async def _tell(self, conn: ThreadedConnection, erasure: Erasure, error: Exception) -> None:
+        """Count a failure, where an operator looks for it."""
+        about = {"person": erasure.pseudonym, "step": erasure.step}
+        FAILURES.labels(erasure.step).inc()
+        if isinstance(error, PASSING):
+            told = " ".join(str(error).split())
+            log.warning("erasure_step_failed", error=f"{type(error).__name__}: {told}", **about)
+        else:
+            log.error("erasure_step_failed", exc_info=error, **about)
+        await conn.do(erasures.fail, erasure.pseudonym, type(error).__name__)
+
     async def do(self, conn: ThreadedConnection, erasure: Erasure) -> Counter[str] | None:
-        """Do the present step; return what was removed, None where it is not over yet."""
+        """Do the present step; return what was removed, None where nothing follows now."""
         person = erasure.pseudonym
         match erasure.step:
             case Step.REQUEST:
@@ -156,7 +173,8 @@ class Eraser:
             case Step.SETTLING:
                 return Counter() if erasure.step_waits >= self.settling else None
             case Step.FINISH:
-                return await self._finish(conn, erasure)
+                await self._finish(conn, erasure)
+                return None
         return Counter()
 
     async def _request(self, erasure: Erasure) -> Counter[str] | None:
@@ -213,7 +231,7 @@ class Eraser:
         await self.objects.abort(key, store_upload_id)
         await self.objects.delete(key)
 
-    async def _finish(self, conn: ThreadedConnection, erasure: Erasure) -> Counter[str]:
+    async def _finish(self, conn: ThreadedConnection, erasure: Erasure) -> None:
         """Look for everything once more, and say that it is done."""
         person = erasure.pseudonym
         comments = await self._comments(conn, person)
@@ -221,13 +239,12 @@ class Eraser:
         removed = await self._drop_translations(person) + await self.purge(person)
         # As many as there ever were: their texts can't be read any more.
         own = Counter(comments=comments, uploads=uploads)
-        counts = +(Counter(erasure.counts) + removed + own)
-        await self._execute(person, FinishForgetting(person, dict(counts)))
-        await conn.do(erasures.finish, person)
+        counts = dict(+(Counter(erasure.counts) + removed + own))
+        counts = await self._execute(person, FinishForgetting(person, counts))
+        await conn.do(erasures.finish, person, counts)
         self._texts.pop(person, None)
         FORGOTTEN.inc()
         log.info("person_forgotten", person=person, **counts)
-        return removed + own
 
     async def sweep(self, conn: ThreadedConnection) -> None:
         """Purge again what came late about those who were forgotten in the last days."""
@@ -273,6 +290,8 @@ def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
         lifetime=parts.authenticator.max_lifetime,
         videos=parts.settings.privacy.forget_videos,
         proofs=parts.proofs,
+        grace=GRACE,
+        settling=SETTLING,
     )
     outage = Outage("erasure_postponed", (psycopg.Error, PersistenceError))
     for name, every, work in (

@@ -81,6 +81,9 @@ JOIN {EVENTS} AS e ON e.notification_id = found.position
 WHERE position(%(needle)s::bytea IN e.state) > 0 ORDER BY e.notification_id
 """.encode()
 
+STREAMS_WITH = f"""
+SELECT originator_id FROM {EVENTS} WHERE originator_id = ANY (%s) AND topic = ANY (%s)
+""".encode()
 BEGUN_STREAMS = f"""
 SELECT e.originator_id FROM audit.events AS a
 JOIN {EVENTS} AS e ON e.notification_id = a.position
@@ -132,6 +135,14 @@ def begun_streams(
     topics = [topic for event in events for topic in topics_of(event)]
     rows = conn.execute(BEGUN_STREAMS, given(subject) | {"topics": topics}).fetchall()
     return [stream for (stream,) in rows]
+
+
+def streams_with(
+    conn: Connection[TupleRow], event: type[Aggregate.Event], streams: list[UUID]
+) -> set[UUID]:
+    """Return those of the streams that have an event of one kind; raise psycopg.Error."""
+    rows = conn.execute(STREAMS_WITH, (streams, topics_of(event))).fetchall()
+    return {stream for (stream,) in rows}
 
 
 def _is_about(stored: Stored, subject: str) -> bool:

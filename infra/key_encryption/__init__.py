@@ -15,6 +15,7 @@ from typing import Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from infra.data_folder import key_encryption_key_path
 from infra.errors import OperatorError
 from infra.settings.adapters import KeySettings
 
@@ -53,8 +54,8 @@ class KeyEncryption(Protocol):
         """Make the key-encryption key where there is none; for a database without any keys."""
 
 
-def key_encryption_of(settings: KeySettings, path: Path) -> KeyEncryption:
-    """Return what the settings choose; where they choose nothing, the key in the file at `path`."""
+def key_encryption_of(settings: KeySettings, data_dir: Path) -> KeyEncryption:
+    """Return what the settings choose; where they choose nothing, the key in the data folder."""
     if settings.key_encryption_key is not None:
         variable = settings.variable("key_encryption_key")
         return GivenKey(settings.key_encryption_key.get_secret_value(), variable)
@@ -67,7 +68,7 @@ def key_encryption_of(settings: KeySettings, path: Path) -> KeyEncryption:
         from infra.key_encryption.kms import KmsKey
 
         return KmsKey(settings.kms_key_id, settings.kms_region, settings.kms_endpoint_url)
-    return FileKey(path)
+    return FileKey(key_encryption_key_path(data_dir.absolute()))
 
 
 def encrypt(key: bytes, text: bytes, about: bytes) -> bytes:

@@ -22,8 +22,8 @@ from engine.inspection.index import Search
 from engine.log import END_OF_LOG
 from engine.privacy import PayloadMode
 from engine.seals import verification
-from engine.seals.places import AnchorsUnusable
 from engine.seals.chain import connect
+from engine.seals.places import AnchorsUnusable
 from engine.seals.proofs import Proofs
 from engine.seals.verification import Verification
 from infra.http.app import wire

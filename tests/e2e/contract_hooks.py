@@ -18,6 +18,7 @@ import schemathesis
 
 from commands.feedback import LONGEST_ID
 from domain.moderation import case_id
+from infra.http.auth import mint_token
 from infra.objects.port import ALGORITHMS
 from tests.e2e import plain
 from tests.e2e.videos import read, send_parts, start, upload
@@ -52,6 +53,7 @@ class World:
         self._other = plain.client(base_url=os.environ["CONTRACT_URL"], headers=headers)
         self._others = upload(self._other)
         self._signed, self._listed, self._revoked = count(), count(), count()
+        self._users = count()
         # Looks use it up no more than a video; each takes a process of its own.
         self._checked = self._operation()
 
@@ -78,6 +80,24 @@ class World:
             names["name"] = "likes"
         if "correlation_id" in names and len(names["correlation_id"]) == 1:
             names["correlation_id"] = CONVERSATION
+
+    def forget(self, case: schemathesis.Case[Any], headers: dict[str, Any]) -> None:
+        """Have users forgotten whom nobody needs; every other time, and by themselves always."""
+        if case.path == "/users/me" and case.method == "DELETE":
+            if headers.get("Authorization") == f"Bearer {os.environ['CONTRACT_TOKEN']}":
+                headers["Authorization"] = f"Bearer {self._user()[1]}"
+        elif case.path in ("/users/{user_id}", "/users/{user_id}/forgetting"):
+            if next(self._users) % 2 and case.path_parameters:
+                case.path_parameters["user_id"] = user = self._user()[0]
+                if case.method != "DELETE":
+                    read(self._client.delete(f"/users/{user}"))
+
+    def _user(self) -> tuple[str, str]:
+        """A user who was here, and a token of theirs."""
+        user = f"passer-by-{next(self._users)}"
+        token = mint_token(os.environ["CONTRACT_SECRET"], user)
+        read(self._client.get("/videos", headers={"Authorization": f"Bearer {token}"}))
+        return user, token
 
     def recommend(self, case: schemathesis.Case[Any]) -> None:
         """Name a list that was given, and the video in it; every other time, and none too long."""
@@ -181,6 +201,7 @@ def before_add_examples(context: schemathesis.HookContext, examples: list[Any]) 
 def before_call(context: schemathesis.HookContext, case: Any, kwargs: dict[str, Any]) -> None:
     world.place(case)
     world.recommend(case)
+    world.forget(case, kwargs.setdefault("headers", {}))
 
 
 @schemathesis.hook

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from infra.data_folder import secret_path
 from tests.e2e import plain
 from tests.e2e.conftest import SMALL_PARTS
 from tests.e2e.program import Program
@@ -49,6 +50,7 @@ def schemathesis(server: Program, folder: Path, *options: str) -> subprocess.Com
         "CONTRACT_URL": server.url,
         "CONTRACT_TOKEN": token,
         "CONTRACT_OTHER_TOKEN": server.token("other"),
+        "CONTRACT_SECRET": secret_path(server.data).read_text().strip(),
         "CONTRACT_SEEN": str(folder / "seen"),
     }
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run"]

@@ -185,8 +185,8 @@ def test_refusals_and_reads_of_personal_data_are_in_the_security_log(server: Pro
     found = {(line["kind"], line["subject"]) for line in told}
     assert {
         ("token_refused", "127.0.0.1"),
-        ("role_refused", "eve"),
-        ("personal_data_read", "paul"),
+        ("role_refused", server.person("eve")),
+        ("personal_data_read", server.person("paul")),
     } <= found
     # A flood is a line or two, and no line has a token.
     assert len([line for line in told if line["kind"] == "token_refused"]) < 10

@@ -304,7 +304,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("given", "name"),
         [
-            ({}, "/data/key"),
+            ({}, "/data/key-encryption-key"),
             ({"KEY_ENCRYPTION_KEY": secrets.token_hex(32)}, "KEY_ENCRYPTION_KEY"),
             (
                 {"VAULT_TRANSIT_KEY": "k", "VAULT_ADDR": "https://v:8200", "VAULT_TOKEN": "t"},
@@ -312,13 +312,13 @@ class TestSettings:
             ),
             ({"KMS_KEY_ID": "alias/backlot", "KMS_REGION": REGION}, "kms:alias/backlot"),
             # Other programs' too, and no choice.
-            ({"VAULT_ADDR": "https://v:8200", "VAULT_TOKEN": "t"}, "/data/key"),
+            ({"VAULT_ADDR": "https://v:8200", "VAULT_TOKEN": "t"}, "/data/key-encryption-key"),
         ],
     )
     def test_they_choose(self, given: dict[str, str], name: str) -> None:
-        assert key_encryption_of(load_settings(given).keys, Path("/data/key")).name == name
+        assert key_encryption_of(load_settings(given).keys, Path("/data")).name == name
         former = {f"OLD_{variable}": value for variable, value in given.items()}
-        found = key_encryption_of(load_settings(former).former_keys, Path("/data/key")).name
+        found = key_encryption_of(load_settings(former).former_keys, Path("/data")).name
         assert found == (f"OLD_{name}" if name == "KEY_ENCRYPTION_KEY" else name)
 
     def test_a_key_may_lie_in_a_file_with_an_end_of_line(self, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from domain.moderation import (
 from domain.operation import Operation, OperationOutcome
 from domain.person import Person, VideosFate, stream_id
 from domain.upload import Status
-from engine import dead_letters, purge
+from engine import checkpoints, dead_letters, purge
 from engine.checkpoints import SubscriptionKind
 from engine.connections import ThreadedConnection
 from engine.dead_letters import RejectedMessage
@@ -157,6 +157,9 @@ def commotion(writer: Writer, history: History) -> None:
     operation.request("verify", "likes", {}, origin("moderator"))
     operation.finish(OperationOutcome.DONE, {"keys": [{"viewer": "bob"}]}, origin("moderator"))
     writer.save(block, operation)
+    comment = writer.comment(writer.video("somebody").id, author="viewer-3")
+    comment.translate_target(1, "es", "de", "Schön!", "m", "1", origin("translation"))
+    writer.save(comment)
     for upload in history.uploads[:4]:
         dismissal = Dismissal.blank(dismissal_of(upload.id, "viewer-1"))
         dismissal.dismiss(upload.id, "viewer-1", origin("viewer-1"))
@@ -196,6 +199,37 @@ def test_a_replay_after_forgetting_makes_the_same_rows_and_counts(
             )
             found = difference(database_url, name, copy)
             assert not found.differs, (seed, copy, found.as_dict())
+
+
+ADDED = {
+    "comments": "ALTER TABLE comments.hidden DROP COLUMN decided_by",
+    "moderation": "ALTER TABLE moderation.details DROP COLUMN reporter",
+    "translations": "ALTER TABLE translations.translations DROP COLUMN author",
+}
+
+
+def test_what_an_earlier_release_made_grows_with_the_persons_of_the_log(
+    database_url: str, conn: Connection[Any], writer: Writer
+) -> None:
+    history = History(writer, 1, videos=8, viewers=5)
+    history.grow(150)
+    commotion(writer, history)
+    projected(database_url, writer, every())
+    for name, drop in ADDED.items():
+        conn.execute(drop.encode())
+        checkpoints.set_version(conn, name, every()[name].version - 1)
+    install(conn, every().values())
+    for name in ADDED:
+        copy = built(database_url, every()[name], writer.head, workers=1, batch_events=100)
+        found = difference(database_url, name, copy)
+        assert not found.differs, found.as_dict()
+    persons = "SELECT count(DISTINCT {}) FROM {}"
+    for column, table in (
+        ("decided_by", "comments.hidden"),
+        ("reporter", "moderation.details"),
+        ("author", "translations.translations"),
+    ):
+        assert conn.execute(persons.format(column, table).encode()).fetchall() != [(0,)]
 
 
 def test_likes_of_a_forgotten_viewer_stay_counted(conn: Connection[Any], writer: Writer) -> None:
@@ -368,7 +402,7 @@ def test_letters_lose_what_names_the_person_or_is_of_their_events(
     assert conn.execute(left).fetchall() == [
         ("one", "DataError", None, None),
         ("others", "broke", None, None),
-        ("two", "DataError", "nobody", None),
+        ("two", "DataError", "forgotten", None),
     ]
 
 

@@ -16,6 +16,7 @@ from backlot.app import make_app
 from backlot.features import read_models
 from infra.http.app import HttpApp
 from infra.http.auth import make_authenticator, required_roles
+from infra.http.shapes import Wire
 from infra.objects.folder import FolderStore
 from infra.settings import load_settings
 from tests.routes import ADMIN, AUDITORS, MODERATORS, ROUTES
@@ -53,6 +54,17 @@ def calls(app: HttpApp) -> list[str]:
 
 def _methods(route: Route) -> set[str]:
     return set(route.methods or ())
+
+
+def test_what_can_be_repeated_says_its_shape(tmp_path: Path) -> None:
+    """What is kept of an answer has pseudonyms: the shape says where names belong."""
+    posts = [
+        route
+        for route in application(tmp_path).routes
+        if isinstance(route, APIRoute) and "POST" in _methods(route)
+    ]
+    assert posts
+    assert [route.path for route in posts if not issubclass(route.response_model, Wire)] == []
 
 
 def test_every_route_has_a_line_and_every_line_a_route(tmp_path: Path) -> None:
