@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from psycopg import Connection, OperationalError
 from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import TupleRow
 
-from backlot.features import TABLES, read_models
+from backlot.features import PERSONAL, TABLES, read_models
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.persons import Persons
 from engine.privileges import give_rights, make_user, running_user
-from engine.restores import compare_forgotten, erase_again
+from engine.restores import compare_forgotten, erase_again, purge_restored
 from engine.seals.proofs import Proofs
 from infra.errors import OperatorError
 from infra.postgres.connection import explained, open_connection
@@ -62,7 +63,9 @@ def erase_restored(settings: Settings, database_url: str, persons: Persons, proo
     completes = Role.WORKERS in settings.server.roles
     with reached(database_url, "DATABASE_URL") as conn:
         found = compare_forgotten(conn, proofs.outside.forgotten, completes=completes)
-    erase_again(persons, found, purge=lambda pseudonym: None)
+        if found:
+            with reached(settings.analytics.url(database_url), "TIMESCALE_URL") as analytics:
+                erase_again(persons, found, partial(purge_restored, conn, analytics, PERSONAL))
 
 
 @contextmanager
