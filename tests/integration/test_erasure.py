@@ -22,7 +22,6 @@ from engine.connections import connected
 from engine.erasures import ErasureStep
 from engine.inspection.index import Audit
 from engine.inspection.persons import begun_streams
-from engine.persons import FORGOTTEN
 from engine.seals.forgotten import ForgottenList, person_digest
 from engine.seals.outside import Outside
 from engine.seals.places import LineFile
@@ -296,7 +295,7 @@ def test_nothing_is_destroyed_before_every_place_outside_knows(play: Play, tmp_p
         await made.ask(ann.person)
         assert await eraser.turn(made.conn) is not None
         stuck = await made.erasure(ann.person)
-        assert (stuck.step, stuck.error) == (Step.KEY, "AnchorsUnusable")
+        assert (stuck.step, stuck.error) == (ErasureStep.KEY, "AnchorsUnusable")
         assert made.persons.names([ann.person]) == {ann.person: "ann"}
         far.parent.mkdir()
         assert await eraser.turn(made.conn) is None
