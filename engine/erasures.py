@@ -16,6 +16,8 @@ from psycopg import Connection
 from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
 
+from engine.personal_data import Left, PersonalTable
+
 
 class ErasureStep(StrEnum):
     """What is done about a person, in this order; `settling` waits for what was under way."""
@@ -52,6 +54,17 @@ class Erasure(NamedTuple):
     error: str | None
     finished_at: datetime | None
 
+
+PERSONAL = (
+    PersonalTable(
+        name="erasures",
+        holds="how far it is with somebody who is forgotten, and how much was removed",
+        kept="for good: who was forgotten stays so",
+        table="public.backlot_erasures",
+        columns=("pseudonym",),
+        forget=Left("a pseudonym that names nobody", for_good=True),
+    ),
+)
 
 ROWS = """
 SELECT pseudonym, fenced_at, clock_timestamp() - fenced_at AS waits, step,

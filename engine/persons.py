@@ -23,6 +23,7 @@ from psycopg.errors import ForeignKeyViolation
 
 from domain.errors import Forgotten
 from domain.model import FORGOTTEN, ActorKind, actor_kind
+from engine.personal_data import Left, PersonalTable
 from engine.wrapping_keys import KeyDamaged, WrappedKey, WrappingKeys, load_wrapping_keys
 from infra.key_encryption import KEY_BYTES, KeyEncryption, decrypt, encrypt
 from infra.postgres.connection import SHORT_WORK, Limits, ThreadPool, thread_pool
@@ -70,6 +71,19 @@ SET name = NULL, key = NULL, wrapping_key = NULL, forgotten_at = coalesce(forgot
 WHERE pseudonym = %s
 """
 FORGET_FORMER = b"DELETE FROM public.backlot_former_names WHERE name = %s"
+
+
+PERSONAL = (
+    PersonalTable(
+        name="persons",
+        holds="which pseudonym stands for a user, and the key of what they wrote, both encrypted",
+        kept="until the user is forgotten",
+        table="public.backlot_persons",
+        columns=("pseudonym",),
+        shown="pseudonym, fenced_at, forgotten_at",
+        forget=Left("name and key are destroyed; a keyed hash of the name stays", for_good=True),
+    ),
+)
 
 
 class KnownPerson(NamedTuple):
