@@ -11,7 +11,7 @@ import pytest
 from eventsourcing.persistence import StoredEvent
 from psycopg.errors import InsufficientPrivilege
 
-from backlot.app import TablesMissing, prepare_database
+from backlot.installation import TablesMissing, prepare_database
 from domain.model import FORGOTTEN
 from engine.connections import connect
 from engine.event_store import Save, open_recorder
