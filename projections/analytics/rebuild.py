@@ -29,7 +29,7 @@ from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.reconciliation import Digest, day_of
 from projections.analytics.rules import AHEAD, Rules
 from projections.analytics.schema import Shape, refresh, retention_of, state
-from projections.analytics.staging import StagingTables
+from projections.analytics.staging_tables import StagingTables
 from projections.analytics.viewers import recount_viewers
 
 ROWS = {

@@ -1,4 +1,4 @@
-"""Staging tables: what the event log tells of the analytics, to be compared with what they have."""
+"""What the event log tells, in tables that last as long as their connection, to compare with."""
 
 from __future__ import annotations
 
