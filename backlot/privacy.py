@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engine.erasures import Erasure
-    from engine.persons import Persons
+    from engine.persons import KnownPerson, Persons
     from infra.objects.port import ObjectStore
     from readapi.erasure import ErasureSearch
     from readapi.privacy import Holding, PersonalData
@@ -85,9 +85,7 @@ def certify(user: User, as_json: Json = False) -> None:
     with database_at_hand(), closing(persons_at_hand(settings)) as persons:
         person = persons.look_up(user)
         _record(UNKNOWN if person is None else person.pseudonym, "certify")
-        # Who has no pseudonym may have left the name itself.
-        subject = user if person is None else person.pseudonym
-        data, holdings = run(_certify(settings, persons, subject))
+        data, holdings = run(_certify(settings, persons, user, person))
     found = sum(each.count or 0 for each in holdings)
     parts = [data.described(each).model_dump(by_alias=True, exclude_none=True) for each in holdings]
     show_table(
@@ -202,10 +200,14 @@ def _where(holding: Holding) -> str:
 
 
 async def _certify(
-    settings: Settings, persons: Persons, subject: str
+    settings: Settings, persons: Persons, user: str, person: KnownPerson | None
 ) -> tuple[PersonalData, list[Holding]]:
+    from readapi.certificate import certificate
+
+    # Who has no pseudonym may have left the name itself.
+    subject = user if person is None else person.pseudonym
     async with _opened(settings, persons) as data, data.look(subject) as search:
-        return data, [await search.count(place) for place in data.distinct()]
+        return data, await certificate(search, user, person)
 
 
 async def _export(
