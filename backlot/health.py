@@ -20,11 +20,7 @@ from engine.replay.records import Replay, under_way
 from engine.seals.chain import last_seal
 from engine.seals.proofs import configured_proofs
 from infra.cache import SingleFlight
-from infra.data_folder import (
-    DataFolderError,
-    cluster_path,
-    key_encryption_key_path,
-)
+from infra.data_folder import DataFolderError, cluster_path, key_encryption_key_path
 from infra.errors import OperatorError
 from infra.http.app import wire
 from infra.http.shapes import Wire

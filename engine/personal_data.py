@@ -127,7 +127,8 @@ class PersonalTable(PersonalPlace):
 
     `{schema}` in `table` is that of each copy of the `projection`. `shown` are the columns that an
     export shows; None where a row tells more about others, so that it is only counted. `others` are
-    those of them that name somebody else.
+    those of them that name somebody else. `emptied` is what UPDATE sets, where events remove the
+    rows of somebody who is forgotten, so that a restored database shows no text until then.
     """
 
     table: LiteralString
@@ -135,6 +136,7 @@ class PersonalTable(PersonalPlace):
     where: LiteralString | None = None
     shown: LiteralString | None = "*"
     others: tuple[LiteralString, ...] = ()
+    emptied: LiteralString | None = None
     projection: str | None = None
     analytics: bool = False
 
@@ -148,6 +150,15 @@ class PersonalTable(PersonalPlace):
         """What a person's rows fulfil."""
         named = " OR ".join([f"{column} = %(subject)s" for column in self.columns])
         return self.where or named
+
+    @property
+    def hide(self) -> LiteralString | None:
+        """What one statement does to the rows of somebody who is forgotten, before events do more.
+
+        It begins what a condition ends; None where there is no text.
+        """
+        emptied: LiteralString = f"UPDATE {self.table} AS t SET {self.emptied} WHERE "
+        return emptied if self.emptied else self.purge
 
     @property
     def purge(self) -> LiteralString | None:

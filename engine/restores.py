@@ -8,8 +8,11 @@ from typing import Any
 
 import structlog
 from psycopg import Connection
+from psycopg.rows import TupleRow
 
+from engine.personal_data import PersonalPlace, PersonalTable, given, statements
 from engine.persons import Persons
+from engine.purge import purge_copies, purge_tables
 from engine.seals.forgotten import ForgottenList, person_digest
 from engine.seals.places import AnchorsUnusable
 from infra.metrics import counter
@@ -90,3 +93,24 @@ def erase_again(
             persons=len(pseudonyms),
             why="they were forgotten after this database's backup was made",
         )
+
+
+def purge_restored(
+    conn: Connection[TupleRow],
+    analytics: Connection[TupleRow],
+    places: Sequence[PersonalPlace],
+    person: str,
+) -> None:
+    """Have no table show a person, before the events of forgetting remove the rest.
+
+    Caches are the worker's: nothing in them is read for somebody who is fenced. Both connections
+    are in autocommit mode. Raise psycopg.Error.
+    """
+    tables = [place for place in places if isinstance(place, PersonalTable)]
+    purge_tables(conn, [place for place in tables if not place.analytics], person)
+    purge_tables(analytics, [place for place in tables if place.analytics], person)
+    purge_copies(conn, tables, person)
+    for place in tables:
+        if place.projection is not None and place.hide is not None:
+            for statement in statements(conn, place, place.hide, copy=place.projection):
+                conn.execute(statement, given(person))

@@ -58,6 +58,7 @@ PERSONAL = (
         columns=("owner",),
         # Those that never became videos; videos are removed, or somebody else's, by then.
         forget=Deleted(),
+        emptied="title = '', description = NULL, filename = '', transcript = NULL",
     ),
     PersonalObjects(
         name="objects",

@@ -59,6 +59,7 @@ SET decided_by = {last_told("comment_id", "actor", Comment.Removed, Comment.Reje
 WHERE standing = 'removed'
 """
 COMMENTS_GO = Left("deleted by `comment.deleted` and `comment.withdrawn`, which count")
+EMPTIED: LiteralString = "content = '', translated_text = NULL"
 PERSONAL = (
     PersonalTable(
         name="comments.comments",
@@ -68,6 +69,7 @@ PERSONAL = (
         projection="comments",
         columns=("author",),
         forget=COMMENTS_GO,
+        emptied=EMPTIED,
     ),
     PersonalTable(
         name="comments.hidden",
@@ -79,6 +81,7 @@ PERSONAL = (
         shown="comment_id, video_id, content, edited, language, translated_text, created_at, "
         "standing, held_for, removed_as, stated_reason",
         forget=COMMENTS_GO,
+        emptied=EMPTIED,
     ),
     PersonalTable(
         name="comments.decided",

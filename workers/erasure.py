@@ -44,6 +44,9 @@ from engine.log import MAPPER
 from engine.persons import Persons
 from engine.purge import purge
 from engine.schedule import Job, Outage, Run
+from engine.seals.forgotten import record_forgotten
+from engine.seals.places import AnchorsUnusable
+from engine.seals.proofs import Proofs
 from infra.batcher import QueueFull
 from infra.cancellation import together
 from infra.metrics import counter, gauge
@@ -72,7 +75,10 @@ SETTLING = timedelta(seconds=30)
 # What comes late, from Kafka above all, comes within this time.
 SWEPT = timedelta(days=8)
 
-PASSING = (psycopg.Error, PersistenceError, RedisError, ObjectStoreUnavailable, QueueFull)
+PASSING = (
+    *(psycopg.Error, PersistenceError, RedisError),
+    *(ObjectStoreUnavailable, AnchorsUnusable, QueueFull),
+)
 """What goes by itself."""
 
 ERASURES = gauge("backlot_erasures", "Persons whom the program is forgetting now.")
@@ -102,6 +108,7 @@ class Eraser:
     purge: Purge
     lifetime: timedelta
     videos: VideosFate
+    proofs: Proofs
     grace: timedelta
     settling: timedelta
     # Of the texts of those at hand, which can't be read any more once a key is destroyed.
@@ -159,6 +166,8 @@ class Eraser:
             case ErasureStep.VIDEOS:
                 await self._uploads(conn, person)
             case ErasureStep.KEY:
+                # First: a database that is restored from now on has to learn of it.
+                await in_thread(record_forgotten, self.proofs, person, erasure.fenced_at)
                 await in_thread(self.persons.destroy, person)
             case ErasureStep.PLACES:
                 return await self.purge(person)
@@ -279,6 +288,7 @@ def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
         purge=partial(_purge, parts),
         lifetime=parts.authenticator.max_lifetime,
         videos=parts.settings.privacy.forget_videos,
+        proofs=parts.proofs,
         grace=GRACE,
         settling=SETTLING,
     )

@@ -26,7 +26,12 @@ from infra.key_encryption import KeyEncryption
 from infra.objects.disk import sync_folder
 
 FORMAT = 1
-TABLES = ("backlot_wrapping_keys", "backlot_former_names", "backlot_persons")
+TABLES = (
+    "backlot_wrapping_keys",
+    "backlot_former_names",
+    "backlot_persons",
+    "backlot_erasures",
+)
 """What is carried, in an order in which rows can be stored."""
 ROWS_AT_ONCE = 2_000
 

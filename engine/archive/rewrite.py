@@ -33,7 +33,7 @@ from engine.seals.chain import StoredRow, insert_seal
 from engine.seals.proofs import NO_PROOFS, Proofs, SealKey
 from engine.seals.report import Report
 from engine.seals.sealer import make_seal
-from engine.wrapping_keys import WrappedKey, WrappingKeys, load_wrapping_keys
+from engine.wrapping_keys import KeyDamaged, WrappedKey, WrappingKeys, load_wrapping_keys
 from infra.key_encryption import KEY_BYTES, KeyEncryption, encrypt
 
 ROWS_AT_ONCE = 2_000
@@ -50,7 +50,7 @@ class RewrittenPerson(NamedTuple):
     key: bytes | None
 
 
-class Ciphers:
+class BookCiphers:
     """The keys of persons, by what one of the two logs calls them."""
 
     def __init__(self, persons: Mapping[str, RewrittenPerson]) -> None:
@@ -82,7 +82,10 @@ class PersonBook:
         name, wrapped, key = row["pseudonym"], row["key"], None
         if wrapped is not None:
             known = WrappedKey(row["wrapping_key"], bytes.fromhex(wrapped[2:]))
-            key = self._wrapping.unwrap(known, name)
+            try:
+                key = self._wrapping.unwrap(known, name)
+            except KeyDamaged as error:
+                raise key_file.KeysUnusable(str(error)) from error
         if is_former or key is None:
             row = {**row, "pseudonym": secrets.token_hex(PSEUDONYM_BYTES)}
             if key is not None:
@@ -134,7 +137,10 @@ class LogRewrite:
         self._book, self._has_keys = book, has_keys
         self._moved: dict[bytes, bytes] = {}
         self._old, self._new = EventMapper(), EventMapper()
-        self._old.ciphers, self._new.ciphers = Ciphers(book.by_name), Ciphers(book.by_pseudonym)
+        self._old.ciphers, self._new.ciphers = (
+            BookCiphers(book.by_name),
+            BookCiphers(book.by_pseudonym),
+        )
         self.unreadable = 0
 
     @property
@@ -258,7 +264,7 @@ def rewrite_log(
 
 def _new_book(conn: Connection[TupleRow], kek: KeyEncryption) -> PersonBook:
     key_file.require_no_persons(conn)
-    return PersonBook(conn, load_wrapping_keys(conn, kek))
+    return PersonBook(conn, load_wrapping_keys(conn, kek, make=True))
 
 
 def _read_book(conn: Connection[TupleRow], path: Path, kek: KeyEncryption) -> PersonBook:
@@ -270,9 +276,13 @@ def _read_book(conn: Connection[TupleRow], path: Path, kek: KeyEncryption) -> Pe
             book = PersonBook(conn, wrapping)
         elif table == "backlot_former_names":
             former.update(row["name"] for _, row in rows)
-        elif book is not None:
+        elif book is not None and table == "backlot_persons":
             for _, row in rows:
                 book.take(row, is_former=row["pseudonym"] in former)
+        elif book is not None:
+            book.store()
+            renamed = ({**row, "pseudonym": book.rename(row["pseudonym"])} for _, row in rows)
+            store_rows(conn, table, renamed)
     if book is None:
         raise key_file.KeysUnusable(f"{path} has no wrapping keys")
     return book

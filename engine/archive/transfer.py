@@ -32,6 +32,7 @@ from engine.seals.places import cut_torn_line
 from engine.seals.proofs import NO_PROOFS, Proofs
 from engine.seals.report import Report
 from engine.seals.verification import rows_between
+from engine.wrapping_keys import load_wrapping_keys
 from infra.advisory_locks import LockClass
 from infra.errors import OperatorError
 from infra.key_encryption import KeyEncryption
@@ -334,6 +335,9 @@ def import_log(
                 "with --with-keys, or import --without-keys, and nobody reads them"
             )
         else:
+            if kek is not None and named.sealed:
+                # Persons without them count as a damaged database.
+                load_wrapping_keys(conn, kek, make=True)
             named.store(conn)
         return report
 

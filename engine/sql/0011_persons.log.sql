@@ -46,7 +46,7 @@ LANGUAGE sql IMMUTABLE AS $body$
         payload->'reporter', payload->'blocker', payload->'blocked', payload->'user_id']) AS value
     WHERE jsonb_typeof(value) = 'string' AND char_length(value #>> '{}') BETWEEN 1 AND 128
       AND NOT starts_with(value #>> '{}', 'operator:') AND value #>> '{}' NOT IN
-          ('system', 'expiry', 'projections', 'transcription', 'translation')
+          ('system', 'expiry', 'privacy', 'projections', 'transcription', 'translation')
 $body$;
 
 -- What an event holds that is no JSON of PostgreSQL's: without the NULs that jsonb refuses; nothing of

@@ -29,6 +29,7 @@ from engine.inspection.index import Audit
 from engine.installation import install
 from engine.log import MAPPER
 from engine.persons import FENCED, Persons
+from engine.seals.proofs import NO_PROOFS
 from infra.key_encryption import GivenKey
 from infra.objects.folder import FolderStore
 from infra.objects.port import PartRef
@@ -73,7 +74,7 @@ class Scene:
 
     def eraser(self, **options: Any) -> Eraser:
         """As one process has it."""
-        given = {"grace": LONG, "settling": NOTHING, **options}
+        given = {"proofs": NO_PROOFS, "grace": LONG, "settling": NOTHING, **options}
         return Eraser(
             self.bus,
             self.recorder,

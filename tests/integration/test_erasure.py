@@ -12,7 +12,7 @@ import pytest
 
 from domain.comment import Comment
 from domain.errors import Forgotten
-from domain.model import SystemActor
+from domain.model import FORGOTTEN, SystemActor
 from domain.moderation import ActingAs
 from domain.person import Person, VideosFate
 from domain.revocations import STREAM_ID
@@ -22,6 +22,10 @@ from engine.connections import connected
 from engine.erasures import ErasureStep
 from engine.inspection.index import Audit
 from engine.inspection.persons import begun_streams
+from engine.seals.forgotten import ForgottenList, person_digest
+from engine.seals.outside import Outside
+from engine.seals.places import LineFile
+from engine.seals.proofs import Proofs
 from infra.http.auth import Authenticator, mint_token
 from infra.http.keys import OneKey
 from infra.objects.port import NoSuchUpload
@@ -98,7 +102,7 @@ async def whole(made: Scene, deeds: Deeds, counts: dict[str, int] = COUNTS) -> N
     assert isinstance(told[-1], Person.Forgotten)
     assert (told[-1].actor, told[-1].counts) == (SystemActor.PRIVACY, counts)
     made.persons.drop(person)
-    assert made.persons.names([person]) == {}
+    assert made.persons.names([person]) == {person: FORGOTTEN}
     assert made.persons.cipher(person) is None
     known = made.persons.look_up(deeds.user)
     assert known is not None
@@ -276,6 +280,28 @@ def test_what_fails_is_told_and_holds_up_nobody_else(play: Play) -> None:
         made.purges.fails_for = set()
         assert await made.eraser().turn(made.conn) is None
         await whole(made, ann)
+
+    play(act)
+
+
+def test_nothing_is_destroyed_before_every_place_outside_knows(play: Play, tmp_path: Path) -> None:
+    """Else a database that is restored from then on would show the person for good."""
+    far = tmp_path / "not mounted" / "forgotten.jsonl"
+    places = [ForgottenList(LineFile(path)) for path in (tmp_path / "near.jsonl", far)]
+
+    async def act(made: Scene) -> None:
+        ann = await Deeds(made).do()
+        eraser = made.eraser(proofs=Proofs(outside=Outside(forgotten=places)))
+        await made.ask(ann.person)
+        assert await eraser.turn(made.conn) is not None
+        stuck = await made.erasure(ann.person)
+        assert (stuck.step, stuck.error) == (ErasureStep.KEY, "AnchorsUnusable")
+        assert made.persons.names([ann.person]) == {ann.person: "ann"}
+        far.parent.mkdir()
+        assert await eraser.turn(made.conn) is None
+        await whole(made, ann)
+        expected = {person_digest(ann.person): stuck.fenced_at}
+        assert [each.read() for each in places] == [expected, expected]
 
     play(act)
 
