@@ -145,7 +145,7 @@ def import_events(
     anchors: Anchors = None,
     as_json: Json = False,
 ) -> None:
-    """Fill an empty store with an export and its keys, all or nothing; exit code 1: a fault."""
+    """Fill an empty store with an export and its keys, all or nothing. Exit code 1: a fault."""
     from engine.archive.transfer import import_log
     from engine.archive.verification import read_header
 
@@ -179,7 +179,7 @@ def rewrite(
     anchors: Anchors = None,
     as_json: Json = False,
 ) -> None:
-    """Fill an empty store with an older release's log under pseudonyms; exit code 1: a fault."""
+    """Fill an empty store with an older release's log under pseudonyms. Exit code 1: a fault."""
     from engine.archive.rewrite import rewrite_log
     from engine.archive.verification import read_header
     from engine.seals.proofs import configured_key
