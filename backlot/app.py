@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
-from psycopg import Connection, OperationalError
-from psycopg.errors import InsufficientPrivilege
-from psycopg.rows import TupleRow
 
 from backlot.database import persons_of
-from backlot.features import FEATURES, PERSONAL, TABLES, read_models, replayable
+from backlot.features import FEATURES, PERSONAL, read_models, replayable
 from backlot.http import applications
+from backlot.installation import erase_restored, prepare_database, reached
 from backlot.privacy import personal_data
 from backlot.signals import last_word, run
 from commands.endpoint import Quotas, Services
@@ -25,12 +22,9 @@ from engine import telemetry
 from engine.checkpoints import Waiting
 from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
-from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
-from engine.persons import FENCED, Persons
-from engine.privileges import give_rights, make_user, running_user
+from engine.persons import FENCED
 from engine.projection_subscription import ProjectionHost
-from engine.restores import compare_forgotten, erase_again, purge_restored
 from engine.schedule import Job, run_job
 from engine.seals.chain import Seal
 from engine.seals.proofs import (
@@ -54,7 +48,7 @@ from infra.kafka import client_options
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable, now
-from infra.postgres.connection import Limits, explained, make_pool, open_connection
+from infra.postgres.connection import Limits, make_pool
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.rate_limits import Buckets, SharedBuckets
 from infra.redis import open_redis
@@ -65,11 +59,9 @@ from infra.tasks.broker import make_broker
 from infra.tasks.middleware import Resources
 from infra.tasks.queues import FailedTask
 from infra.tasks.worker import TaskWorker
-from projections.analytics import schema as analytics_schema
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
 from projections.dismissals import Dismissals
-from projections.feedback.reports import TABLES as FEEDBACK
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
@@ -94,14 +86,6 @@ JOBS_BROKEN = counter(
     "backlot_jobs_broken",
     "Background jobs that ended by an error of their own, and run no more until a restart.",
 )
-
-
-class DatabaseUnreachable(OperatorError):
-    """The configured PostgreSQL does not take this program's connection."""
-
-
-class TablesMissing(OperatorError):
-    """The database lacks tables that its user may not make."""
 
 
 def open_parts(
@@ -154,8 +138,8 @@ def open_parts(
         host,
         redis,
         make_redlock(redis, settings.redis.lock_urls),
-        PERSONAL,
         open_counters(settings, stack),
+        places=PERSONAL,
         sealer=_sealer(settings, database_url, seal_key, proofs, stamp),
         proofs=proofs,
         limits=limits,
@@ -189,57 +173,6 @@ def open_objects(
     return store
 
 
-def prepare_database(settings: Settings, database_url: str) -> None:
-    """Make the tables that are missing, each as the user whose they are to be.
-
-    Raise OperatorError where a database can't be reached, or its user may not make them.
-    """
-    owner_url = settings.database.owner_url
-    if owner_url is not None:
-        with _reached(owner_url.get_secret_value(), "DATABASE_OWNER_URL") as conn:
-            user, password = running_user(database_url)
-            make_user(conn, user, password)
-            make_tables(conn)
-            give_rights(conn, user)
-    with _reached(database_url, "DATABASE_URL") as conn, _allowed(owner_url is None):
-        make_tables(conn, *TABLES)
-        install(conn, read_models().all())
-    with (
-        _reached(settings.analytics.url(database_url), "TIMESCALE_URL") as conn,
-        _allowed(owner_url is None),
-    ):
-        migrate(conn, ENGINE)
-        analytics_schema.migrate(conn)
-        migrate(conn, FEEDBACK)
-
-
-def erase_restored(settings: Settings, database_url: str, persons: Persons, proofs: Proofs) -> None:
-    """Erase whom a restored database has again, before anything is served.
-
-    Raise AnchorsUnusable where a place outside the database can't say who was forgotten.
-    """
-    completes = Role.WORKERS in settings.server.roles
-    with _reached(database_url, "DATABASE_URL") as conn:
-        found = compare_forgotten(conn, proofs.outside.forgotten, completes=completes)
-        if found:
-            with _reached(settings.analytics.url(database_url), "TIMESCALE_URL") as analytics:
-                erase_again(persons, found, partial(purge_restored, conn, analytics, PERSONAL))
-
-
-@contextmanager
-def _allowed(alone: bool) -> Iterator[None]:
-    """Raise TablesMissing where a user may not make what is missing; `alone`: no owner is set."""
-    try:
-        yield
-    except InsufficientPrivilege as error:
-        remedy = (
-            "run `backlot migrate` with DATABASE_OWNER_URL" if alone else "see docs/operations.md"
-        )
-        raise TablesMissing(
-            f"tables are missing, and this user may not make them ({explained(error)}): {remedy}"
-        ) from error
-
-
 def _sealer(
     settings: Settings,
     database_url: str,
@@ -270,17 +203,8 @@ def _database(
     url = settings.database.url.get_secret_value()
     if settings.database.owner_url is None:
         # Else its user may have to be made first.
-        _reached(url, "DATABASE_URL").close()
+        reached(url, "DATABASE_URL").close()
     return url
-
-
-def _reached(url: str, setting: str) -> Connection[TupleRow]:
-    try:
-        return open_connection(url, "installation")
-    except OperationalError as error:
-        raise DatabaseUnreachable(
-            f"{setting}: PostgreSQL can't be reached there: {explained(error)}"
-        ) from error
 
 
 FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})

@@ -229,8 +229,8 @@ def migrate(as_json: Json = False) -> None:
 
     The one command that needs DATABASE_OWNER_URL. Every start does the same where it may.
     """
-    from backlot.app import prepare_database
     from backlot.database import database_url
+    from backlot.installation import prepare_database
     from infra.logging import configure_logging
 
     settings = load_settings()

@@ -21,8 +21,10 @@ import commands.revocations
 import commands.uploads
 import commands.watch
 import engine.dead_letters
+import engine.erasures
 import engine.event_store
 import engine.inspection.persons
+import engine.persons
 import engine.replay.records
 import engine.reservations
 import engine.telemetry
@@ -297,6 +299,7 @@ FEATURES: tuple[Feature, ...] = (
         queries=(readapi.erasure.router,),
         jobs=workers.erasure.jobs,
         checks=(health.erasures,),
+        personal=(*engine.persons.PERSONAL, *engine.erasures.PERSONAL),
     ),
     Feature(
         name="audit",

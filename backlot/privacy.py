@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from engine.erasures import Erasure
-    from engine.persons import Person, Persons
+    from engine.persons import KnownPerson, Persons
     from infra.objects.port import ObjectStore
     from readapi.erasure import ErasureSearch
     from readapi.privacy import Holding, PersonalData
@@ -177,7 +177,8 @@ def _request_forgetting(
 
 def _found(search: ErasureSearch, user: str) -> Erasure:
     found = search.find(user)
-    assert found is not None, "fenced without an erasure"  # noqa: S101
+    if found is None:
+        raise NobodyHere(f"{user} is not being forgotten: another database was restored meanwhile")
     return found
 
 
@@ -199,7 +200,7 @@ def _where(holding: Holding) -> str:
 
 
 async def _certify(
-    settings: Settings, persons: Persons, user: str, person: Person | None
+    settings: Settings, persons: Persons, user: str, person: KnownPerson | None
 ) -> tuple[PersonalData, list[Holding]]:
     from readapi.certificate import certificate
 

@@ -28,6 +28,7 @@ BENCHMARKS = (
     "like",
     "counters",
     "limits",
+    "encryption",
     "projecting",
     "memory",
     "replaying",

@@ -22,6 +22,7 @@ AT = datetime(2026, 11, 1, 12, tzinfo=UTC)
 # As long as what the edge makes for each request.
 CAUSE = {"correlation_id": f"{0xC0FFEE:032x}", "causation_id": f"{0xC0FFEE:032x}"}
 COPY = "COPY backlot_events FROM STDIN (FORMAT binary)"
+FORMER = b"INSERT INTO backlot_former_names VALUES (%s) ON CONFLICT DO NOTHING"
 COLUMN_TYPES = ("uuid", "int8", "text", "bytea", "int8")
 
 MAPPER = EventMapper()
@@ -101,6 +102,8 @@ def fill(url: str, events: int, make: Callable[[int], StoredEvent] = like_event)
             for index in range(before, events):
                 event = videos[index] if index < len(videos) else make(index - len(videos))
                 copy.write_row((*columns(event), index + 1))
+        # As the migration finds who is named in a log of an older release.
+        conn.execute(FORMER, (ORIGIN.actor,))
         conn.execute("VACUUM (ANALYZE) backlot_events")
 
 

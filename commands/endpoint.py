@@ -15,8 +15,8 @@ from domain.errors import DomainError
 from domain.model import Origin
 from domain.moderation import NO_WORDS, WatchedWords
 from domain.upload import VideoViewer
-from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
-from engine.event_store import StoredAnswer
+from engine.command_bus import Aggregates, Command, CommandBus, Executed, Query
+from engine.event_store import IdempotencyKey, StoredAnswer
 from engine.personal_data import Deleted, Left, PersonalKeys, Unsearched
 from engine.reservations import Reservations
 from engine.telemetry import Telemetry

@@ -20,8 +20,7 @@ from domain.person import Person, VideosFate, stream_id
 from domain.revocations import STREAM_ID, Revocations
 from domain.upload import Status
 from engine.command_bus import Aggregates, Command, Query
-from engine.persons import Person as KnownPerson
-from engine.persons import Persons
+from engine.persons import KnownPerson, Persons
 from infra.http.auth import Admin, Caller
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Wire

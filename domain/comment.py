@@ -281,14 +281,13 @@ class Comment(Aggregate):
     def delete(self, origin: Origin) -> None:
         """Take the comment out of every read, for good."""
         self.require_author(origin)
-        self._take_away(origin)
+        self.erase(origin)
 
-    def erase(self, origin: Origin) -> bool:
-        """The same for an author who is forgotten; return whether there was anything to take."""
-        there = self.video_id is not None and self.standing is not Standing.DELETED
-        if there:
-            self._take_away(origin)
-        return there
+    def erase(self, origin: Origin) -> None:
+        """The same for an author who is forgotten; once that was done, this records nothing."""
+        if self.standing not in (None, Standing.DELETED):
+            kind = self.Deleted if self.standing is Standing.POSTED else self.Withdrawn
+            self._record(kind, origin)
 
     def remove(self, acted_as: ActingAs, stated_reason: str | None, origin: Origin) -> None:
         """Show the comment to nobody but its author; what is removed already records nothing.
@@ -430,14 +429,8 @@ class Comment(Aggregate):
     ) -> None:
         """Record that there is no translation for readers who ask, unless better is known."""
         if self._is_news(revision, target_language, status):
-            self._record(
-                self.TargetNotTranslated,
-                origin,
-                revision=revision,
-                target_language=target_language,
-                status=status,
-                reason=reason,
-            )
+            told = {"target_language": target_language, "status": status, "reason": reason}
+            self._record(self.TargetNotTranslated, origin, revision=revision, **told)
 
     def target_status(self, target_language: str) -> TranslationStatus:
         """Return where the translation that readers asked for stands."""
@@ -458,9 +451,6 @@ class Comment(Aggregate):
     def not_yours(self, message: str) -> NotAllowed | NotFound:
         """Return what somebody is told who has no right to it: nothing of what they don't see."""
         return NotAllowed(message) if self.standing is Standing.POSTED else NotFound(UNKNOWN)
-
-    def _take_away(self, origin: Origin) -> None:
-        self._record(self.Deleted if self.standing is Standing.POSTED else self.Withdrawn, origin)
 
     def _record(self, event: type[Event], origin: Origin, **fields: Any) -> None:
         self.record(event, origin, video_id=self.video_id, author=self.author, **fields)

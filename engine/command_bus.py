@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 from uuid import UUID
 
 import structlog
@@ -25,7 +25,7 @@ from psycopg.rows import TupleRow
 
 from domain.errors import Conflict, DomainError, Forgotten
 from domain.model import ActorKind, Aggregate, Origin
-from engine.event_store import GroupCommitRecorder, Save, StoredAnswer
+from engine.event_store import GroupCommitRecorder, IdempotencyKey, Save, StoredAnswer
 from engine.log import MAPPER
 from infra.batcher import Batcher
 from infra.metrics import SIZES, counter, gauge, histogram
@@ -54,18 +54,13 @@ APPEND_CONFLICTS = counter(
     "Saves refused because another writer was first at the same stream version.",
 )
 
-NOBODY_FENCED = b"SELECT name FROM unnest(%b::text[]) AS name WHERE false"
-
 Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
 """Return the answers to lookups of one type, in their order."""
 
 
 @dataclass(frozen=True)
 class Command(ABC, Generic[R]):
-    """A wish, with everything needed to decide it.
-
-    `despite_fence`: also taken from whom the program forgets.
-    """
+    """A wish, with everything needed to decide it; `despite_fence`: of a fenced actor too."""
 
     despite_fence: ClassVar[bool] = False
 
@@ -145,18 +140,6 @@ class Aggregates:
 
 
 @dataclass(frozen=True, slots=True)
-class IdempotencyKey:
-    """A client's name for one request; `request_hash` differs when another request reuses the name.
-
-    `render` turns the command's answer into the HTTP status and body that a repeat will get.
-    """
-
-    key: str
-    request_hash: bytes
-    render: Callable[[Any], tuple[int, bytes]]
-
-
-@dataclass(frozen=True, slots=True)
 class Executed(Generic[R]):
     """A decided command: its answer, and the position from which on its effect can be read.
 
@@ -231,38 +214,32 @@ class Group:
             request.settle(result, positions.stop - 1)
 
 
-class Beside(NamedTuple):
-    """What was read beside the streams: the head of the telemetry, who is fenced, the lookups."""
-
-    telemetry: int = 0
-    fenced: frozenset[str] = frozenset()
-    found: Mapping[Lookup[Any], Any] = MappingProxyType({})
-
-
 @dataclass(slots=True)
 class Round:
     """What was loaded for some commands, to decide them one after the other.
 
-    `stored` are the answers under idempotency keys; `groups` then holds what is to be recorded.
+    `found` are the answers to lookups, `stored` those under idempotency keys, `fenced` the actors
+    from whom nothing is taken any more; `groups` then holds what is to be recorded.
     """
 
     slots: Mapping[UUID, Slot]
     head: int
     at: datetime
-    beside: Beside = field(default_factory=Beside)
+    found: Mapping[Lookup[Any], Any] = field(default_factory=dict)
     stored: Mapping[tuple[str, str], StoredAnswer] = field(default_factory=dict)
+    telemetry: int = 0
+    fenced: frozenset[str] = frozenset()
     groups: list[Group] = field(default_factory=list, init=False)
 
     def outcome_before(self, request: Request) -> StoredAnswer | Exception | None:
-        """Return what needs no decision: a fenced actor, a stored answer, a reused key, an
-        unreadable stream."""
-        if request.actor in self.beside.fenced and not request.command.despite_fence:
+        """Return what needs no decision: a refusal, a stored answer, an unreadable stream."""
+        if request.actor in self.fenced and not request.command.despite_fence:
             return Forgotten(Forgotten.TOLD)
         answer = self.stored.get(request.name) if request.name else None
         if request.key is None or answer is None:
             return next(filter(None, (self.slots[each].broken for each in request.streams)), None)
         if answer.request_hash == request.key.request_hash:
-            return replace(answer, telemetry=self.beside.telemetry)
+            return replace(answer, telemetry=self.telemetry)
         return KeyReused("This Idempotency-Key was used for another request; choose a new one.")
 
     def decide(self, request: Request) -> None:
@@ -289,7 +266,7 @@ class Round:
         origin = Origin(request.actor, self.at, *ids, request.kind)
         own = Group()
         try:
-            result: Any = request.command.decide(Aggregates(self.slots, self.beside.found), origin)
+            result: Any = request.command.decide(Aggregates(self.slots, self.found), origin)
             own.take(_changed(slots))
             if own.changed and isinstance(request.command, Query):
                 raise TypeError("A query records nothing.")
@@ -341,7 +318,7 @@ class CommandBus:
         *,
         readers: Mapping[type[Lookup[Any]], Reader] | None = None,
         telemetry: bytes = b"SELECT 0",
-        fenced: bytes = NOBODY_FENCED,
+        fenced: bytes = b"SELECT unnest(%b::text[]) LIMIT 0",
         max_batch: int = 256,
         max_waiting: int = 10_000,
         retries: int = 5,
@@ -355,7 +332,7 @@ class CommandBus:
         """
         self._recorder = recorder
         self._readers = dict(readers or {})
-        self._beside_streams = b"SELECT (%b), ARRAY(%b)" % (telemetry, fenced)
+        self._heads = b"SELECT (%b), ARRAY(%b)" % (telemetry, fenced)
         self._retries = retries
         self._remember = remember
         self._clock = clock
@@ -426,7 +403,7 @@ class CommandBus:
                 seen.add(request.name)
         this = self._load(now)
         for request in now:
-            request.telemetry = this.beside.telemetry
+            request.telemetry = this.telemetry
             request.outcome = this.outcome_before(request)
             if request.outcome is None:
                 this.decide(request)
@@ -443,7 +420,7 @@ class CommandBus:
         slots = {stream: Slot(self._cache.get(stream)) for stream in streams}
         wanted = [(id_, s.aggregate.version if s.aggregate else 0) for id_, s in slots.items()]
         keys = [request.name for request in requests if request.name]
-        rows, answers, head, beside = self._recorder.fetch(
+        rows, answers, head, (telemetry, fenced, found) = self._recorder.fetch(
             wanted, keys, lambda cursor: self._beside(cursor, requests)
         )
         MAPPER.prepare((topic, state) for _, _, topic, state in rows)
@@ -460,18 +437,19 @@ class CommandBus:
             else:
                 slot.aggregate = event.mutate(slot.aggregate)
         stored = {(answer.actor, answer.key): answer for answer in answers}
-        return Round(slots, head, self._clock(), beside, stored)
+        return Round(slots, head, self._clock(), found, stored, telemetry, frozenset(fenced))
 
-    def _beside(self, cursor: Cursor[TupleRow], requests: Sequence[Request]) -> Beside:
+    def _beside(
+        self, cursor: Cursor[TupleRow], requests: Sequence[Request]
+    ) -> tuple[int, list[str], dict[Lookup[Any], Any]]:
         actors = (list({request.actor for request in requests}),)
-        cursor.execute(self._beside_streams, actors, prepare=True)
-        ((telemetry, fenced),) = cursor.fetchall()
+        ((telemetry, fenced),) = cursor.execute(self._heads, actors, prepare=True).fetchall()
         lookups = [each for request in requests for each in request.command.lookups()]
         found: dict[Lookup[Any], Any] = {}
         for kind, read in self._readers.items():
             if asked := [each for each in lookups if type(each) is kind]:
                 found.update(zip(asked, read(cursor, asked), strict=True))
-        return Beside(telemetry, frozenset(fenced), found)
+        return telemetry, fenced, found
 
     def _record(self, groups: Sequence[Group]) -> list[Group]:
         """Save the groups in one transaction; return those that were not recorded."""

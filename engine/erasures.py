@@ -13,11 +13,13 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from psycopg import Connection
-from psycopg.rows import class_row
+from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
 
+from engine.personal_data import Left, PersonalTable
 
-class Step(StrEnum):
+
+class ErasureStep(StrEnum):
     """What is done about a person, in this order; `settling` waits for what was under way."""
 
     REQUEST = "request"
@@ -30,9 +32,9 @@ class Step(StrEnum):
     FINISH = "finish"
 
     @property
-    def following(self) -> Step:
+    def following(self) -> ErasureStep:
         """The next one; of the last one, itself."""
-        steps = list(Step)
+        steps = list(ErasureStep)
         return steps[min(steps.index(self) + 1, len(steps) - 1)]
 
 
@@ -45,13 +47,24 @@ class Erasure(NamedTuple):
     pseudonym: str
     fenced_at: datetime
     waits: timedelta
-    step: Step
+    step: ErasureStep
     step_waits: timedelta
     counts: Mapping[str, int]
     failures: int
     error: str | None
     finished_at: datetime | None
 
+
+PERSONAL = (
+    PersonalTable(
+        name="erasures",
+        holds="how far it is with somebody who is forgotten, and how much was removed",
+        kept="for good: who was forgotten stays so",
+        table="public.backlot_erasures",
+        columns=("pseudonym",),
+        forget=Left("a pseudonym that names nobody", for_good=True),
+    ),
+)
 
 ROWS = """
 SELECT pseudonym, fenced_at, clock_timestamp() - fenced_at AS waits, step,
@@ -81,18 +94,18 @@ WHERE finished_at > clock_timestamp() - %s::interval ORDER BY pseudonym
 
 def open_erasures(conn: Connection[Any]) -> list[Erasure]:
     """Return those that are not finished, the oldest first."""
-    with conn.cursor(row_factory=class_row(_erasure)) as cursor:
+    with conn.cursor(row_factory=kwargs_row(_erasure)) as cursor:
         return cursor.execute(OPEN).fetchall()
 
 
 def find_erasure(conn: Connection[Any], pseudonym: str) -> Erasure | None:
     """Return that of a person; None of one who was not fenced."""
-    with conn.cursor(row_factory=class_row(_erasure)) as cursor:
+    with conn.cursor(row_factory=kwargs_row(_erasure)) as cursor:
         return cursor.execute(ONE, (pseudonym,)).fetchone()
 
 
 def _erasure(step: str, **rest: Any) -> Erasure:
-    return Erasure(step=Step(step), **rest)
+    return Erasure(step=ErasureStep(step), **rest)
 
 
 def advance(conn: Connection[Any], erasure: Erasure, removed: Mapping[str, int]) -> None:

@@ -83,6 +83,18 @@ PERSONAL = (
 
 
 @dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A client's name for one request; `request_hash` differs when another request reuses the name.
+
+    `render` turns the command's answer into the HTTP status and body that a repeat will get.
+    """
+
+    key: str
+    request_hash: bytes
+    render: Callable[[Any], tuple[int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredAnswer:
     """The answer to a command, stored under its idempotency key together with the events.
 

@@ -23,6 +23,7 @@ from psycopg.errors import ForeignKeyViolation
 
 from domain.errors import Forgotten
 from domain.model import FORGOTTEN, ActorKind, actor_kind
+from engine.personal_data import Left, PersonalTable
 from engine.wrapping_keys import KeyDamaged, WrappedKey, WrappingKeys, load_wrapping_keys
 from infra.key_encryption import KEY_BYTES, KeyEncryption, decrypt, encrypt
 from infra.postgres.connection import SHORT_WORK, Limits, ThreadPool, thread_pool
@@ -72,7 +73,20 @@ WHERE pseudonym = %s
 FORGET_FORMER = b"DELETE FROM public.backlot_former_names WHERE name = %s"
 
 
-class Person(NamedTuple):
+PERSONAL = (
+    PersonalTable(
+        name="persons",
+        holds="which pseudonym stands for a user, and the key of what they wrote, both encrypted",
+        kept="until the user is forgotten",
+        table="public.backlot_persons",
+        columns=("pseudonym",),
+        shown="pseudonym, fenced_at, forgotten_at",
+        forget=Left("name and key are destroyed; a keyed hash of the name stays", for_good=True),
+    ),
+)
+
+
+class KnownPerson(NamedTuple):
     """A user by the pseudonym; `fenced_at` is since when nothing is taken from them any more."""
 
     pseudonym: str
@@ -170,7 +184,7 @@ class Persons:
         found = self.look_up(user_id)
         return None if found is None or found.fenced_at is not None else found.pseudonym
 
-    def look_up(self, user_id: str) -> Person | None:
+    def look_up(self, user_id: str) -> KnownPerson | None:
         """Return a user, forgotten or not; None of one who was never here.
 
         Raise KeyDamaged where the row was put under another user's name.
@@ -183,7 +197,7 @@ class Persons:
                 row = conn.execute(FIND, asked).fetchone()
             if row is None:
                 return None
-            person, kept = Person(*row[:3]), (row[0], *row[3:])
+            person, kept = KnownPerson(*row[:3]), (row[0], *row[3:])
             # Who calls will soon write, or be named: no second question then.
             known = self._remembered.get(person.pseudonym) or self._take(conn, [kept])[0]
         if known.name not in (None, user_id):

@@ -117,7 +117,7 @@ class Projection(ABC):
         Whatever it raises, other than for a lost connection, makes the batch a poisonous one.
         """
 
-    def take(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+    def apply_all(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         """Apply these events; of whomever one of them forgets, purge the rows after all others."""
         persons = [vars(event)[event.FORGETS] for _, event in batch if event.FORGETS is not None]
         others = [each for each in batch if each.event.FORGETS is None] if persons else batch
@@ -294,7 +294,7 @@ def try_event(
     """Apply one event under a savepoint; return what it broke on, and raise an outage."""
     try:
         with conn.transaction():
-            projection.take([stored.decode()], cursor)
+            projection.apply_all([stored.decode()], cursor)
     except Exception as error:
         if is_outage(error):
             raise
@@ -373,7 +373,7 @@ class Applier:
             batch = batch or self.decode(window)
             with conn.transaction():
                 self.place.hold(cursor, before)
-                projection.take(batch, cursor)
+                projection.apply_all(batch, cursor)
                 account(cursor, projection.schema, [recorded.position for recorded in batch])
                 self.place.move(cursor, before, until)
         return Step(until, len(batch))

@@ -9,14 +9,16 @@ from redis import RedisError
 
 from engine.inspection.raw_search import keys_with, rows_with
 from engine.personal_data import PersonalPlace, Unsearched
-from engine.persons import Person
+from engine.persons import KnownPerson
 from readapi.privacy import Holding, PersonSearch
 
 NAMES = "the name itself, in whatever is stored"
 KEPT = "nothing is meant to be here once somebody is forgotten"
 
 
-async def certificate(search: PersonSearch, user_id: str, person: Person | None) -> list[Holding]:
+async def certificate(
+    search: PersonSearch, user_id: str, person: KnownPerson | None
+) -> list[Holding]:
     """Return what each place has of a person; of one who is fenced, also where the name stands.
 
     What stays for good has the pseudonym of somebody who is forgotten: nobody. Raise psycopg.Error.

@@ -338,7 +338,8 @@ async def export_own(request: Request, caller: Caller, data: Data) -> Response:
     if not data.self_service:
         raise Problem(403, "forbidden", "Here an operator exports personal data: ask for it.")
     names = await ask(data.persons.names, (caller.person,))
-    return await _exported(request, data, caller, names[caller.person], caller.person)
+    user_id = names.get(caller.person, caller.person)
+    return await _exported(request, data, caller, user_id, caller.person)
 
 
 @router.get(

@@ -37,7 +37,7 @@ from domain.upload import Upload
 from engine import erasures
 from engine.command_bus import Command, CommandBus
 from engine.connections import ThreadedConnection, connected, in_thread, leading
-from engine.erasures import Erasure, Step
+from engine.erasures import Erasure, ErasureStep
 from engine.event_store import GroupCommitRecorder
 from engine.inspection.persons import begun_streams
 from engine.log import MAPPER
@@ -48,6 +48,7 @@ from engine.seals.forgotten import record_forgotten
 from engine.seals.places import AnchorsUnusable
 from engine.seals.proofs import Proofs
 from infra.batcher import QueueFull
+from infra.cancellation import together
 from infra.metrics import counter, gauge
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
 from workers.parts import Parts
@@ -156,23 +157,23 @@ class Eraser:
         """Do the present step; return what was removed, None where nothing follows now."""
         person = erasure.pseudonym
         match erasure.step:
-            case Step.REQUEST:
+            case ErasureStep.REQUEST:
                 return await self._request(erasure)
-            case Step.COMMENTS:
+            case ErasureStep.COMMENTS:
                 await self._comments(conn, person)
-            case Step.TEXTS:
+            case ErasureStep.TEXTS:
                 return await self._drop_texts(conn, person)
-            case Step.VIDEOS:
+            case ErasureStep.VIDEOS:
                 await self._uploads(conn, person)
-            case Step.KEY:
+            case ErasureStep.KEY:
                 # First: a database that is restored from now on has to learn of it.
                 await in_thread(record_forgotten, self.proofs, person, erasure.fenced_at)
                 await in_thread(self.persons.destroy, person)
-            case Step.PLACES:
+            case ErasureStep.PLACES:
                 return await self.purge(person)
-            case Step.SETTLING:
+            case ErasureStep.SETTLING:
                 return Counter() if erasure.step_waits >= self.settling else None
-            case Step.FINISH:
+            case ErasureStep.FINISH:
                 await self._finish(conn, erasure)
                 return None
         return Counter()
@@ -222,9 +223,7 @@ class Eraser:
         asked = [EraseUpload(each, person, heir) for each in found]
         ended = [each for each in await self._execute_all(person, asked) if not each.kept]
         for some in _chunks(ended, OBJECTS_AT_ONCE):
-            async with asyncio.TaskGroup() as group:
-                for each in some:
-                    group.create_task(self._drop(each.object_key, each.store_upload_id))
+            await together(*(self._drop(each.object_key, each.store_upload_id) for each in some))
         return len(found)
 
     async def _drop(self, key: str, store_upload_id: str) -> None:

@@ -45,14 +45,14 @@ class Parts:
     host: ProjectionHost | None
     redis: Redis
     locks: Redlock
-    # Where features hold something about persons.
-    places: Sequence[PersonalPlace]
     # Without a Redis that the processes share, counts come from the read model.
     counters: Counters | None
     # What must end before the server waits for its last answers: streams without an end.
     endings: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     # What is closed once nothing uses it any more.
     closings: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    # Where features hold something about persons.
+    places: Sequence[PersonalPlace] = ()
     sealer: Sealer | None = None
     proofs: Proofs = field(default_factory=Proofs)
     limits: Limits = SHORT_WORK

@@ -50,7 +50,7 @@ class RewrittenPerson(NamedTuple):
     key: bytes | None
 
 
-class Ciphers:
+class BookCiphers:
     """The keys of persons, by what one of the two logs calls them."""
 
     def __init__(self, persons: Mapping[str, RewrittenPerson]) -> None:
@@ -137,7 +137,10 @@ class LogRewrite:
         self._book, self._has_keys = book, has_keys
         self._moved: dict[bytes, bytes] = {}
         self._old, self._new = EventMapper(), EventMapper()
-        self._old.ciphers, self._new.ciphers = Ciphers(book.by_name), Ciphers(book.by_pseudonym)
+        self._old.ciphers, self._new.ciphers = (
+            BookCiphers(book.by_name),
+            BookCiphers(book.by_pseudonym),
+        )
         self.unreadable = 0
 
     @property

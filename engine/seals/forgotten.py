@@ -32,7 +32,7 @@ ATTEMPTS = 5
 _ENTRY = Struct(">q32sq")
 
 
-class Entry(NamedTuple):
+class ForgottenEntry(NamedTuple):
     """One line of a list; `person` has 32 bytes."""
 
     number: int
@@ -93,15 +93,17 @@ def record_forgotten(proofs: Proofs, pseudonym: str, at: datetime) -> None:
         each.add({person_digest(pseudonym): at})
 
 
-def _after(entries: Sequence[Entry], persons: Mapping[bytes, datetime]) -> Iterator[Entry]:
+def _after(
+    entries: Sequence[ForgottenEntry], persons: Mapping[bytes, datetime]
+) -> Iterator[ForgottenEntry]:
     before = entries[-1] if entries else None
     for person, at in persons.items():
         number, previous = (before.number + 1, before.hash) if before else (1, BEFORE_ALL)
-        before = Entry(number, person, at, previous, _hash(number, person, at, previous))
+        before = ForgottenEntry(number, person, at, previous, _hash(number, person, at, previous))
         yield before
 
 
-def _checked(placed: Iterable[PlacedLine]) -> Iterator[Entry]:
+def _checked(placed: Iterable[PlacedLine]) -> Iterator[ForgottenEntry]:
     """Yield the entries that lines are; raise AnchorsUnusable for one that does not follow."""
     number, previous = 0, BEFORE_ALL
     for where, line in placed:
@@ -117,14 +119,14 @@ def _checked(placed: Iterable[PlacedLine]) -> Iterator[Entry]:
         yield entry
 
 
-def _parsed(where: str, line: bytes) -> Entry:
+def _parsed(where: str, line: bytes) -> ForgottenEntry:
     try:
         record: dict[str, Any] = orjson.loads(line)
         person, previous, own = (
             bytes.fromhex(record[name]) for name in ("person", "previous", "hash")
         )
         at = datetime.fromisoformat(record["at"]).astimezone(UTC)
-        return Entry(int(record["number"]), person, at, previous, own)
+        return ForgottenEntry(int(record["number"]), person, at, previous, own)
     except (ValueError, KeyError, TypeError) as error:
         raise AnchorsUnusable(f"{where} is no entry of who was forgotten: {error!r}") from error
 

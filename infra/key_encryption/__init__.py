@@ -10,6 +10,7 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -122,11 +123,13 @@ class FileKey(LocalKey):
         self.name = str(path)
 
     def make(self) -> None:
-        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            # Its owner alone can read what this makes.
+            descriptor, draft = mkstemp(prefix=f"{self._path.name}.", dir=self._path.parent)
         except OSError as error:
-            raise KeyEncryptionFailed(f"{draft} can't be written: {error.strerror}") from error
+            raise KeyEncryptionFailed(
+                f"the key-encryption key {self.name} can't be made: {error.strerror}"
+            ) from error
         try:
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_hex(KEY_BYTES) + "\n")
@@ -136,7 +139,7 @@ class FileKey(LocalKey):
             with suppress(FileExistsError):
                 os.link(draft, self._path)
         finally:
-            draft.unlink()
+            Path(draft).unlink()
         _sync_folder(self._path.parent)
 
     def _key(self) -> bytes:

@@ -81,23 +81,19 @@ class World:
         if "correlation_id" in names and len(names["correlation_id"]) == 1:
             names["correlation_id"] = CONVERSATION
 
-    def forget(self, case: schemathesis.Case[Any], headers: dict[str, Any]) -> None:
-        """Have users forgotten whom nobody needs; every other time, and by themselves always."""
-        if case.path == "/users/me" and case.method == "DELETE":
-            if headers.get("Authorization") == f"Bearer {os.environ['CONTRACT_TOKEN']}":
-                headers["Authorization"] = f"Bearer {self._user()[1]}"
-        elif case.path in ("/users/{user_id}", "/users/{user_id}/forgetting"):
-            if next(self._users) % 2 and case.path_parameters:
-                case.path_parameters["user_id"] = user = self._user()[0]
-                if case.method != "DELETE":
-                    read(self._client.delete(f"/users/{user}"))
+    def forget(self, case: schemathesis.Case[Any]) -> None:
+        """Name users to be forgotten who were here and whom nobody needs; every other time."""
+        about_forgetting = case.path in ("/users/{user_id}", "/users/{user_id}/forgetting")
+        if about_forgetting and case.path_parameters and next(self._users) % 2:
+            case.path_parameters["user_id"] = user = self._user()
+            if case.method != "DELETE":
+                read(self._client.delete(f"/users/{user}"))
 
-    def _user(self) -> tuple[str, str]:
-        """A user who was here, and a token of theirs."""
+    def _user(self) -> str:
         user = f"passer-by-{next(self._users)}"
         token = mint_token(os.environ["CONTRACT_SECRET"], user)
         read(self._client.get("/videos", headers={"Authorization": f"Bearer {token}"}))
-        return user, token
+        return user
 
     def recommend(self, case: schemathesis.Case[Any]) -> None:
         """Name a list that was given, and the video in it; every other time, and none too long."""
@@ -201,7 +197,7 @@ def before_add_examples(context: schemathesis.HookContext, examples: list[Any]) 
 def before_call(context: schemathesis.HookContext, case: Any, kwargs: dict[str, Any]) -> None:
     world.place(case)
     world.recommend(case)
-    world.forget(case, kwargs.setdefault("headers", {}))
+    world.forget(case)
 
 
 @schemathesis.hook

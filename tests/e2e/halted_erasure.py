@@ -14,14 +14,14 @@ from unittest.mock import patch
 
 from backlot.cli import main
 from engine import erasures
-from engine.erasures import Step
+from engine.erasures import ErasureStep
 from tests.e2e.halted_program import pass_by
 from workers.erasure import Eraser
 
 WITHIN_VIDEOS = "between the event of a video and its object"
 WITHIN_FINISH = "between the last event and the row"
-BEFORE = {Step.VIDEOS: [WITHIN_VIDEOS], Step.FINISH: [WITHIN_FINISH]}
-STEPS = [name for step in Step for name in [*BEFORE.get(step, []), f"after {step}"]]
+BEFORE = {ErasureStep.VIDEOS: [WITHIN_VIDEOS], ErasureStep.FINISH: [WITHIN_FINISH]}
+STEPS = [name for step in ErasureStep for name in [*BEFORE.get(step, []), f"after {step}"]]
 """Where it can be killed, in their order: one erasure comes by all of them."""
 
 do, drop, finish = Eraser.do, Eraser._drop, erasures.finish
@@ -29,7 +29,7 @@ do, drop, finish = Eraser.do, Eraser._drop, erasures.finish
 
 async def halting_do(self: Eraser, conn: Any, erasure: erasures.Erasure) -> Counter[str] | None:
     removed = await do(self, conn, erasure)
-    if removed is not None or erasure.step is Step.FINISH:
+    if removed is not None or erasure.step is ErasureStep.FINISH:
         pass_by(f"after {erasure.step}")
     return removed
 

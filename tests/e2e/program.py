@@ -19,8 +19,8 @@ from typing import ClassVar, Self
 import httpx
 import psutil
 
-from backlot.app import prepare_database
 from backlot.database import key_encryption
+from backlot.installation import prepare_database
 from engine.persons import Persons
 from infra.data_folder import LOCK_FILE, DataFolder, cluster_path, secret_path
 from infra.http.auth import mint_token

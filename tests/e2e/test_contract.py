@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -50,6 +51,7 @@ def schemathesis(server: Program, folder: Path, *options: str) -> subprocess.Com
         "CONTRACT_URL": server.url,
         "CONTRACT_TOKEN": token,
         "CONTRACT_OTHER_TOKEN": server.token("other"),
+        "CONTRACT_LAST_TOKEN": server.token(f"last-{uuid4()}"),
         "CONTRACT_SECRET": secret_path(server.data).read_text().strip(),
         "CONTRACT_SEEN": str(folder / "seen"),
     }

@@ -183,7 +183,7 @@ def end(program: Program, root: httpx.Client, twin: User, name: str) -> dict[str
         assert all(row[1:] == (None, None, True) for row in persons)
         mine = [row for row in persons if events_of(conn, row[0], twin)]
         (pseudonym,) = [row[0] for row in mine]
-        events = dict(conn.execute(THINGS, (pseudonym,)).fetchall())
+        events: dict[str, int] = dict(conn.execute(THINGS, (pseudonym,)).fetchall())
     return {
         # What is purged is counted where it is known, and not when that was cut off.
         "counts": {part: told["counts"][part] for part in ("comments", "uploads")},

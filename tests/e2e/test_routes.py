@@ -111,7 +111,10 @@ def test_the_walk(line: Line, callers: Mapping[As, httpx.Client], things: Things
 
 def call(client: httpx.Client, line: Line, things: Things) -> int:
     """The status of an answer, which may be a stream without an end."""
-    method, _, path = things.fill(line.call).partition(" ")
+    template = line.call
+    for name, other in line.names.items():
+        template = template.replace(f"{{{name}}}", other)
+    method, _, path = things.fill(template).partition(" ")
     options: dict[str, Any] = {"params": dict(line.query)}
     if line.body is not None:
         options["json"] = json.loads(things.fill(json.dumps(line.body)))

@@ -165,8 +165,8 @@ async def scene(database_url: str, folder: Path) -> AsyncIterator[Scene]:
     """An empty one; what is recorded meanwhile is encrypted."""
     async with AsyncExitStack() as stack:
         recorder = stack.enter_context(recording(database_url))
-        with connect(database_url, "test") as conn:
-            install(conn, [Audit()])
+        with connect(database_url, "test") as installing:
+            install(installing, [Audit()])
         persons = Persons(database_url, GivenKey(KEK))
         stack.callback(persons.close)
         persons.open()

@@ -73,6 +73,8 @@ class VaultServer(KeyServer):
         if found is None:
             return 400, {"errors": ["invalid ciphertext: no prefix"]}
         text = b64decode(found[2])
+        if len(text) < 28:
+            return 400, {"errors": ["invalid ciphertext length"]}
         try:
             plain = versions[int(found[1]) - 1].decrypt(text[:12], text[12:], about)
         except (InvalidTag, IndexError):

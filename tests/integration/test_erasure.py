@@ -19,7 +19,7 @@ from domain.revocations import STREAM_ID
 from domain.upload import Upload, object_key
 from engine import erasures
 from engine.connections import connected
-from engine.erasures import Step
+from engine.erasures import ErasureStep
 from engine.inspection.index import Audit
 from engine.inspection.persons import begun_streams
 from engine.seals.forgotten import ForgottenList, person_digest
@@ -202,7 +202,7 @@ def test_a_request_that_was_cut_off_behind_the_fence_is_made_up_for(play: Play) 
         made.persons.fence(ann.person)
         # Perhaps it is just under way, and says what becomes of the videos.
         await made.eraser().turn(made.conn)
-        assert (await made.erasure(ann.person)).step is Step.REQUEST
+        assert (await made.erasure(ann.person)).step is ErasureStep.REQUEST
         assert made.told(ann.person) == []
         await made.eraser(grace=NOTHING).turn(made.conn)
         await whole(made, ann)
@@ -214,9 +214,9 @@ class Killed(BaseException):
     """The process is no more."""
 
 
-@pytest.mark.parametrize("step", Step)
+@pytest.mark.parametrize("step", ErasureStep)
 def test_whoever_dies_behind_a_step_is_followed_by_another(
-    play: Play, step: Step, monkeypatch: pytest.MonkeyPatch
+    play: Play, step: ErasureStep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the step did stands, and that it was done is not written down."""
     advance = erasures.advance
@@ -234,13 +234,13 @@ def test_whoever_dies_behind_a_step_is_followed_by_another(
         await made.ask(ann.person)
         with monkeypatch.context() as patches:
             patches.setattr(erasures, "advance", killed)
-            if step is Step.FINISH:
+            if step is ErasureStep.FINISH:
                 patches.setattr(erasures, "finish", killed_at_the_end)
             with pytest.raises(Killed):
                 await made.eraser().turn(made.conn)
         await made.eraser().turn(made.conn)
         # What was counted nowhere yet is not found again.
-        lost = {Step.TEXTS: "redis.translations", Step.PLACES: "telemetry"}.get(step)
+        lost = {ErasureStep.TEXTS: "redis.translations", ErasureStep.PLACES: "telemetry"}.get(step)
         await whole(made, ann, {part: n for part, n in COUNTS.items() if part != lost})
 
     play(act)
@@ -271,7 +271,11 @@ def test_what_fails_is_told_and_holds_up_nobody_else(play: Play) -> None:
             pause = await made.eraser().turn(made.conn)
             assert pause is not None
         stuck = await made.erasure(ann.person)
-        assert (stuck.step, stuck.failures, stuck.error) == (Step.PLACES, 2, "ConnectionError")
+        assert (stuck.step, stuck.failures, stuck.error) == (
+            ErasureStep.PLACES,
+            2,
+            "ConnectionError",
+        )
         await whole(made, bob)
         made.purges.fails_for = set()
         assert await made.eraser().turn(made.conn) is None
@@ -291,7 +295,7 @@ def test_nothing_is_destroyed_before_every_place_outside_knows(play: Play, tmp_p
         await made.ask(ann.person)
         assert await eraser.turn(made.conn) is not None
         stuck = await made.erasure(ann.person)
-        assert (stuck.step, stuck.error) == (Step.KEY, "AnchorsUnusable")
+        assert (stuck.step, stuck.error) == (ErasureStep.KEY, "AnchorsUnusable")
         assert made.persons.names([ann.person]) == {ann.person: "ann"}
         far.parent.mkdir()
         assert await eraser.turn(made.conn) is None
@@ -307,7 +311,7 @@ def test_what_comes_late_goes_too(play: Play) -> None:
         ann = await Deeds(made).do()
         await made.ask(ann.person)
         await made.eraser(settling=LONG).turn(made.conn)
-        assert (await made.erasure(ann.person)).step is Step.SETTLING
+        assert (await made.erasure(ann.person)).step is ErasureStep.SETTLING
         # A batch that was under way when the fence came.
         late, film = made.comment(ann.person, "late"), await made.upload(ann.person)
         await made.eraser().turn(made.conn)

@@ -164,7 +164,7 @@ class TestFile:
         assert not list(tmp_path.iterdir())
 
     def test_a_folder_that_is_not_there_is_told(self, tmp_path: Path) -> None:
-        with pytest.raises(KeyEncryptionFailed, match="can't be written: No such file"):
+        with pytest.raises(KeyEncryptionFailed, match="can't be made: No such file"):
             FileKey(tmp_path / "none" / "key").make()
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from hashlib import sha256
 from itertools import repeat
 from threading import Barrier
-from typing import Any
 
 import psycopg
 import pytest
@@ -16,6 +15,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.errors import Forgotten
+from domain.model import FORGOTTEN
 from engine import persons as module
 from engine.persons import Known, Persons, Remembered, fenced
 from engine.wrapping_keys import KeyDamaged, load_wrapping_keys, rotate
@@ -126,9 +126,9 @@ class TestNames:
         alice, asked = another.admit("alice"), list[str]()
         read = Persons._read
 
-        def counted(self: Persons, conn: Any, wanted: Any) -> list[Any]:
+        def counted(self: Persons, wanted: Set[str]) -> dict[str, Known]:
             asked.extend(wanted)
-            return read(self, conn, wanted)
+            return read(self, wanted)
 
         monkeypatch.setattr(Persons, "_read", counted)
         for _ in range(3):
@@ -181,7 +181,7 @@ class TestDestruction:
         persons.destroy(alice)
         persons.destroy(alice)
         assert persons.cipher(alice) is None
-        assert persons.names([alice]) == {}
+        assert persons.names([alice]) == {alice: FORGOTTEN}
         row = conn.execute("SELECT name, key, wrapping_key FROM backlot_persons").fetchone()
         assert row == (None, None, None)
         for each in (persons, another):
@@ -218,7 +218,7 @@ class TestDestruction:
         persons.destroy(alice)
         assert another.names([alice]) == {alice: "alice"}
         another.drop(alice)
-        assert another.names([alice]) == {}
+        assert another.names([alice]) == {alice: FORGOTTEN}
         assert another.cipher(alice) is None
 
 

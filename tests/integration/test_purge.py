@@ -114,7 +114,9 @@ def forgotten(person: str) -> Person:
 def forget(writer: Writer, persons: Persons, history: History, person: str) -> None:
     """What the program does: comments and videos go as events, then the key, then it is told."""
     own = [comment for comment in history.comments if comment.author == person]
-    erased: list[Aggregate] = [comment for comment in own if comment.erase(PRIVACY)]
+    for comment in own:
+        comment.erase(PRIVACY)
+    erased: list[Aggregate] = [comment for comment in own if comment.pending_events]
     for number, upload in enumerate(history.uploads):
         heir = "nobody-s-heir" if number % 2 else None
         if upload.erase(person, heir, PRIVACY) is not None:

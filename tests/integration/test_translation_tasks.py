@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import UUID
 
+import psycopg
 import pytest
 from dramatiq import Actor, Broker
 from structlog.testing import capture_logs
@@ -53,9 +55,12 @@ class Desk:
         self.database_url, self.writer = database_url, writer
         self.redis, self.provider, self.log = redis, provider, log
         self.video = writer.video().id
+        with psycopg.connect(database_url, autocommit=True) as conn:
+            conn.execute("INSERT INTO backlot_former_names VALUES ('alice'), ('bob')")
         self.variables = {
             **QUICK,
             "DATABASE_URL": database_url,
+            "KEY_ENCRYPTION_KEY": secrets.token_hex(32),
             "REDIS_URL": redis.url,
             "OPENAI_BASE_URL": provider.url,
             # More than the calls of a test: what is given up here was called each time.

@@ -215,6 +215,7 @@ class TestRotation:
         self, conn: Connection[TupleRow], database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(wrapping_keys, "BATCH_PERSONS", 3)
+        start(database_url, KEK)
         ended, made = Event(), dict[str, str]()
 
         def come_and_go(part: int) -> None:
@@ -230,9 +231,11 @@ class TestRotation:
 
         with ThreadPoolExecutor(3) as threads:
             parts = [threads.submit(come_and_go, part) for part in range(3)]
-            for _ in range(5):
-                rotate(conn, KEK)
-            ended.set()
+            try:
+                for _ in range(5):
+                    rotate(conn, KEK)
+            finally:
+                ended.set()
             for part in parts:
                 part.result()
         rotate(conn, KEK)

@@ -14,7 +14,7 @@ from domain.person import Person, VideosFate, stream_id
 from domain.revocations import STREAM_ID, Revocations
 from domain.upload import Status, Upload, Visibility
 from engine.command_bus import Aggregates, Slot
-from engine.erasures import Step
+from engine.erasures import ErasureStep
 from tests.unit.given_when_then import by, fact, given
 
 ROOT, PRIVACY, ANN = by("root"), by("privacy"), by("ann")
@@ -150,9 +150,13 @@ def test_what_is_under_way_is_given_up(how: object) -> None:
 
 
 def test_steps_follow_each_other_to_the_last() -> None:
-    steps = [Step.REQUEST]
+    steps = [ErasureStep.REQUEST]
     while steps[-1].following is not steps[-1]:
         steps.append(steps[-1].following)
-    assert steps == list(Step)
+    assert steps == list(ErasureStep)
     # What needs the texts comes before the key is destroyed, and what might read them after.
-    assert steps.index(Step.TEXTS) < steps.index(Step.KEY) < steps.index(Step.PLACES)
+    assert (
+        steps.index(ErasureStep.TEXTS)
+        < steps.index(ErasureStep.KEY)
+        < steps.index(ErasureStep.PLACES)
+    )

@@ -39,6 +39,8 @@ OF_PERSONS = {"user_id", "owner_id", "requested_by", "decided_by", "revoked_by",
 AS_THE_CALL_NAMES_THEM = {
     ("PersonalExport", "user_id"),
     ("PersonPseudonym", "user_id"),
+    ("Forgetting", "user_id"),
+    ("ForgettingProgress", "user_id"),
     # The inspector turns them around, for the command line too.
     ("AuditEvent", "actor"),
     ("AuditEventDetail", "actor"),

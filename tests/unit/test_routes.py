@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,15 @@ import pytest
 from fastapi.routing import APIRoute
 from starlette.routing import Mount, Route
 
-from backlot.app import make_app
-from backlot.features import read_models
 from infra.http.app import HttpApp
-from infra.http.auth import make_authenticator, required_roles
+from infra.http.auth import required_roles
 from infra.http.shapes import Wire
-from infra.objects.folder import FolderStore
-from infra.settings import load_settings
 from tests.routes import ADMIN, AUDITORS, MODERATORS, ROUTES
-from workers.parts import Parts
+from tests.unit.unstarted import application
 
-SECRET = "signs the tokens of these tests only"
 ADMIN_PORT = 8001
 # Documentation and readiness are on both ports.
 ON_BOTH = {"GET /healthz", "GET /readyz", "GET /openapi.json", "GET /docs", "GET /docs/static"}
-
-
-def application(folder: Path, **variables: str) -> HttpApp:
-    """The application of a process with every role; nothing is started."""
-    settings = load_settings(variables)
-    store = FolderStore(folder, SECRET.encode(), timedelta(1), lambda: datetime.now(UTC))
-    unused: Any = None
-    models, authenticator = read_models(), make_authenticator(settings.auth, SECRET)
-    given = (settings, "", "", authenticator, store, unused, unused, models, unused)
-    return make_app(Parts(*given, None, unused, unused, None))
 
 
 def calls(app: HttpApp) -> list[str]:
