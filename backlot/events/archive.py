@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from engine.archive.lines import ExportFormat, ExportRequest
 from engine.installation import ENGINE, LOG, migrate, require_migrated
 from engine.privacy import PayloadMode
 from engine.seals.chain import connect, head
+from infra.data_folder import DataFolder
 from infra.errors import ExitCode, OperatorError, UsageError
 from infra.settings import Settings, load_settings
 
@@ -144,7 +145,7 @@ def import_events(
     anchors: Anchors = None,
     as_json: Json = False,
 ) -> None:
-    """Fill an empty store with an export and its keys, all or nothing; exit code 1: a fault."""
+    """Fill an empty store with an export and its keys, all or nothing. Exit code 1: a fault."""
     from engine.archive.transfer import import_log
     from engine.archive.verification import read_header
 
@@ -178,7 +179,7 @@ def rewrite(
     anchors: Anchors = None,
     as_json: Json = False,
 ) -> None:
-    """Fill an empty store with an older release's log under pseudonyms; exit code 1: a fault."""
+    """Fill an empty store with an older release's log under pseudonyms. Exit code 1: a fault."""
     from engine.archive.rewrite import rewrite_log
     from engine.archive.verification import read_header
     from engine.seals.proofs import configured_key
@@ -186,8 +187,11 @@ def rewrite(
     settings = load_settings()
     old, plan = proofs_of(settings, public_key, anchors, here=False), read_header(file)
     proofs = proofs_of(settings, public_key, None)
-    with connected(settings, "rewrite", fills=True) as conn:
+    with _folder(settings), connected(settings, "rewrite", fills=True) as conn:
         _refuse_old_read_models(conn)
+        if unusable := proofs.outside.compare(conn).unusable:
+            # What they know of the old log's seals has to be void afterwards.
+            raise ArchiveError(f"rewrite: {'; '.join(unusable)}")
         with LateBar("rewriting") as bar:
             bar.begin(plan.last)
             done = rewrite_log(
@@ -213,13 +217,19 @@ def rewrite(
     raise typer.Exit(ExitCode.DONE if report.ok else ExitCode.NOT_WELL)
 
 
+def _folder(settings: Settings) -> AbstractContextManager[object]:
+    """Hold the data folder, for the keys and the head; of an embedded database its process does."""
+    return nullcontext() if settings.database.embedded else DataFolder(settings.server.data_dir)
+
+
 def _go_on_from(conn: Connection[TupleRow], proofs: Proofs, file: Path) -> None:
-    """Let the places outside know the rewritten log, as far as they know the seals of the old."""
+    """Let the places outside know the rewritten log, where they know the seals of the old one."""
     from engine.seals.anchors import Acceptance
 
     if proofs.outside.compare(conn).differences:
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        proofs.outside.accept(conn, Acceptance(operator_name(), at, f"rewritten from {file.name}"))
+        acceptance = Acceptance(operator_name(), at, f"rewritten from {file.name}")
+        proofs.outside.begin_anew(conn, acceptance)
 
 
 def verify(

@@ -89,10 +89,21 @@ class Outside:
             newest = store.newest()
             if newest is None or newest.seal != anchor_of(seal).seal:
                 store.accept(seal, acceptance)
+        self._write_head(seal, seal.number if seal else 0)
+
+    def begin_anew(self, conn: Connection[TupleRow], acceptance: Acceptance) -> None:
+        """Let nothing count that was known of another log, whose seals have the same numbers.
+
+        Raise AnchorsUnusable where a place can't be written, and psycopg.Error.
+        """
+        for store in self.anchors:
+            store.accept(None, acceptance)
+        self._write_head(chain.last_seal(conn), 0)
+
+    def _write_head(self, seal: chain.Seal | None, anchored: int) -> None:
         if self.head is not None:
-            number = seal.number if seal else 0
-            anchored = dict.fromkeys((store.name for store in self.anchors), number)
-            self.head.write(Head(anchor_of(seal), anchored))
+            places = dict.fromkeys((store.name for store in self.anchors), anchored)
+            self.head.write(Head(anchor_of(seal), places))
 
 
 NOTHING = Outside()
