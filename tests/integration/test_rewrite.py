@@ -34,6 +34,7 @@ from domain.moderation import (
     report_id,
 )
 from domain.operation import Operation
+from domain.person import Person, VideosFate, stream_id
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
 from engine.archive.keys import KeysUnusable, export_keys, keys_path, read_keys
@@ -188,7 +189,9 @@ def test_streams_are_those_that_the_pseudonyms_make(
         old.film: 2,
         old.text.id: 2,
     }
-    found = dict(rows(new_url, "SELECT originator_id, count(*) FROM backlot_events GROUP BY 1"))
+    found: dict[UUID, int] = dict(
+        rows(new_url, "SELECT originator_id, count(*) FROM backlot_events GROUP BY 1")
+    )
     assert {stream: found.get(stream) for stream in expected} == expected
 
 
@@ -346,6 +349,10 @@ class Upgraded:
         persons.admit(GONE)
         persons.fence(GONE)
         persons.destroy(GONE)
+        person = Person.blank(stream_id(GONE))
+        asked = Origin(SystemActor.PRIVACY, origin().at, f"forget-{GONE}", f"forget-{GONE}")
+        person.request_forgetting(GONE, VideosFate.DELETE, asked)
+        old.save(person)
         persons.close()
         seal_all(database_url, key=KEY)
 
@@ -397,6 +404,11 @@ class TestKeys:
         known = persons.look_up(GONE)
         assert known
         assert known.pseudonym != GONE
+        (asked,) = events(new_url, stream_id(known.pseudonym))
+        assert (asked.person, asked.correlation_id) == (
+            known.pseudonym,
+            f"forget-{known.pseudonym}",
+        )
         ((step, finished),) = rows(
             new_url,
             "SELECT step, finished_at FROM backlot_erasures WHERE pseudonym = %s",
