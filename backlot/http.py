@@ -28,6 +28,7 @@ from domain.errors import Conflict, DomainError, Forgotten, Invalid, NotAllowed,
 from engine.checkpoints import ReadModelBehind
 from engine.command_bus import Contended, KeyReused
 from engine.reservations import QuotaExceeded
+from engine.wrapping_keys import KeyDamaged
 from infra.batcher import NotBegun, QueueFull
 from infra.http.app import HttpApp
 from infra.http.auth import required_roles
@@ -136,6 +137,7 @@ OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
         MapperDeserialisationError: _unreadable,
         psycopg.Error: _store_away,
         KeyEncryptionFailed: _keys_away,
+        KeyDamaged: _keys_away,
         PartMismatch: _part_mismatch,
         NoSuchUpload: _refusal(409, "upload-gone"),
         LocksUnavailable: _refusal(503, "locks-unavailable", NO_LOCKS, retry=5),
@@ -152,6 +154,7 @@ OF_QUERIES: Mapping[type[Exception], Make] = MappingProxyType(
             503, "analytics-unavailable", NO_ANALYTICS, retry=1, logged=True
         ),
         KeyEncryptionFailed: _keys_away,
+        KeyDamaged: _keys_away,
         TooManyPoints: lambda error: Problem(422, "invalid", str(error), field="bucket"),
         InvalidPosition: _refusal(422, "position-invalid"),
         NotRecorded: _refusal(404, "not-found"),

@@ -29,6 +29,7 @@ BENCHMARKS = (
     "counters",
     "limits",
     "encryption",
+    "erasure",
     "projecting",
     "memory",
     "replaying",

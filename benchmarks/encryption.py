@@ -85,13 +85,17 @@ def _replayed(bench: Bench) -> Comparison:
         with _persons(sealed):
             return events / replay(sealed, Comments())
 
-    ours, baseline = "replay of comments, texts encrypted", "replay of comments, texts as they are"
     measured = bench.interleave(
         bench.size(7, 1),
-        {ours: decrypted, baseline: lambda _: events / replay(plain, Comments())},
+        {
+            "replay of comments, texts encrypted": decrypted,
+            "replay of comments, texts as they are": lambda _: events / replay(plain, Comments()),
+        },
     )
-    sides = [Side(name, rates) for name, rates in measured.items()]
-    return Comparison("encryption", "events/s", *sides, at_least=LEAST_REPLAYED, paired=True)
+    ours, baseline = (Side(name, rates) for name, rates in measured.items())
+    return Comparison(
+        "encryption", "events/s", ours, baseline, at_least=LEAST_REPLAYED, paired=True
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -81,10 +82,22 @@ def like_event(index: int) -> StoredEvent:
     return _stored(kind, VIDEOS[video], f"viewer-{viewer}", 2 if place == 1 else 1)
 
 
+def first_like(video: UUID, viewer: str) -> StoredEvent:
+    """A like, the first event of its stream."""
+    return _stored(VideoLikes.Liked, video, viewer, 1)
+
+
+def first_comment(comment_id: UUID, video: UUID, author: str) -> StoredEvent:
+    """A comment as it is posted."""
+    comment = Comment.blank(comment_id)
+    comment.post(video, f"What a fine film, {comment_id}!", replace(ORIGIN, actor=author))
+    return _stored_events(comment)[0]
+
+
 def first_likes(count: int, *, prefix: str) -> list[StoredEvent]:
     """That many likes, each the first event of its stream."""
     pairs = ((VIDEOS[n % len(VIDEOS)], f"{prefix}-{n // len(VIDEOS)}") for n in range(count))
-    return [_stored(VideoLikes.Liked, video, viewer, 1) for video, viewer in pairs]
+    return [first_like(video, viewer) for video, viewer in pairs]
 
 
 def fill(url: str, events: int, make: Callable[[int], StoredEvent] = like_event) -> None:

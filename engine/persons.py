@@ -11,6 +11,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Set
 from datetime import datetime
+from math import inf
 from threading import Lock
 from time import monotonic
 from typing import Any, NamedTuple
@@ -121,15 +122,21 @@ class Remembered:
         return entry[0] if entry is not None and entry[1] > monotonic() else None
 
     def put(self, pseudonym: str, known: Known) -> None:
+        now = monotonic()
         with self._lock:
             self._values.pop(pseudonym, None)
-            self._values[pseudonym] = known, monotonic() + self._seconds
-            if len(self._values) > self._most:
+            self._values[pseudonym] = known, now + self._seconds
+            # The oldest come first. What is over must not stay: a cipher takes two kilobytes.
+            while len(self._values) > self._most or self._oldest() <= now:
                 self._values.popitem(last=False)
 
     def drop(self, pseudonym: str) -> None:
         with self._lock:
             self._values.pop(pseudonym, None)
+
+    def _oldest(self) -> float:
+        """Return when the next one is over."""
+        return next((until for _, until in self._values.values()), inf)
 
 
 class Persons:

@@ -57,6 +57,11 @@ UPDATE analytics.video_viewers AS v SET viewer = 'session:' || g.session
 FROM unnest(%b::uuid[], %b::uuid[]) AS g(video_id, session)
 WHERE v.video_id = g.video_id AND v.viewer = %b
 """
+# By their keys, whatever the planner thinks of the tables' sizes: else each batch reads them whole.
+PLANNING = b"""
+SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+       set_config('enable_mergejoin', 'off', true)
+"""
 ROWS_AT_ONCE = 2_000
 WITH_ROWS = Left("made nameless with the rows of `analytics.video_analytics`")
 
@@ -86,6 +91,7 @@ def forget_viewer(conn: Connection[TupleRow], viewer: str) -> int:
         by_video.setdefault(video, [])
     for videos in _batches(by_video):
         with conn.transaction():
+            conn.execute(PLANNING)
             lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
             if found.shape is Shape.TIMESCALE:
                 conn.execute(NO_LIMIT)

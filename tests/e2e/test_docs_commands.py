@@ -44,6 +44,7 @@ ENDS = {
     "keys rewrap": {2},
     "likes reconcile": {4},
     "privacy certify": {1},
+    "privacy forget": {2},
     "projections cancel likes": {4},
     "projections confirm likes": {4},
     "projections drop-old likes": {2},

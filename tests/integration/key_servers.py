@@ -53,7 +53,8 @@ def _sealed(versions: list[AESGCM], text: bytes, about: bytes) -> bytes:
 class VaultServer(KeyServer):
     """`POST /v1/<mount>/encrypt|decrypt/<key>`, with a token and a namespace."""
 
-    mount, namespace = "transit", None
+    mount = "transit"
+    namespace: str | None = None
 
     def answer(self, path: str, headers: Any, body: dict[str, Any]) -> Answer:
         match = re.fullmatch(r"/v1/([\w/]+)/(encrypt|decrypt)/([\w.-]+)", path)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -65,7 +66,7 @@ def moto_key(monkeypatch: pytest.MonkeyPatch) -> Iterator[KmsKey]:
     server.start()
     try:
         url = "http://{}:{}".format(*server.get_host_and_port())
-        maker = kms.boto3.session.Session().client("kms", region_name=REGION, endpoint_url=url)
+        maker: Any = boto3.session.Session().client("kms", region_name=REGION, endpoint_url=url)
         yield KmsKey(maker.create_key()["KeyMetadata"]["KeyId"], REGION, url)
     finally:
         server.stop()

@@ -275,8 +275,12 @@ class TestRemembered:
         remembered.put("a", Known())
         now += 59.9
         assert remembered.get("a") == Known()
+        remembered.put("b", Known())
         now += 0.2
         assert remembered.get("a") is None
+        # What is over takes no room.
+        remembered.put("c", Known())
+        assert set(remembered._values) == {"b", "c"}
 
     def test_threads_share_it(self) -> None:
         remembered = Remembered(50, 60.0)

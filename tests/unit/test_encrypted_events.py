@@ -103,13 +103,13 @@ class TestEachField:
         assert list(json.loads(stored.state)[name]) == [SEALED]
         assert b"Stra" not in stored.state
         assert vars(mapper.to_domain_event(stored)) == vars(event)
-        payload = mapper.payload(stored.originator_id, stored.originator_version, *tail(stored))
-        assert payload[name] == TEXT
+        place = (event.originator_id, event.originator_version, *tail(stored))
+        assert mapper.payload(*place)[name] == TEXT
         for others in (mapper_of(None), mapper_of(Keyring("alice"))):
             with pytest.raises(MapperDeserialisationError):
                 others.to_domain_event(stored)
             with pytest.raises(ValueError, match=r"encrypted|can't be read"):
-                others.payload(stored.originator_id, stored.originator_version, *tail(stored))
+                others.payload(*place)
 
     def test_whose_key_is_destroyed_has_said_nothing(
         self,
