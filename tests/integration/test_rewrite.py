@@ -44,8 +44,10 @@ from engine.archive.transfer import ImportRefused, export_log, import_log
 from engine.installation import install as install_projections
 from engine.log import MAPPER, event_id
 from engine.persons import Persons
+from engine.privileges import give_rights, make_user
 from engine.seals.chain import connect, last_seal, seals
 from engine.seals.proofs import Proofs
+from engine.wrapping_keys import rotate
 from infra.key_encryption import GivenKey, KeyEncryptionFailed
 from infra.postgres.embedded import EmbeddedPostgres
 from projections.catalog import Catalog
@@ -415,6 +417,19 @@ class TestKeys:
             (known.pseudonym,),
         )
         assert (step, finished) == ("request", None)
+
+    def test_the_running_user_can_do_it(self, with_keys: Path, new_url: str) -> None:
+        user = f"runner_{os.getpid()}"
+        with psycopg.connect(new_url, autocommit=True) as owner:
+            make_user(owner, user, None)
+            give_rights(owner, user)
+            try:
+                rewrite(new_url.replace("//postgres@", f"//{user}@"), with_keys)
+            finally:
+                owner.execute(SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(Identifier(user)))
+            newest = "SELECT max(number) FROM backlot_wrapping_keys"
+            ((before,),) = owner.execute(newest).fetchall()
+            assert rotate(owner, KEK).newest > before
 
     def test_without_the_keys_nothing_is_rewritten(self, with_keys: Path, new_url: str) -> None:
         keys_path(with_keys).unlink()
