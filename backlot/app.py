@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
-from psycopg import Connection, OperationalError
-from psycopg.errors import InsufficientPrivilege
-from psycopg.rows import TupleRow
 
-from backlot.features import FEATURES, TABLES, read_models, replayable
+from backlot.database import persons_of
+from backlot.features import FEATURES, PERSONAL, read_models, replayable
 from backlot.http import applications
+from backlot.installation import erase_restored, prepare_database, reached
 from backlot.privacy import personal_data
 from backlot.signals import last_word, run
 from commands.endpoint import Quotas, Services
+from commands.erasure import ErasureTerms
 from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.checkpoints import Waiting
 from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
-from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
-from engine.privileges import give_rights, make_user, running_user
+from engine.persons import FENCED
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job, run_job
 from engine.seals.chain import Seal
@@ -49,7 +48,7 @@ from infra.kafka import client_options
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable, now
-from infra.postgres.connection import Limits, explained, make_pool, open_connection
+from infra.postgres.connection import Limits, make_pool
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.rate_limits import Buckets, SharedBuckets
 from infra.redis import open_redis
@@ -60,16 +59,15 @@ from infra.tasks.broker import make_broker
 from infra.tasks.middleware import Resources
 from infra.tasks.queues import FailedTask
 from infra.tasks.worker import TaskWorker
-from projections.analytics import schema as analytics_schema
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
 from projections.dismissals import Dismissals
-from projections.feedback.reports import TABLES as FEEDBACK
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
 from readapi.comments import TranslationRequests
+from readapi.erasure import ErasureSearch
 from readapi.likes import LikeCounts, LiveCounts, LiveLimits
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
@@ -90,14 +88,6 @@ JOBS_BROKEN = counter(
 )
 
 
-class DatabaseUnreachable(OperatorError):
-    """The configured PostgreSQL does not take this program's connection."""
-
-
-class TablesMissing(OperatorError):
-    """The database lacks tables that its user may not make."""
-
-
 def open_parts(
     settings: Settings, stack: ExitStack, *, gives_up: Callable[[], bool] = lambda: False
 ) -> Parts:
@@ -113,12 +103,16 @@ def open_parts(
         client_options(settings.kafka)
     objects = open_objects(settings, folder, secret, stack)
     seal_key = configured_key(settings.seals)
-    proofs = configured_proofs(settings.seals, settings.objects, folder.seal_head)
+    proofs = configured_proofs(settings.seals, settings.objects, folder.path)
     stamp = configured_stamps(settings.seals)
     database_url = _database(settings, folder, stack, gives_up)
     models = read_models()
     limits = Limits.from_settings(settings.database)
     prepare_database(settings, database_url)
+    persons = persons_of(settings, database_url)
+    stack.callback(persons.close)
+    persons.open()
+    erase_restored(settings, database_url, persons, proofs)
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.close)
     notifications, host = Notifications(database_url), None
@@ -135,15 +129,17 @@ def open_parts(
         settings,
         database_url,
         settings.analytics.url(database_url),
-        make_authenticator(settings.auth, secret),
+        make_authenticator(settings.auth, secret, persons),
         objects,
         recorder,
+        persons,
         models,
         notifications,
         host,
         redis,
         make_redlock(redis, settings.redis.lock_urls),
         open_counters(settings, stack),
+        places=PERSONAL,
         sealer=_sealer(settings, database_url, seal_key, proofs, stamp),
         proofs=proofs,
         limits=limits,
@@ -177,44 +173,6 @@ def open_objects(
     return store
 
 
-def prepare_database(settings: Settings, database_url: str) -> None:
-    """Make the tables that are missing, each as the user whose they are to be.
-
-    Raise OperatorError where a database can't be reached, or its user may not make them.
-    """
-    owner_url = settings.database.owner_url
-    if owner_url is not None:
-        with _reached(owner_url.get_secret_value(), "DATABASE_OWNER_URL") as conn:
-            user, password = running_user(database_url)
-            make_user(conn, user, password)
-            make_tables(conn)
-            give_rights(conn, user)
-    with _reached(database_url, "DATABASE_URL") as conn, _allowed(owner_url is None):
-        make_tables(conn, *TABLES)
-        install(conn, read_models().all())
-    with (
-        _reached(settings.analytics.url(database_url), "TIMESCALE_URL") as conn,
-        _allowed(owner_url is None),
-    ):
-        migrate(conn, ENGINE)
-        analytics_schema.migrate(conn)
-        migrate(conn, FEEDBACK)
-
-
-@contextmanager
-def _allowed(alone: bool) -> Iterator[None]:
-    """Raise TablesMissing where a user may not make what is missing; `alone`: no owner is set."""
-    try:
-        yield
-    except InsufficientPrivilege as error:
-        remedy = (
-            "run `backlot migrate` with DATABASE_OWNER_URL" if alone else "see docs/operations.md"
-        )
-        raise TablesMissing(
-            f"tables are missing, and this user may not make them ({explained(error)}): {remedy}"
-        ) from error
-
-
 def _sealer(
     settings: Settings,
     database_url: str,
@@ -245,17 +203,8 @@ def _database(
     url = settings.database.url.get_secret_value()
     if settings.database.owner_url is None:
         # Else its user may have to be made first.
-        _reached(url, "DATABASE_URL").close()
+        reached(url, "DATABASE_URL").close()
     return url
-
-
-def _reached(url: str, setting: str) -> Connection[TupleRow]:
-    try:
-        return open_connection(url, "installation")
-    except OperationalError as error:
-        raise DatabaseUnreachable(
-            f"{setting}: PostgreSQL can't be reached there: {explained(error)}"
-        ) from error
 
 
 FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})
@@ -293,11 +242,16 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
             stack.push_async_callback(app.state.integrity.close)
             given = (parts.settings, parts.database_url, parts.redis, parts.objects)
-            app.state.personal_data = personal_data(*given)
+            app.state.personal_data = personal_data(*given, parts.persons)
+            app.state.erasures = ErasureSearch(parts.persons, parts.database_url)
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
         if Role.COMMANDS in roles:
             app.state.commands = await _commands(parts, bus, buckets, stack)
+            privacy = parts.settings.privacy
+            app.state.erasure = ErasureTerms(
+                parts.persons, privacy.forget_videos, privacy.privacy_self_service
+            )
         if Role.WORKERS in roles:
             jobs = [job for feature in FEATURES for job in feature.jobs(parts, bus)]
             for close in parts.closings:
@@ -406,6 +360,7 @@ def _bus(parts: Parts) -> CommandBus:
         parts.recorder,
         readers=readers,
         telemetry=telemetry.HEAD,
+        fenced=FENCED,
         max_batch=settings.commands.batch_max,
         max_waiting=settings.commands.queue_max,
         retries=settings.commands.retries,

@@ -22,7 +22,7 @@ import structlog
 import typer
 from typer.exceptions import TyperException
 
-from backlot import likes, privacy, tasks, topics
+from backlot import keys, likes, privacy, tasks, topics
 from backlot.arguments import SIZES, CommandGroup
 from backlot.database import signing_secret
 from backlot.events import commands
@@ -48,6 +48,7 @@ app = typer.Typer(
 
 
 app.add_typer(commands.app, name="events")
+app.add_typer(keys.app, name="keys")
 app.add_typer(likes.app, name="likes")
 app.add_typer(projections.app, name="projections")
 app.add_typer(topics.app, name="topics")
@@ -228,8 +229,8 @@ def migrate(as_json: Json = False) -> None:
 
     The one command that needs DATABASE_OWNER_URL. Every start does the same where it may.
     """
-    from backlot.app import prepare_database
     from backlot.database import database_url
+    from backlot.installation import prepare_database
     from infra.logging import configure_logging
 
     settings = load_settings()

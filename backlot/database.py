@@ -14,9 +14,12 @@ from domain.errors import DomainError
 from domain.model import OPERATOR_PREFIX
 from domain.operation import Members
 from engine.event_store import open_recorder
+from engine.log import MAPPER
 from engine.operations import Recording, recording
+from engine.persons import Persons
 from infra.data_folder import cluster_path, secret_path
 from infra.errors import OperatorError
+from infra.key_encryption import KeyEncryption, key_encryption_of
 from infra.postgres.connection import explained
 from infra.settings import Settings
 
@@ -49,7 +52,21 @@ def database_at_hand(*faults: type[Exception]) -> Iterator[None]:
 
 
 def database_url(settings: Settings) -> str:
-    """Return the database's libpq URL; raise NothingRuns when the embedded one does not run."""
+    """Return the database's libpq URL; what is read there afterwards is decrypted.
+
+    Raise NothingRuns when the embedded one does not run.
+    """
+    url = _database_url(settings)
+    persons_of(settings, url)
+    return url
+
+
+def persons_at_hand(settings: Settings) -> Persons:
+    """Return who is who in that database; raise NothingRuns."""
+    return persons_of(settings, _database_url(settings))
+
+
+def _database_url(settings: Settings) -> str:
     from infra.postgres.embedded import running_url
 
     if settings.database.url is not None:
@@ -58,6 +75,18 @@ def database_url(settings: Settings) -> str:
     if url is None:
         raise NothingRuns(f"nothing runs in {settings.server.data_dir}: start `make up` first")
     return url
+
+
+def persons_of(settings: Settings, database_url: str) -> Persons:
+    """Return the persons of a database, whose keys events are encrypted with from now on."""
+    persons = Persons(database_url, key_encryption(settings))
+    MAPPER.ciphers = persons
+    return persons
+
+
+def key_encryption(settings: Settings) -> KeyEncryption:
+    """Return what wraps the keys of persons."""
+    return key_encryption_of(settings.keys, settings.server.data_dir)
 
 
 class Unrecordable(OperatorError):

@@ -21,7 +21,7 @@ from redis import RedisError
 
 from backlot.database import NothingRuns
 from backlot.features import FEATURES
-from backlot.health import NOT_RUNNING, PATIENCE_SECONDS, DoctorPart, Kind, analytics, failure
+from backlot.health import NOT_RUNNING, PATIENCE_SECONDS, DoctorPart, Kind, analytics, failure, keys
 from backlot.output import flow
 from backlot.projections.text import in_trouble, read_statuses
 from engine.privileges import APPEND_ONLY, MAY_CHANGE
@@ -150,6 +150,7 @@ def examine() -> list[DoctorPart]:
         kafka,
         tasks,
         *(check for feature in FEATURES for check in feature.checks),
+        keys,
         _auth,
         _api,
     )

@@ -12,6 +12,7 @@ import commands.catalog
 import commands.comments
 import commands.dismissals
 import commands.endpoint
+import commands.erasure
 import commands.feedback
 import commands.likes
 import commands.moderation
@@ -20,14 +21,16 @@ import commands.revocations
 import commands.uploads
 import commands.watch
 import engine.dead_letters
+import engine.erasures
 import engine.event_store
 import engine.inspection.persons
+import engine.persons
 import engine.replay.records
 import engine.reservations
 import engine.telemetry
-import projections.analytics.schema
+import projections.analytics.privacy
 import projections.catalog
-import projections.comments
+import projections.comment_tables
 import projections.dismissals
 import projections.feedback.reports
 import projections.like_counters
@@ -40,6 +43,7 @@ import readapi.analytics
 import readapi.audit.routes
 import readapi.catalog
 import readapi.comments
+import readapi.erasure
 import readapi.feedback
 import readapi.likes
 import readapi.moderation
@@ -49,6 +53,7 @@ import readapi.recommendations
 import readapi.revocations
 import workers.analytics
 import workers.embeddings
+import workers.erasure
 import workers.feedback
 import workers.likes
 import workers.maintenance
@@ -66,6 +71,7 @@ from domain.dismissals import Dismissal
 from domain.model import Aggregate
 from domain.moderation import ContentReport, ModerationCase, UserBlock
 from domain.operation import Operation
+from domain.person import Person
 from domain.revocations import Revocations
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
@@ -164,7 +170,7 @@ FEATURES: tuple[Feature, ...] = (
         commands=(commands.comments.router,),
         queries=(readapi.comments.router,),
         projections=(Comments,),
-        personal=(*projections.comments.PERSONAL, *readapi.comments.PERSONAL),
+        personal=(*projections.comment_tables.PERSONAL, *readapi.comments.PERSONAL),
     ),
     Feature(
         name="moderation",
@@ -249,7 +255,7 @@ FEATURES: tuple[Feature, ...] = (
         subscriptions=workers.analytics.subscriptions,
         jobs=workers.analytics.jobs,
         settings=(features.AnalyticsSettings,),
-        personal=projections.analytics.schema.PERSONAL,
+        personal=projections.analytics.privacy.PERSONAL,
     ),
     Feature(
         name="trending",
@@ -285,6 +291,15 @@ FEATURES: tuple[Feature, ...] = (
         jobs=workers.privacy.jobs,
         settings=(features.PrivacySettings,),
         personal=workers.privacy.PERSONAL,
+    ),
+    Feature(
+        name="erasure",
+        aggregates=(Person,),
+        commands=(commands.erasure.router,),
+        queries=(readapi.erasure.router,),
+        jobs=workers.erasure.jobs,
+        checks=(health.erasures,),
+        personal=(*engine.persons.PERSONAL, *engine.erasures.PERSONAL),
     ),
     Feature(
         name="audit",

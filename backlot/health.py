@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import httpx
@@ -12,11 +13,14 @@ import psycopg
 from fastapi import APIRouter, Response
 from psycopg.conninfo import conninfo_to_dict
 
+from backlot.database import key_encryption
+from engine import wrapping_keys
+from engine.erasures import open_erasures
 from engine.replay.records import Replay, under_way
 from engine.seals.chain import last_seal
 from engine.seals.proofs import configured_proofs
 from infra.cache import SingleFlight
-from infra.data_folder import DataFolderError, cluster_path, seal_head_path
+from infra.data_folder import DataFolderError, cluster_path, key_encryption_key_path
 from infra.errors import OperatorError
 from infra.http.app import wire
 from infra.http.shapes import Wire
@@ -74,6 +78,15 @@ NOT_ANCHORED = (
     "both, or a new data folder, leaves no trace (SEAL_ANCHOR)"
 )
 
+MADE_AT_FIRST_START = "made at the first start"
+KEEP_A_COPY = "keep a copy of it in another place than those of the database"
+
+
+SEE_ERASURE = (
+    "a process with the role workers forgets, and its log says why it can't (docs/privacy.md)"
+)
+# It takes a minute where nothing is in the way.
+LONGEST_ERASURE = timedelta(minutes=30)
 
 AWAY = (psycopg.Error, DataFolderError, PostgresError, OSError)
 
@@ -143,9 +156,9 @@ def embeddings(settings: Settings) -> DoctorPart:
 def seals(settings: Settings) -> DoctorPart:
     """Return how far the log is sealed, and whether that is what is known outside the database."""
     kind: Kind = "embedded" if settings.database.embedded else "external"
-    head = seal_head_path(settings.server.data_dir.absolute())
+    folder = settings.server.data_dir.absolute()
     try:
-        proofs = configured_proofs(settings.seals, settings.objects, head)
+        proofs = configured_proofs(settings.seals, settings.objects, folder)
     except OperatorError as error:
         return failure("seals", kind, None, str(error), "see the settings SEAL_*")
     try:
@@ -165,6 +178,59 @@ def seals(settings: Settings) -> DoctorPart:
     signed = settings.seals.key_file or settings.seals.public_key_file
     lacking = ["" if signed else NOT_SIGNED, "" if settings.seals.anchors else NOT_ANCHORED]
     return DoctorPart("seals", kind, None, True, "; ".join(filter(None, [told, *lacking])))
+
+
+def keys(settings: Settings) -> DoctorPart:
+    """Return whether the keys of persons can be unwrapped."""
+    kind: Kind = "external" if settings.keys.chosen else "embedded"
+    kek = key_encryption(settings)
+    file = key_encryption_key_path(settings.server.data_dir.absolute())
+    if kind == "embedded" and file.exists() and file.stat().st_mode & 0o077:
+        return failure("keys", kind, None, f"others can read {file}", f"chmod 600 {file}")
+    try:
+        url = _log_url(settings)
+        if url is None:
+            there = settings.keys.chosen or file.exists()
+            told = f"{kek.name}; {NOT_RUNNING}" if there else MADE_AT_FIRST_START
+            return DoctorPart("keys", kind, None, True, told)
+        with open_connection(url, "doctor", UNHURRIED) as conn:
+            found = wrapping_keys.look(conn)
+            if not found:
+                return DoctorPart("keys", kind, None, True, MADE_AT_FIRST_START)
+            wrapping_keys.load_wrapping_keys(conn, kek)
+    except AWAY as error:
+        # What is wrong with the database itself stands in its own line.
+        return DoctorPart("keys", kind, None, True, f"not known: {explained(error)}")
+    except OperatorError as error:
+        return failure("keys", kind, None, str(error), "no process starts until then")
+    persons = sum(each.persons for each in found)
+    told = f"{persons:,} persons; their keys are wrapped by {kek.name}"
+    copy = f"; {KEEP_A_COPY}" if kind == "embedded" else ""
+    return DoctorPart("keys", kind, None, True, f"{told}{copy}")
+
+
+def erasures(settings: Settings) -> DoctorPart:
+    """Return whether everybody who asked to be forgotten is, or soon will be."""
+    kind: Kind = "embedded" if settings.database.embedded else "external"
+    try:
+        url = _log_url(settings)
+        if url is None:
+            return DoctorPart("erasure", kind, None, True, NOT_RUNNING)
+        with open_connection(url, "doctor", UNHURRIED) as conn:
+            found = open_erasures(conn)
+    except AWAY as error:
+        # What is wrong with the database itself stands in its own line.
+        return DoctorPart("erasure", kind, None, True, f"not known: {explained(error)}")
+    stuck = [each for each in found if each.failures or each.waits > LONGEST_ERASURE]
+    if stuck:
+        first = stuck[0]
+        told = f"{first.pseudonym} is not forgotten after {first.waits.days} d "
+        told += f"{first.waits.seconds // 60} min, step `{first.step}`"
+        told += f" failed {first.failures} times ({first.error})" if first.failures else ""
+        told += f"; so are {len(stuck) - 1} more" if len(stuck) > 1 else ""
+        return failure("erasure", kind, None, told, SEE_ERASURE)
+    told = f"{len(found)} users are being forgotten" if found else "nobody is being forgotten"
+    return DoctorPart("erasure", kind, None, True, told)
 
 
 def look(url: str, limits: Limits = UNHURRIED) -> SchemaState | None:

@@ -24,16 +24,18 @@ from backlot.features import FEATURES
 from backlot.health import operations
 from commands.comments import AuthorBlocked, CommentsClosed
 from commands.uploads import UploadFinalizing
-from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
+from domain.errors import Conflict, DomainError, Forgotten, Invalid, NotAllowed, NotFound
 from engine.checkpoints import ReadModelBehind
 from engine.command_bus import Contended, KeyReused
 from engine.reservations import QuotaExceeded
+from engine.wrapping_keys import KeyDamaged
 from infra.batcher import NotBegun, QueueFull
 from infra.http.app import HttpApp
 from infra.http.auth import required_roles
 from infra.http.problems import Make, Problem
 from infra.http.requests import Hosts, Proxies
 from infra.http.shapes import InvalidPosition, encode_position
+from infra.key_encryption import KeyEncryptionFailed
 from infra.objects.folder import FolderStore
 from infra.objects.port import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
 from infra.objects.routes import object_router, part_router
@@ -58,6 +60,7 @@ UNKNOWN = (
 NOTHING_RECORDED = "The event store does not answer; nothing was recorded. Send it again."
 UNREADABLE = "What is stored here can't be read by this release; an operator has to look at it."
 NO_LOCKS = "The lock service does not answer; nothing was changed. Try again later."
+NO_KEYS = "What is stored can't be decrypted now; an operator has to look at the keys."
 NO_READ_MODELS = "The database of the read models does not answer; try again soon."
 NO_ANALYTICS = "The database of the analytics does not answer; try again soon."
 
@@ -112,12 +115,14 @@ def _over_quota(error: QuotaExceeded) -> Problem:
 
 
 _store_away = _refusal(503, "store-unavailable", UNKNOWN, retry=1)
+_keys_away = _refusal(503, "keys-unavailable", NO_KEYS, retry=5, logged=True)
 _objects_away = _refusal(503, "object-store-unavailable", retry=5)
 
 OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
     {
         NotFound: _refusal(404, "not-found"),
         NotAllowed: _refusal(403, "forbidden"),
+        Forgotten: _refusal(410, "forgotten"),
         AuthorBlocked: _refusal(403, "blocked"),
         Conflict: _refusal(409, "conflict"),
         CommentsClosed: _refusal(409, "comments-closed"),
@@ -131,6 +136,8 @@ OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
         PersistenceError: _store_away,
         MapperDeserialisationError: _unreadable,
         psycopg.Error: _store_away,
+        KeyEncryptionFailed: _keys_away,
+        KeyDamaged: _keys_away,
         PartMismatch: _part_mismatch,
         NoSuchUpload: _refusal(409, "upload-gone"),
         LocksUnavailable: _refusal(503, "locks-unavailable", NO_LOCKS, retry=5),
@@ -146,6 +153,8 @@ OF_QUERIES: Mapping[type[Exception], Make] = MappingProxyType(
         AnalyticsUnavailable: _refusal(
             503, "analytics-unavailable", NO_ANALYTICS, retry=1, logged=True
         ),
+        KeyEncryptionFailed: _keys_away,
+        KeyDamaged: _keys_away,
         TooManyPoints: lambda error: Problem(422, "invalid", str(error), field="bucket"),
         InvalidPosition: _refusal(422, "position-invalid"),
         NotRecorded: _refusal(404, "not-found"),

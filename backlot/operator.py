@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from threading import Event
 
@@ -16,12 +16,19 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot.arguments import require
-from backlot.database import database_at_hand, database_url, operator_name, recordable
+from backlot.database import (
+    database_at_hand,
+    database_url,
+    operator_name,
+    persons_at_hand,
+    recordable,
+)
 from backlot.features import read_models
 from domain.operation import Members, OperationOutcome
 from engine.connections import connect
 from engine.event_store import GroupCommitRecorder, open_recorder
 from engine.operations import load, recording
+from engine.persons import Persons
 from engine.projection import Projection
 from engine.replay.records import tell_nobody
 from infra.errors import OperatorError
@@ -44,6 +51,7 @@ class Operator:
     conn: Connection[TupleRow]
     recorder: GroupCommitRecorder
     tools: Tools
+    persons: Persons
 
     def projection(self, name: str) -> Projection:
         """Return the live projection of that name; raise UnknownName."""
@@ -90,7 +98,8 @@ def operating(settings: Settings) -> Iterator[Operator]:
         recorder = open_recorder(url)
         stack.callback(recorder.close)
         tools = make_tools(settings, url, stack, Event())
-        yield Operator(operator_name(), conn, recorder, tools)
+        persons = stack.enter_context(closing(persons_at_hand(settings)))
+        yield Operator(operator_name(), conn, recorder, tools, persons)
 
 
 def make_tools(settings: Settings, url: str, stack: ExitStack, stopping: Event) -> Tools:

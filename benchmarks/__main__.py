@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ BENCHMARKS = (
     "like",
     "counters",
     "limits",
+    "encryption",
+    "erasure",
     "projecting",
     "memory",
     "replaying",
@@ -75,6 +78,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--json", nargs="?", type=Path, const=STDOUT, metavar="FILE",
         help="where to keep the results; without a file, print them",
     )  # fmt: skip
+    parser.add_argument(
+        "--keep", action="store_true",
+        help=f"keep these results in {LATEST.name}, in place of those of the same benchmarks",
+    )  # fmt: skip
     scale = parser.add_mutually_exclusive_group()
     for each, help_ in SCALES.items():
         scale.add_argument(
@@ -95,11 +102,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         told = os.environ.get(HISTORY)
         options.history = Path(told) if told else None
     options.names = [name for name in BENCHMARKS if name in options.names or not options.names]
-    # A partial result must not replace a whole one.
-    whole = len(options.names) == len(BENCHMARKS)
-    usual = whole and options.scale is Scale.USUAL
-    if options.json is None and usual and os.access(LATEST.parent, os.W_OK):
-        options.json = LATEST
+    if options.keep and (options.scale is not Scale.USUAL or options.json is not None):
+        parser.error("--keep: results of the usual size are kept, and in one place")
+    whole = len(options.names) == len(BENCHMARKS) and options.scale is Scale.USUAL
+    options.keep |= whole and options.json is None and os.access(LATEST.parent, os.W_OK)
     return options
 
 
@@ -142,9 +148,12 @@ def main(arguments: Sequence[str]) -> int:
     judged = options.scale is not Scale.QUICK
     if options.json != STDOUT:
         show(results, facts, judged=judged)
-    # A partial result must not replace a whole one.
-    if options.json is not None and not (broken and options.json == LATEST):
-        keep(options.json, as_dict(results, facts, judged=judged))
+    found = as_dict(results, facts, judged=judged)
+    if options.keep:
+        before = json.loads(LATEST.read_bytes()) if LATEST.exists() else {}
+        keep(LATEST, merged(before, found))
+    elif options.json is not None:
+        keep(options.json, found)
     missed = [each for result in results.values() for each in result.comparisons if not each.passed]
     return int(bool(broken) or (judged and bool(missed)))
 
@@ -199,6 +208,13 @@ def _module(name: str) -> ModuleType:
         raise BenchmarkUnavailable(
             f"the benchmark {name} needs what only `make bench` in a checkout has: {error}"
         ) from error
+
+
+def merged(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return kept results with what was found now, in our order; none of another machine stay."""
+    kept = before.get("benchmarks", {}) if before.get("machine") == found["machine"] else {}
+    each = {**kept, **found["benchmarks"]}
+    return {**found, "benchmarks": {name: each[name] for name in BENCHMARKS if name in each}}
 
 
 def keep(path: Path, whole: Mapping[str, Any]) -> None:

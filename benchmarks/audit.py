@@ -66,7 +66,7 @@ Draw = Callable[[random.Random], Search]
 
 def run(bench: Bench) -> list[Comparison]:
     """p99 in ms of a page of 50, of counting everything, and how fast the index is made."""
-    events = bench.size(500_000, 5_000, 1_000_000)
+    events = bench.size(250_000, 5_000, 1_000_000)
     url = bench.database()
     say(f"filling a log with {events:,} events")
     fill(url, events)
@@ -89,7 +89,7 @@ def beside_likes(bench: Bench) -> list[Comparison]:
     """What the index costs while likes are recorded: with its projection running, and paused."""
     secret = token_urlsafe(32)
     tokens = [mint_token(secret, f"viewer-{n}") for n in range(bench.size(3_000, 100))]
-    clients = like.Clients(tokens, bench.size(2, 1) / 2, bench.size(5, 1))
+    clients = like.Clients(tokens, bench.size(2, 1) / 2, bench.size(4, 1))
     with like.backlot(bench, secret, "audited") as server:
 
         def with_index(running: bool, number: int) -> tuple[float, dict[str, float]]:
@@ -100,7 +100,7 @@ def beside_likes(bench: Bench) -> list[Comparison]:
             return clients.like(server, number)
 
         measured = bench.interleave(
-            bench.size(6, 1), {ON: partial(with_index, True), OFF: partial(with_index, False)}
+            bench.size(5, 1), {ON: partial(with_index, True), OFF: partial(with_index, False)}
         )
     rates = {name: like.side(name, rounds[1:] or rounds) for name, rounds in measured.items()}
     costs = {

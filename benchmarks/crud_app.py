@@ -105,7 +105,7 @@ def make_app(settings: Settings, database_url: str, *, look: bool) -> FastAPI:
     @app.post("/videos/{video_id}/like")
     async def like(video_id: UUID, caller: Caller, request: Request) -> LikeState:
         async with request.app.state.pool.connection() as conn:
-            liked = await toggle(conn, video_id, caller.user_id, look=look)
+            liked = await toggle(conn, video_id, caller.person, look=look)
             delta = 1 if liked else -1
             if settings.redis.url is None:
                 return LikeState(has_liked=liked, likes_count=await count(conn, video_id, delta))

@@ -119,7 +119,7 @@ def run(bench: Bench) -> list[Comparison]:
         site = Site(served, mint_token(secret, "owner", []))
         alone, many = bench.size(100, 3), bench.size(300, 10)
         measured = bench.interleave(
-            bench.size(5, 1),
+            bench.size(3, 1),
             {
                 "no rival": lambda _: site.with_rivals(0, alone),
                 "1 rival": lambda _: site.with_rivals(1, alone),

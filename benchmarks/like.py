@@ -64,7 +64,7 @@ class Clients:
         """Toggle at random, and see that each answer stands for a change in the database."""
         before = _ask(server.url, server.recorded)
         spent = redis_seconds(server)
-        result, answered = self._load(server.served, paths, number)
+        result, answered = self.load(server.served, paths, number)
         spent = redis_seconds(server) - spent
         recorded = _ask(server.url, server.recorded) - before
         if recorded != answered:
@@ -76,16 +76,16 @@ class Clients:
         return result[0], notes
 
     def noop(self, server: Server, number: int) -> tuple[float, dict[str, float]]:
-        return self._load(server.served, ["/noop"], number)[0]
+        return self.load(server.served, ["/noop"], number)[0]
 
     def get(
         self, server: Server, number: int, path: str, *, known: bool = False
     ) -> tuple[float, dict[str, float]]:
         """Read, with a token where `known`; `{}` in the path stands for a video."""
         paths = [path.format(video) for video in VIDEOS]
-        return self._load(server.served, paths, number, method="GET", known=known)[0]
+        return self.load(server.served, paths, number, method="GET", known=known)[0]
 
-    def _load(
+    def load(
         self,
         served: Served,
         paths: list[str],
@@ -93,7 +93,9 @@ class Clients:
         *,
         method: str = "POST",
         known: bool = True,
+        body: str = "",
     ) -> tuple[tuple[float, dict[str, float]], int]:
+        """Return the rate with its notes, and how many requests were answered."""
         tokens = self.tokens if known else []
         order = Order(
             served.port,
@@ -104,6 +106,7 @@ class Clients:
             self.seconds,
             method=method,
             addresses=self.addresses,
+            body=body,
         )
         cpu = served.cpu_seconds()
         done = subprocess.run(
@@ -131,14 +134,14 @@ def run(bench: Bench) -> list[Comparison]:
     secret = secrets.token_urlsafe(32)
     viewers = [f"viewer-{number}" for number in range(bench.size(3_000, 100))]
     tokens = [mint_token(secret, viewer) for viewer in viewers]
-    clients = Clients(tokens, bench.size(2, 1) / 2, bench.size(5, 1))
+    clients = Clients(tokens, bench.size(2, 1) / 2, bench.size(4, 1))
     with ExitStack() as stack:
         one = stack.enter_context(backlot(bench, secret, "one"))
         apart = stack.enter_context(backlot(bench, secret, "apart", apart=True))
         planned = stack.enter_context(crud(bench, secret, "crud"))
         tight = stack.enter_context(crud(bench, secret, "crud-tight", tight=True))
         measured = bench.interleave(
-            bench.size(6, 1),
+            bench.size(5, 1),
             {
                 NOOP: lambda number: clients.noop(one, number),
                 LIKE: lambda number: clients.like(one, number),
@@ -177,6 +180,7 @@ def backlot(
     """The whole of Backlot on a log of its own; `apart`: the projections in a second process."""
     url = bench.log(events or bench.size(30_000, 1_000))
     common = {"DATABASE_URL": url, "JWT_SECRET": secret, "LOG_LEVEL": "warning", **more}
+    common["KEY_ENCRYPTION_KEY"] = secrets.token_hex(32)
     with ExitStack() as stack:
         roles = "commands,queries,projections,workers"
         if apart:

@@ -21,7 +21,8 @@ import uvloop
 
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 HEAD_END = b"\r\n\r\n"
-OK = b"HTTP/1.1 200 "
+# 200 or 201.
+OK = b"HTTP/1.1 20"
 # However fast the server is, no more than this; and no answer may take longer.
 MOST_REQUESTS = 2_000_000
 ANSWER_SECONDS = 30.0
@@ -31,7 +32,7 @@ ANSWER_SECONDS = 30.0
 class Order:
     """What to send, to where, for how long; `paths` and `tokens`, if any, combined at random.
 
-    `addresses`, if any, are those of the tokens, as a proxy tells them.
+    `addresses`, if any, are those of the tokens, as a proxy tells them; `body` is JSON.
     """
 
     port: int
@@ -43,6 +44,7 @@ class Order:
     connections: int = 64
     method: str = "POST"
     addresses: Sequence[str] = ()
+    body: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Report:
 
 
 class BadAnswer(Exception):
-    """The server answered with something else than 200, or went away."""
+    """The server answered with something else than success, or went away."""
 
 
 class Load:
@@ -66,13 +68,15 @@ class Load:
     def __init__(self, order: Order) -> None:
         told = [f"X-Forwarded-For: {address}\r\n" for address in order.addresses] or repeat("")
         tails = [
-            f"{address}Authorization: Bearer {token}\r\n\r\n".encode()
+            f"{address}Authorization: Bearer {token}\r\n\r\n{order.body}".encode()
             for address, token in zip(told, order.tokens, strict=False)
         ]
         tails = tails or [b"\r\n"]
+        about = f"Host: 127.0.0.1\r\nContent-Length: {len(order.body.encode())}\r\n"
+        if order.body:
+            about += "Content-Type: application/json\r\n"
         self._heads = [
-            f"{order.method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n".encode()
-            for path in order.paths
+            f"{order.method} {path} HTTP/1.1\r\n{about}".encode() for path in order.paths
         ]
         self._tails = tails
         self._random = random.Random(order.seed).random

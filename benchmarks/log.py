@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,7 @@ AT = datetime(2026, 11, 1, 12, tzinfo=UTC)
 # As long as what the edge makes for each request.
 CAUSE = {"correlation_id": f"{0xC0FFEE:032x}", "causation_id": f"{0xC0FFEE:032x}"}
 COPY = "COPY backlot_events FROM STDIN (FORMAT binary)"
+FORMER = b"INSERT INTO backlot_former_names VALUES (%s) ON CONFLICT DO NOTHING"
 COLUMN_TYPES = ("uuid", "int8", "text", "bytea", "int8")
 
 MAPPER = EventMapper()
@@ -80,10 +82,22 @@ def like_event(index: int) -> StoredEvent:
     return _stored(kind, VIDEOS[video], f"viewer-{viewer}", 2 if place == 1 else 1)
 
 
+def first_like(video: UUID, viewer: str) -> StoredEvent:
+    """A like, the first event of its stream."""
+    return _stored(VideoLikes.Liked, video, viewer, 1)
+
+
+def first_comment(comment_id: UUID, video: UUID, author: str) -> StoredEvent:
+    """A comment as it is posted."""
+    comment = Comment.blank(comment_id)
+    comment.post(video, f"What a fine film, {comment_id}!", replace(ORIGIN, actor=author))
+    return _stored_events(comment)[0]
+
+
 def first_likes(count: int, *, prefix: str) -> list[StoredEvent]:
     """That many likes, each the first event of its stream."""
     pairs = ((VIDEOS[n % len(VIDEOS)], f"{prefix}-{n // len(VIDEOS)}") for n in range(count))
-    return [_stored(VideoLikes.Liked, video, viewer, 1) for video, viewer in pairs]
+    return [first_like(video, viewer) for video, viewer in pairs]
 
 
 def fill(url: str, events: int, make: Callable[[int], StoredEvent] = like_event) -> None:
@@ -101,6 +115,8 @@ def fill(url: str, events: int, make: Callable[[int], StoredEvent] = like_event)
             for index in range(before, events):
                 event = videos[index] if index < len(videos) else make(index - len(videos))
                 copy.write_row((*columns(event), index + 1))
+        # As the migration finds who is named in a log of an older release.
+        conn.execute(FORMER, (ORIGIN.actor,))
         conn.execute("VACUUM (ANALYZE) backlot_events")
 
 

@@ -47,9 +47,9 @@ from projections.likes import Likes
 
 MIB = 1024 * 1024
 MODELS: list[tuple[type[Projection], Callable[[int], StoredEvent], int]] = [
-    (Likes, like_event, 500_000),
-    (Comments, comment_event, 125_000),
-    (Catalog, upload_event, 125_000),
+    (Likes, like_event, 250_000),
+    (Comments, comment_event, 60_000),
+    (Catalog, upload_event, 60_000),
 ]
 """Each with its events, and how many of them it is measured over."""
 STOCK = "stock ProjectionRunner, the same rows"
@@ -63,7 +63,7 @@ def run(bench: Bench) -> list[Comparison]:
 def rates(bench: Bench) -> Iterator[Comparison]:
     """Every projection over its log, and a stock runner over as many events as it manages."""
     for kind, make, usual in MODELS:
-        yield from _rates(bench, kind(), make, bench.size(usual, 5_000, 2 * usual))
+        yield from _rates(bench, kind(), make, bench.size(usual, 5_000, 4 * usual))
 
 
 def _rates(
@@ -133,7 +133,7 @@ def by_stock(url: str, model: Projection, seconds: int) -> float:
 
 def memory(bench: Bench) -> Comparison:
     """Resident memory of a process that replays, at its end, for a log ten times as long."""
-    first, last = bench.size(50_000, 2_000, 100_000), bench.size(500_000, 20_000, 1_000_000)
+    first, last = bench.size(25_000, 2_000, 100_000), bench.size(250_000, 20_000, 1_000_000)
     url = bench.log(first)
     few = _ask_memory(url, first)
     say(f"filling the log up to {last:,} events")
@@ -158,8 +158,8 @@ def lag(bench: Bench) -> Comparison:
     """How long a like takes to be visible at 500 likes/s, while a replay runs and without one."""
     secret = secrets.token_urlsafe(32)
     tokens = [mint_token(secret, f"viewer-{n}") for n in range(bench.size(3_000, 100))]
-    seconds = bench.size(15, 1)
-    with backlot(bench, secret, "lagging", events=bench.size(500_000, 2_000)) as server:
+    seconds = bench.size(10, 1)
+    with backlot(bench, secret, "lagging", events=bench.size(200_000, 2_000)) as server:
         quiet = asyncio.run(paced_likes(server, tokens, seconds))
         with _replaying_always(server.url):
             busy = asyncio.run(paced_likes(server, tokens, seconds))

@@ -1,6 +1,6 @@
-"""`backlot up` itself, with three more routes.
+"""`backlot up` itself, with more routes.
 
-One does nothing, one only asks Redis, one switches the rate limits.
+One does nothing, one only asks Redis, two switch the rate limits and encryption.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from pydantic import BaseModel
 
 from backlot.app import make_app
 from backlot.up import run_up
+from engine.log import MAPPER, EventMapper
 from infra.http.shapes import LikeState, Wire
 from infra.metrics import value
 from infra.settings import load_settings
 from workers.parts import Parts
 
+PLAIN = EventMapper()
 LIKE = "/videos/{video_id}/like"
 
 router = APIRouter()
@@ -45,6 +47,16 @@ class Spent(Wire):
 
     cpu_seconds: float
     likes: float
+    comments: float
+
+
+def spent() -> Spent:
+    commands = {"command": "PostComment", "outcome": "accepted"}
+    return Spent(
+        cpu_seconds=time.process_time(),
+        likes=value("backlot_events_appended_total"),
+        comments=value("backlot_commands_total", **commands),
+    )
 
 
 @router.post("/limits/{switch}")
@@ -57,7 +69,17 @@ async def limits(switch: Literal["on", "off"], request: Request) -> Spent:
     on = switch == "on"
     app.rate_limits = rates if on else None
     app.state.commands = services if on else replace(services, quotas=None)
-    return Spent(cpu_seconds=time.process_time(), likes=value("backlot_events_appended_total"))
+    return spent()
+
+
+@router.post("/encryption/{switch}")
+async def encryption(switch: Literal["on", "off"]) -> Spent:
+    """Have texts recorded as they are from now on, or encrypted; both are read all the time."""
+    if switch == "off":
+        vars(MAPPER)["to_stored_event"] = PLAIN.to_stored_event
+    else:
+        vars(MAPPER).pop("to_stored_event", None)
+    return spent()
 
 
 def plain(parts: Parts) -> APIRouter:

@@ -56,7 +56,7 @@ def posted(index: int) -> StoredEvent:
 
 def run(bench: Bench) -> list[Comparison]:
     """Rates in comments/s, delays in ms."""
-    count, rounds = bench.size(1_000, 100), bench.size(3, 1)
+    count, rounds = bench.size(500, 100), bench.size(3, 1)
     with openai_server() as provider, redis_server(bench.folder / "translating-redis") as redis:
         rates = bench.interleave(
             rounds,

@@ -71,7 +71,8 @@ class CommentsClosed(Conflict):
 class NewText:
     """What somebody writes about a video, and what the rules about that ask beside the streams.
 
-    `watched`: it has a word that the installation watches.
+    `mentioned` are those whom it names, one for each name. `watched`: it has a
+    word that the installation watches.
     """
 
     video_id: UUID
@@ -80,10 +81,11 @@ class NewText:
     content: str
     viewer: VideoViewer
     watched: bool = False
+    mentioned: Sequence[str] = ()
 
     def streams(self) -> Sequence[UUID]:
         """Return the video's stream, and those of blocks that would concern the text."""
-        persons = dict.fromkeys((self.video_owner, *mentions(self.content)))
+        persons = dict.fromkeys((self.video_owner, *self.mentioned))
         return (self.video_id, *(block_id(person, self.author) for person in persons))
 
     def admit(self, aggregates: Aggregates) -> Hold | None:
@@ -105,9 +107,8 @@ class NewText:
             return None
         if self.watched:
             return HoldCause.WATCHED_WORD
-        named = mentions(self.content)
-        if len(named) > MOST_MENTIONS or any(
-            self._is_blocked_by(person, aggregates) for person in named
+        if len(self.mentioned) > MOST_MENTIONS or any(
+            self._is_blocked_by(person, aggregates) for person in self.mentioned
         ):
             return HoldCause.MENTION
         held = upload.comment_policy is CommentPolicy.APPROVAL and self.author != upload.owner
@@ -283,6 +284,7 @@ async def _new_text(execute: Execute, video_id: UUID, body: WriteComment) -> New
         body.content,
         execute.viewer,
         watched=execute.services.watched_words.occur_in(body.content),
+        mentioned=await execute.find(mentions(body.content)),
     )
 
 

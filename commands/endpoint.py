@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar, cast
 from uuid import UUID, uuid4, uuid5
@@ -15,14 +15,20 @@ from domain.errors import DomainError
 from domain.model import Origin
 from domain.moderation import NO_WORDS, WatchedWords
 from domain.upload import VideoViewer
-from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
-from engine.event_store import StoredAnswer
-from engine.personal_data import PersonalKeys, Unsearched
+from engine.command_bus import Aggregates, Command, CommandBus, Executed, Query
+from engine.event_store import IdempotencyKey, StoredAnswer
+from engine.personal_data import Deleted, Left, PersonalKeys, Unsearched
 from engine.reservations import Reservations
 from engine.telemetry import Telemetry
 from engine.viewers import ViewerKeys
 from infra.http.app import wire
-from infra.http.auth import Identity, maybe_identity, require_identity
+from infra.http.auth import (
+    Identity,
+    maybe_identity,
+    person_admitted,
+    persons_named,
+    require_identity,
+)
 from infra.http.problems import Problem
 from infra.http.requests import client_address, header, request_id_of
 from infra.http.shapes import Wire, encode_position
@@ -45,6 +51,7 @@ PERSONAL = (
         holds="how much somebody has asked for lately, by class of request",
         kept="until the bucket is full again: minutes",
         pattern=f"{PREFIX}*:u:{{subject}}",
+        forget=Deleted(),
     ),
     Unsearched(
         name="redis.rate_limits_by_address",
@@ -52,6 +59,7 @@ PERSONAL = (
         kept="until the bucket is full again: minutes",
         where="Redis",
         keys=(f"{PREFIX}*:a:*", f"{PREFIX}*:n:*"),
+        forget=Left("nobody knows whose an address was; gone in minutes"),
     ),
 )
 
@@ -184,6 +192,10 @@ class KeptAnswer(Generic[W]):
         """Return the answer with all that belongs to it."""
         return wire(body, self.status, self.headers)
 
+    def again(self) -> Response:
+        """Return what is kept, which is all of the answer."""
+        return self.told(self.facts)
+
 
 class Execute:
     """Executes commands for one request, as its caller."""
@@ -195,11 +207,11 @@ class Execute:
 
     @property
     def actor(self) -> str:
-        return self.identity.user_id
+        return self.identity.person
 
     @property
     def user_id(self) -> str | None:
-        """The caller's name; None of one who has none."""
+        """The caller; None of one who has no name."""
         return None if self.identity.anonymous else self.actor
 
     @property
@@ -217,6 +229,14 @@ class Execute:
         """Where clients reach this API, without a slash at the end."""
         return self.services.public_url or str(self._request.base_url).rstrip("/")
 
+    async def admit(self, user_id: str) -> str:
+        """Return the pseudonym of a user of whom something is recorded; raise Problem 410."""
+        return await person_admitted(self._request, user_id)
+
+    async def find(self, user_ids: Sequence[str]) -> list[str]:
+        """Return the pseudonyms of users, UNKNOWN of those whom nobody knows here."""
+        return await persons_named(self._request, user_ids) if user_ids else []
+
     def fresh_id(self, purpose: str) -> UUID:
         """Return an id for what this request makes; repeats under one key get the same."""
         key = header(self._request.scope, b"idempotency-key")
@@ -228,7 +248,7 @@ class Execute:
         """Return the HTTP answer to the command, or the kept one where the request is a repeat."""
         outcome = await self._run(command, await self._key(status))
         if isinstance(outcome, StoredAnswer):
-            return _repeat(outcome)
+            return self._repeat(outcome)
         return wire(outcome.answer, status, _position(outcome))
 
     async def keep(self, command: Command[W], kind: type[W], status: int = 200) -> KeptAnswer[W]:
@@ -246,7 +266,7 @@ class Execute:
     async def recall(self) -> Response | None:
         """Return the answer to a repeat of an idempotent request before anything is done."""
         answer = await self._recalled()
-        return None if answer is None else _repeat(answer)
+        return None if answer is None else self._repeat(answer)
 
     async def kept(self, kind: type[W]) -> KeptAnswer[W] | None:
         """Return what is kept of the answer to a repeat, where only a part of it is kept."""
@@ -261,6 +281,13 @@ class Execute:
         except NotAnsweredYet:
             return None
         return outcome if isinstance(outcome, StoredAnswer) else None
+
+    def _repeat(self, answer: StoredAnswer) -> Response:
+        """Return an answer as it was told before; what is kept of it has pseudonyms."""
+        shape = self._request.scope["route"].response_model
+        if shape.may_name():
+            return _kept(answer, shape).again()
+        return Response(answer.body, answer.status, _repeat_headers(answer), "application/json")
 
     async def _run(
         self, command: Command[R], key: IdempotencyKey | None
@@ -290,10 +317,6 @@ class Execute:
 
 def _position(outcome: Executed[Any] | StoredAnswer) -> dict[str, str]:
     return {"Backlot-Position": encode_position(outcome.position, outcome.telemetry)}
-
-
-def _repeat(answer: StoredAnswer) -> Response:
-    return Response(answer.body, answer.status, _repeat_headers(answer), "application/json")
 
 
 def _kept(answer: StoredAnswer, kind: type[W]) -> KeptAnswer[W]:

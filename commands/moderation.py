@@ -30,13 +30,12 @@ from domain.moderation import (
     case_id,
     report_id,
 )
-from domain.text import is_name
 from domain.upload import Status, Upload, VideoViewer
 from engine.command_bus import Aggregates, Command, Query
-from infra.http.auth import MAX_USER_ID_LENGTH, require_moderator
+from infra.http.auth import require_moderator, user_id_of
 from infra.http.problems import problems
 from infra.http.shapes import Comment as SeenComment
-from infra.http.shapes import RequestBody, Wire
+from infra.http.shapes import RequestBody, UserId, Wire
 
 
 class Approve(RequestBody):
@@ -74,7 +73,7 @@ class CaseDecision(Wire):
 class BlockState(Wire):
     """Whether the caller keeps the user from commenting on their videos."""
 
-    user_id: str
+    user_id: UserId
     blocked: bool
 
 
@@ -198,17 +197,17 @@ class ChangeBlock(Command[BlockState]):
     """Block a user, or take that back."""
 
     blocker: str
-    user_id: str
+    person: str
     blocked: bool
 
     def streams(self) -> Sequence[UUID]:
-        return (block_id(self.blocker, self.user_id),)
+        return (block_id(self.blocker, self.person),)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> BlockState:
-        block = aggregates.get(UserBlock, block_id(self.blocker, self.user_id))
+        block = aggregates.get(UserBlock, block_id(self.blocker, self.person))
         verb = block.block if self.blocked else block.unblock
-        verb(self.user_id, origin)
-        return BlockState(user_id=self.user_id, blocked=block.stands)
+        verb(self.person, origin)
+        return BlockState(user_id=self.person, blocked=block.stands)
 
 
 router = APIRouter(tags=["moderation"])
@@ -295,13 +294,7 @@ async def decide_report(report_id: UUID, body: Decide, request: Request) -> Resp
     return answer
 
 
-def _user_id(text: str) -> str:
-    if not is_name(text, MAX_USER_ID_LENGTH):
-        raise ValueError(f"must be a user id of at most {MAX_USER_ID_LENGTH} characters")
-    return text
-
-
-UserId = Annotated[str, Path(description="The `sub` of a token."), AfterValidator(_user_id)]
+Whom = Annotated[str, Path(description="The `sub` of a token."), AfterValidator(user_id_of)]
 blocks: dict[str, Any] = {
     "dependencies": TOKEN_FIRST,
     "response_model": BlockState,
@@ -310,13 +303,15 @@ blocks: dict[str, Any] = {
 
 
 @router.put("/users/me/blocked/{user_id}", summary="Block a user", **blocks)
-async def block_user(user_id: UserId, request: Request) -> Response:
+async def block_user(user_id: Whom, request: Request) -> Response:
     """They can't comment on the caller's videos, and naming the caller has to be approved."""
     execute = await executor(request)
-    return await execute(ChangeBlock(execute.actor, user_id, blocked=True))
+    person = await execute.admit(user_id)
+    return await execute(ChangeBlock(execute.actor, person, blocked=True))
 
 
 @router.delete("/users/me/blocked/{user_id}", summary="Take a block back", **blocks)
-async def unblock_user(user_id: UserId, request: Request) -> Response:
+async def unblock_user(user_id: Whom, request: Request) -> Response:
     execute = await executor(request)
-    return await execute(ChangeBlock(execute.actor, user_id, blocked=False))
+    person = await execute.admit(user_id)
+    return await execute(ChangeBlock(execute.actor, person, blocked=False))

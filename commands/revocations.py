@@ -9,13 +9,13 @@ from typing import Annotated, Literal, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from commands.endpoint import executor
 from domain.model import Origin
-from domain.revocations import MAX_REASON, MAX_TOKEN_ID, MAX_USER_ID, STREAM_ID, Revocations
+from domain.revocations import MAX_REASON, MAX_TOKEN_ID, STREAM_ID, Revocations
 from engine.command_bus import Aggregates, Command
-from infra.http.auth import require_admin
+from infra.http.auth import MAX_USER_ID_LENGTH, require_admin, user_id_of
 from infra.http.problems import problems
 from infra.http.shapes import RequestBody, RevokedToken, Wire
 
@@ -24,7 +24,12 @@ class Revoke(RequestBody):
     """One token by its `jti`, or all tokens issued to a user up to now; and why."""
 
     jti: Annotated[str, Field(min_length=1, max_length=MAX_TOKEN_ID)] | None = None
-    user_id: Annotated[str, Field(min_length=1, max_length=MAX_USER_ID)] | None = None
+    user_id: (
+        Annotated[
+            str, Field(min_length=1, max_length=MAX_USER_ID_LENGTH), AfterValidator(user_id_of)
+        ]
+        | None
+    ) = None
     reason: Annotated[str, Field(min_length=1, max_length=MAX_REASON, examples=["stolen laptop"])]
 
     @model_validator(mode="after")
@@ -43,7 +48,10 @@ class RevocationWithdrawn(Wire):
 
 @dataclass(frozen=True)
 class RevokeTokens(Command[RevokedToken]):
-    """Refuse what `revoked` names from now on; no token lives longer than `lifetime`."""
+    """Refuse what `revoked` names from now on, a user by the pseudonym.
+
+    No token lives longer than `lifetime`.
+    """
 
     revocation_id: UUID
     revoked: Revoke
@@ -90,6 +98,8 @@ router = APIRouter(
 )
 async def revoke(body: Revoke, request: Request) -> Response:
     execute = await executor(request)
+    if body.user_id is not None:
+        body = body.model_copy(update={"user_id": await execute.admit(body.user_id)})
     lifetime = request.app.state.authenticator.max_lifetime
     command = RevokeTokens(execute.fresh_id("revocation"), body, lifetime)
     return await execute(command, status=201)

@@ -56,7 +56,7 @@ class Comment(Aggregate):
             comment._revise(self)
 
     class Deleted(Event):
-        """Its author took away what everybody could see."""
+        """Its author, or who forgets the author, took away what everybody could see."""
 
         TOPIC = "comment.deleted.v1"
 
@@ -143,7 +143,7 @@ class Comment(Aggregate):
             comment.removed_as = comment.stated_reason = None
 
     class Withdrawn(Event):
-        """Its author took away what nobody else could see."""
+        """Its author, or who forgets the author, took away what nobody else could see."""
 
         TOPIC = "comment.withdrawn.v1"
 
@@ -281,7 +281,13 @@ class Comment(Aggregate):
     def delete(self, origin: Origin) -> None:
         """Take the comment out of every read, for good."""
         self.require_author(origin)
-        self._record(self.Deleted if self.standing is Standing.POSTED else self.Withdrawn, origin)
+        self.erase(origin)
+
+    def erase(self, origin: Origin) -> None:
+        """The same for an author who is forgotten; once that was done, this records nothing."""
+        if self.standing not in (None, Standing.DELETED):
+            kind = self.Deleted if self.standing is Standing.POSTED else self.Withdrawn
+            self._record(kind, origin)
 
     def remove(self, acted_as: ActingAs, stated_reason: str | None, origin: Origin) -> None:
         """Show the comment to nobody but its author; what is removed already records nothing.
@@ -423,14 +429,8 @@ class Comment(Aggregate):
     ) -> None:
         """Record that there is no translation for readers who ask, unless better is known."""
         if self._is_news(revision, target_language, status):
-            self._record(
-                self.TargetNotTranslated,
-                origin,
-                revision=revision,
-                target_language=target_language,
-                status=status,
-                reason=reason,
-            )
+            told = {"target_language": target_language, "status": status, "reason": reason}
+            self._record(self.TargetNotTranslated, origin, revision=revision, **told)
 
     def target_status(self, target_language: str) -> TranslationStatus:
         """Return where the translation that readers asked for stands."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha1
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from domain.model import Aggregate, Origin, Personal
@@ -41,6 +42,10 @@ class Dismissal(Aggregate):
 
     def __init__(self) -> None:
         self.stands = False
+
+    @classmethod
+    def stream_of(cls, fields: Mapping[str, Any]) -> UUID:
+        return stream_id(UUID(fields["video_id"]), fields["viewer"])
 
     def dismiss(self, video_id: UUID, viewer: str, origin: Origin) -> Self:
         """Dismiss the video; dismissing it again records nothing."""

@@ -27,3 +27,9 @@ class Conflict(DomainError):
 
 class Invalid(DomainError):
     """A value breaks a rule of the domain."""
+
+
+class Forgotten(DomainError):
+    """The actor was forgotten on request, or is being forgotten."""
+
+    TOLD = "This user was forgotten on request: nothing is taken from them."

@@ -49,12 +49,15 @@ class SystemActor(StrEnum):
 
     SYSTEM = "system"
     EXPIRY = "expiry"
+    PRIVACY = "privacy"
     PROJECTIONS = "projections"
     TRANSCRIPTION = "transcription"
     TRANSLATION = "translation"
 
 
 SYSTEM_ACTORS = frozenset(SystemActor)
+FORGOTTEN = "forgotten"
+"""Stands in answers for the user id of whoever was forgotten."""
 OPERATOR_PREFIX = "operator:"
 """What the names of operators at the command line begin with."""
 RESERVED_PREFIXES = (OPERATOR_PREFIX, "system:")
@@ -73,11 +76,13 @@ def actor_kind(actor: str) -> ActorKind:
 def is_reserved(name: str) -> bool:
     """Return whether a name is that of a part of the system or of an operator, or looks like one.
 
+    Nor can anybody be called FORGOTTEN.
+
     Compared without case, compatibility forms (Unicode's NFKC), blanks and format characters.
     """
     folded = unicodedata.normalize("NFKC", name).casefold()
     seen = "".join(char for char in folded if unicodedata.category(char) not in ("Cf", "Zs"))
-    return seen in SYSTEM_ACTORS or seen.startswith(RESERVED_PREFIXES)
+    return seen in (*SYSTEM_ACTORS, FORGOTTEN) or seen.startswith(RESERVED_PREFIXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,8 @@ class Aggregate(BaseAggregate[UUID]):
         TOPIC: ClassVar[str]
         UPCASTS: ClassVar[Mapping[str, Upcast]] = MappingProxyType({})
         AGGREGATE: ClassVar[type[Aggregate]]
+        # The field with a person of whom nothing is left from this event on, where it says so.
+        FORGETS: ClassVar[str | None] = None
         # Beside the fields: events that older releases recorded have none.
         actor_kind: ClassVar[str | None] = None
 
@@ -151,6 +158,12 @@ class Aggregate(BaseAggregate[UUID]):
         aggregate.__base_init__(stream_id, 0, BEGINNING)
         aggregate.__init__()  # type: ignore[misc]
         return aggregate
+
+    @classmethod
+    def stream_of(cls, fields: Mapping[str, Any]) -> UUID | None:
+        """Return the id of a stream that is made from persons, given the fields of one of its
+        events as JSON has them; None where persons make no id."""
+        return None
 
     def record(self, event: type[Aggregate.Event], origin: Origin, **fields: Any) -> None:
         """Record a decision that has been checked: append the event and apply it.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from hashlib import sha1
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 from domain.errors import Conflict, Invalid, NotFound
@@ -99,6 +99,10 @@ class UserBlock(Aggregate):
     def __init__(self) -> None:
         self.stands = False
 
+    @classmethod
+    def stream_of(cls, fields: Mapping[str, Any]) -> UUID:
+        return block_id(fields["blocker"], fields["blocked"])
+
     def block(self, blocked: str, origin: Origin) -> None:
         """Block the user; blocking again records nothing. Raise Invalid for oneself."""
         if blocked == origin.actor:
@@ -174,6 +178,10 @@ class ContentReport(Aggregate):
 
     def __init__(self) -> None:
         """A report has no state of its own."""
+
+    @classmethod
+    def stream_of(cls, fields: Mapping[str, Any]) -> UUID:
+        return report_id(UUID(fields["thing_id"]), fields["reporter"])
 
     def file(
         self, case: ModerationCase, thing: Thing, why: ReportReason, detail: str | None, by: Origin

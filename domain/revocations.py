@@ -49,7 +49,7 @@ class Revocations(Aggregate):
 
         TOPIC = "revocations.token_revoked.v1"
         jti: str
-        reason: str
+        reason: Annotated[str, Personal("actor")]
         lifetime_seconds: int
 
         def apply(self, revocations: Revocations) -> None:
@@ -60,7 +60,7 @@ class Revocations(Aggregate):
 
         TOPIC = "revocations.user_revoked.v1"
         user_id: Annotated[str, Personal("user_id")]
-        reason: str
+        reason: Annotated[str, Personal("user_id")]
         lifetime_seconds: int
 
         def apply(self, revocations: Revocations) -> None:

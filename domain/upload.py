@@ -188,6 +188,20 @@ class Upload(Aggregate):
         def apply(self, upload: Upload) -> None:
             upload.comment_policy = CommentPolicy(self.comment_policy)
 
+    class Disowned(Event):
+        """It belongs to `owner` from now on, with the texts anew: those of before can't be read
+        once the former owner is forgotten. What was said in it is not told again."""
+
+        TOPIC = "upload.disowned.v1"
+        title: Annotated[str, Personal("owner")]
+        filename: Annotated[str, Personal("owner")]
+        description: Annotated[str | None, Personal("owner")]
+
+        def apply(self, upload: Upload) -> None:
+            upload.owner = self.owner
+            upload.title, upload.filename = self.title, self.filename
+            upload.description = self.description
+
     class Removed(Event):
         TOPIC = "upload.removed.v1"
 
@@ -342,6 +356,30 @@ class Upload(Aggregate):
         """Take the video out of every read."""
         self.require_video()
         self.record(self.Removed, origin, owner=self.owner)
+
+    def erase(self, owner: str, heir: str | None, origin: Origin) -> Status | None:
+        """End it for an owner who is forgotten; return what it was, None where there was nothing.
+
+        What is under way is aborted. A video is removed, or belongs to the heir, where there is
+        one, others may see it, and its title can still be read.
+        """
+        found = self.status if self.owner == owner else None
+        if found is Status.STARTED:
+            self.record(self.Aborted, origin, owner=owner)
+        elif found is not Status.COMPLETED:
+            return None
+        elif heir is None or self.visibility is Visibility.PRIVATE or not self.title:
+            self.record(self.Removed, origin, owner=owner)
+        else:
+            self.record(
+                self.Disowned,
+                origin,
+                owner=heir,
+                title=self.title,
+                filename=self.filename,
+                description=self.description,
+            )
+        return found
 
     def require_video(self) -> None:
         """Raise NotFound unless this is a video, whoever may see it."""

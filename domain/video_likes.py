@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha1
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from domain.model import Aggregate, Origin, Personal
@@ -38,6 +39,10 @@ class VideoLikes(Aggregate):
 
     def __init__(self) -> None:
         self.liked = False
+
+    @classmethod
+    def stream_of(cls, fields: Mapping[str, Any]) -> UUID:
+        return stream_id(UUID(fields["video_id"]), fields["viewer"])
 
     def like(self, video_id: UUID, viewer: str, origin: Origin) -> Self:
         """Like the video; liking what is liked records nothing."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 from uuid import UUID
 
 import structlog
@@ -23,9 +23,9 @@ from eventsourcing.persistence import (
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from domain.errors import Conflict, DomainError
+from domain.errors import Conflict, DomainError, Forgotten
 from domain.model import ActorKind, Aggregate, Origin
-from engine.event_store import GroupCommitRecorder, Save, StoredAnswer
+from engine.event_store import GroupCommitRecorder, IdempotencyKey, Save, StoredAnswer
 from engine.log import MAPPER
 from infra.batcher import Batcher
 from infra.metrics import SIZES, counter, gauge, histogram
@@ -60,7 +60,9 @@ Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Command(ABC, Generic[R]):
-    """A wish, with everything needed to decide it."""
+    """A wish, with everything needed to decide it; `despite_fence`: of a fenced actor too."""
+
+    despite_fence: ClassVar[bool] = False
 
     @abstractmethod
     def streams(self) -> Sequence[UUID]:
@@ -135,18 +137,6 @@ class Aggregates:
         """Return the answer to a lookup that the command declared."""
         answer: F = self._answers.get(lookup, lookup.default)
         return answer
-
-
-@dataclass(frozen=True, slots=True)
-class IdempotencyKey:
-    """A client's name for one request; `request_hash` differs when another request reuses the name.
-
-    `render` turns the command's answer into the HTTP status and body that a repeat will get.
-    """
-
-    key: str
-    request_hash: bytes
-    render: Callable[[Any], tuple[int, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +218,8 @@ class Group:
 class Round:
     """What was loaded for some commands, to decide them one after the other.
 
-    `found` are the answers to lookups, `stored` those under idempotency keys; `groups` then holds
-    what is to be recorded.
+    `found` are the answers to lookups, `stored` those under idempotency keys, `fenced` the actors
+    from whom nothing is taken any more; `groups` then holds what is to be recorded.
     """
 
     slots: Mapping[UUID, Slot]
@@ -238,10 +228,13 @@ class Round:
     found: Mapping[Lookup[Any], Any] = field(default_factory=dict)
     stored: Mapping[tuple[str, str], StoredAnswer] = field(default_factory=dict)
     telemetry: int = 0
+    fenced: frozenset[str] = frozenset()
     groups: list[Group] = field(default_factory=list, init=False)
 
     def outcome_before(self, request: Request) -> StoredAnswer | Exception | None:
-        """Return what needs no decision: a stored answer, a reused key, an unreadable stream."""
+        """Return what needs no decision: a refusal, a stored answer, an unreadable stream."""
+        if request.actor in self.fenced and not request.command.despite_fence:
+            return Forgotten(Forgotten.TOLD)
         answer = self.stored.get(request.name) if request.name else None
         if request.key is None or answer is None:
             return next(filter(None, (self.slots[each].broken for each in request.streams)), None)
@@ -325,6 +318,7 @@ class CommandBus:
         *,
         readers: Mapping[type[Lookup[Any]], Reader] | None = None,
         telemetry: bytes = b"SELECT 0",
+        fenced: bytes = b"SELECT unnest(%b::text[]) LIMIT 0",
         max_batch: int = 256,
         max_waiting: int = 10_000,
         retries: int = 5,
@@ -334,10 +328,11 @@ class CommandBus:
         """`readers` answer the commands' lookups, by their type; without one, the default holds.
 
         `telemetry` asks for the head of what is recorded beside the log: a position has both.
+        `fenced` asks which of so many actors are being forgotten: their commands are refused.
         """
         self._recorder = recorder
         self._readers = dict(readers or {})
-        self._telemetry = telemetry
+        self._heads = b"SELECT (%b), ARRAY(%b)" % (telemetry, fenced)
         self._retries = retries
         self._remember = remember
         self._clock = clock
@@ -425,9 +420,10 @@ class CommandBus:
         slots = {stream: Slot(self._cache.get(stream)) for stream in streams}
         wanted = [(id_, s.aggregate.version if s.aggregate else 0) for id_, s in slots.items()]
         keys = [request.name for request in requests if request.name]
-        rows, answers, head, (telemetry, found) = self._recorder.fetch(
+        rows, answers, head, (telemetry, fenced, found) = self._recorder.fetch(
             wanted, keys, lambda cursor: self._beside(cursor, requests)
         )
+        MAPPER.prepare((topic, state) for _, _, topic, state in rows)
         for stream, version, topic, state in rows:
             slot = slots[stream]
             if slot.broken is not None:
@@ -441,18 +437,19 @@ class CommandBus:
             else:
                 slot.aggregate = event.mutate(slot.aggregate)
         stored = {(answer.actor, answer.key): answer for answer in answers}
-        return Round(slots, head, self._clock(), found, stored, telemetry)
+        return Round(slots, head, self._clock(), found, stored, telemetry, frozenset(fenced))
 
     def _beside(
         self, cursor: Cursor[TupleRow], requests: Sequence[Request]
-    ) -> tuple[int, dict[Lookup[Any], Any]]:
-        ((telemetry,),) = cursor.execute(self._telemetry, prepare=True).fetchall()
+    ) -> tuple[int, list[str], dict[Lookup[Any], Any]]:
+        actors = (list({request.actor for request in requests}),)
+        ((telemetry, fenced),) = cursor.execute(self._heads, actors, prepare=True).fetchall()
         lookups = [each for request in requests for each in request.command.lookups()]
         found: dict[Lookup[Any], Any] = {}
         for kind, read in self._readers.items():
             if asked := [each for each in lookups if type(each) is kind]:
                 found.update(zip(asked, read(cursor, asked), strict=True))
-        return telemetry, found
+        return telemetry, fenced, found
 
     def _record(self, groups: Sequence[Group]) -> list[Group]:
         """Save the groups in one transaction; return those that were not recorded."""

@@ -19,6 +19,7 @@ from psycopg.rows import TupleRow
 
 from infra.advisory_locks import AdvisoryLock, job_lock, try_lock, unlock
 from infra.cancellation import to_the_end
+from infra.key_encryption import KeyEncryptionFailed
 from infra.postgres.connection import open_connection
 
 P = ParamSpec("P")
@@ -57,10 +58,13 @@ def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether the database, not an event, is at fault: then trying again helps."""
+    """Return whether the database, or the key that it takes to read it, is at fault, not an event:
+    then trying again helps.
+    """
     # SQLSTATE class 54, a program limit exceeded, such as a value too large for an index.
     too_big = str(getattr(error, "sqlstate", None)).startswith("54")
-    return isinstance(error, OperationalError | InterfaceError) and not too_big
+    away = isinstance(error, OperationalError | InterfaceError | KeyEncryptionFailed)
+    return away and not too_big
 
 
 class ThreadedConnection:

@@ -19,8 +19,10 @@ from psycopg import Connection, Cursor
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from domain.model import FORGOTTEN
 from engine.checkpoints import SubscriptionKind
-from engine.personal_data import PersonalTable
+from engine.event_store import EVENTS
+from engine.personal_data import PersonalTable, Rewritten, given
 from infra.errors import fault_of
 from infra.http.shapes import rfc3339
 
@@ -124,8 +126,49 @@ SHOWN: LiteralString = (
 )
 NAMED: LiteralString = (
     "position(%(needle)s::bytea IN value) > 0 OR decided_by = %(subject)s "
-    "OR position(convert_from(%(needle)s::bytea, 'UTF8') IN error) > 0"
+    "OR position(convert_from(%(needle)s::bytea, 'UTF8') IN error) > 0 "
+    "OR key = %(subject)s OR position(convert_from(%(needle)s::bytea, 'UTF8') IN headers::text) > 0"
 )
+# A message may hold a text without its author, whose event says who that is; where a message comes
+# from Kafka, a header says which event it tells of.
+OF_PERSON = f"""
+OR EXISTS (
+    SELECT FROM {EVENTS} AS e
+    WHERE e.notification_id = CASE WHEN kind = 'projection' OR source = 'events' THEN position
+                                   WHEN headers->>'position' ~ '^[0-9]{{1,18}}$'
+                                   THEN (headers->>'position')::bigint END
+      AND position(%(needle)s::bytea IN e.state) > 0)
+"""
+HAS_LOG = f"SELECT to_regclass('{EVENTS}') IS NOT NULL"
+# Of a parked event the row stays, with the kind of its error; who has decided was nobody.
+FORGET_PARKED = f"""
+UPDATE backlot_dead_letters
+SET error = split_part(error, ':', 1),
+    decided_by = CASE WHEN decided_by = %(subject)s THEN '{FORGOTTEN}' ELSE decided_by END,
+    reason = CASE WHEN decided_by = %(subject)s THEN NULL ELSE reason END
+WHERE kind = 'projection' AND error <> split_part(error, ':', 1) AND ({{named}})
+   OR decided_by = %(subject)s
+"""
+FORGET_MESSAGES = """
+DELETE FROM backlot_dead_letters
+WHERE id IN (SELECT id FROM backlot_dead_letters WHERE kind <> 'projection' AND ({named}))
+"""
+
+
+def forget_letters(conn: Connection[Any], subject: str) -> int:
+    """Leave nothing of a person in what was rejected, and return how many letters had something.
+
+    Messages go: what they tell is forgotten. Raise psycopg.Error.
+    """
+    ((has_log,),) = conn.execute(HAS_LOG.encode()).fetchall()
+    named = NAMED + OF_PERSON * has_log
+    with conn.transaction():
+        return sum(
+            conn.execute(statement.format(named=named).encode(), given(subject)).rowcount
+            for statement in (FORGET_MESSAGES, FORGET_PARKED)
+        )
+
+
 KEPT = "so many days where it is a message; of a parked event, so long with the whole error"
 PERSONAL = tuple(
     PersonalTable(
@@ -137,6 +180,9 @@ PERSONAL = tuple(
         where=NAMED,
         shown=SHOWN,
         analytics=analytics,
+        forget=Rewritten(
+            forget_letters, "messages are deleted, and of parked events all but the kind of error"
+        ),
     )
     for prefix, analytics in (("", False), ("analytics.", True))
 )

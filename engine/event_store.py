@@ -34,7 +34,7 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, dict_row, tuple_row
 from psycopg.sql import SQL, Composed, Identifier
 
-from engine.personal_data import PersonalTable
+from engine.personal_data import Deleted, PersonalTable
 from infra.postgres.connection import SHORT_WORK, Limits, array, is_silence, thread_pool, unhurried
 
 log = structlog.get_logger(__name__)
@@ -66,8 +66,32 @@ PERSONAL = (
         table="public.backlot_events_answers",
         columns=("actor",),
         shown="key, status, convert_from(body, 'UTF8') AS body, position, created_at",
+        forget=Deleted(),
+    ),
+    PersonalTable(
+        name="answers.of_others",
+        holds="answers to others that name somebody, with what that one wrote",
+        kept="so many hours",
+        setting="IDEMPOTENCY_TTL_HOURS",
+        table="public.backlot_events_answers",
+        where="actor <> %(subject)s AND position(%(needle)s::bytea IN body) > 0",
+        shown=None,
+        # Who asks again with the same key gets what can be said then.
+        forget=Deleted(),
     ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A client's name for one request; `request_hash` differs when another request reuses the name.
+
+    `render` turns the command's answer into the HTTP status and body that a repeat will get.
+    """
+
+    key: str
+    request_hash: bytes
+    render: Callable[[Any], tuple[int, bytes]]
 
 
 @dataclass(frozen=True, slots=True)

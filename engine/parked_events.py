@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-import orjson
 import structlog
 from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Connection, Cursor
@@ -20,12 +19,14 @@ from domain.text import shows
 from engine import checkpoints, dead_letters
 from engine.dead_letters import LetterStatus
 from engine.event_store import EVENTS
+from engine.inspection.names import named, persons_in, with_names
 from engine.log import MAPPER, READ_ONE, Stored, topics_of
 from engine.privacy import PayloadMode, mask_actor, present
 from engine.projection import Projection, RangeProjection, account, try_event
 from engine.subscription import notify
 from infra.errors import OperatorError, describe, fault_of
 from infra.http.shapes import rfc3339
+from infra.pseudonyms import Pseudonyms
 
 log = structlog.get_logger(__name__)
 
@@ -230,9 +231,17 @@ def alike(conn: Connection[TupleRow], schema: str, position: int) -> list[int]:
 
 
 def show(
-    conn: Connection[TupleRow], schema: str, position: int, *, mode: PayloadMode = PayloadMode.FULL
+    conn: Connection[TupleRow],
+    schema: str,
+    position: int,
+    *,
+    mode: PayloadMode = PayloadMode.FULL,
+    persons: Pseudonyms | None = None,
 ) -> ParkedContent:
-    """Return one of them with its content, upcast to its newest version; raise NotParked."""
+    """Return one of them with its content, upcast to its newest version; raise NotParked.
+
+    Those whom it names have their names, where `persons` are given.
+    """
     found = find(conn, schema, position)
     row = conn.execute(READ_ONE, (position,)).fetchone()
     if row is None:
@@ -245,13 +254,23 @@ def show(
         return ParkedContent(
             found, unreadable=describe(error), raw=raw if mode is PayloadMode.FULL else None
         )
+    payload = MAPPER.readable(event)
+    if persons is not None:
+        (found,) = with_deciders((found,), persons)
+        payload = named(event.TOPIC, payload, persons.names(persons_in(event.TOPIC, payload)))
     return ParkedContent(
         found,
-        actor=mask_actor(event.actor, mode),
+        actor=mask_actor(payload["actor"], mode),
         recorded_at=event.timestamp,
         newest_topic=event.TOPIC,
-        payload=present(orjson.loads(MAPPER.to_stored_event(event).state), mode),
+        payload=present(payload, mode),
     )
+
+
+def with_deciders(rows: Sequence[ParkedRow], persons: Pseudonyms) -> list[ParkedRow]:
+    """Return the rows with the names of those who decided about the events."""
+    names = persons.names({row.decided_by for row in rows if row.decided_by is not None})
+    return [replace(row, decided_by=with_names(row.decided_by, names)) for row in rows]
 
 
 def _as_json(row: ParkedRow | ParkedContent) -> dict[str, Any]:

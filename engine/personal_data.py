@@ -1,7 +1,8 @@
 """Where something about a person is held: declared by each feature, so that it can be found.
 
-A place says what it holds, how a person's part of it is found, what an export shows of that, and
-how long it is kept. A person is one opaque string; nothing here knows that it is a user id.
+A place says what it holds, how a person's part of it is found, what an export shows of that, how
+long it is kept, and what becomes of it when the person is forgotten. A person is one opaque string;
+nothing here knows that it is a user id.
 
 Statements get the person as `%(subject)s`, and as `%(needle)s` in the bytes that JSON has for it.
 """
@@ -9,7 +10,7 @@ Statements get the person as `%(subject)s`, and as `%(needle)s` in the bytes tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -36,23 +37,88 @@ EXISTS = b"SELECT to_regclass(%s) IS NOT NULL"
 GLOB = re.compile(r"([\\*?\[\]^-])")
 
 
+@dataclass(frozen=True)
+class Deleted:
+    """What names somebody who is forgotten is deleted."""
+
+    def __str__(self) -> str:
+        return "deleted"
+
+
+@dataclass(frozen=True)
+class Blanked:
+    """The rows of somebody who is forgotten stay, with other values in some columns.
+
+    `values` is what UPDATE sets; afterwards the place finds the row no more.
+    """
+
+    values: LiteralString
+    why: str
+
+    def __str__(self) -> str:
+        return f"named by nobody: {self.why}"
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A function makes the rows of somebody who is forgotten those of nobody, and says how many.
+
+    It is given a connection in autocommit mode, and may be killed and called again.
+    """
+
+    by: Callable[[Connection[TupleRow], str], int]
+    why: str
+
+    def __str__(self) -> str:
+        return self.why
+
+
+@dataclass(frozen=True)
+class Left:
+    """A purge does nothing here, for a reason.
+
+    `for_good` is what goes on to hold the pseudonym of somebody who is forgotten, who is nobody by
+    then; else something other than a purge takes it away.
+    """
+
+    why: str
+    for_good: bool = False
+
+    def __str__(self) -> str:
+        return self.why
+
+
+IN_THE_LOG = Left("texts can't be decrypted, and the pseudonym names nobody", for_good=True)
+"""What becomes of events."""
+
+Forgetting = Deleted | Blanked | Rewritten | Left
+"""What becomes of a person's part of a place when the person is forgotten."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PersonalPlace:
     """A place where something about persons is held.
 
     `name` is that of its part in an export, and of the part's file. `kept` says how long, or why
-    that needs no term; `setting` is the variable that decides it, where one does.
+    that needs no term; `setting` is the variable that decides it, where one does. `forget` is what
+    becomes of it when the person is forgotten; every place has to say.
     """
 
     name: str
     holds: str
     kept: str
     setting: str | None = None
+    forget: Forgetting | None = None
 
     @property
     def source(self) -> str:
         """Where the place is, in words."""
         return self.name
+
+    @property
+    def stays(self) -> bool:
+        """Whether it goes on to hold the pseudonym of somebody who is forgotten."""
+        return isinstance(self.forget, Left) and self.forget.for_good
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +126,17 @@ class PersonalTable(PersonalPlace):
     """Rows of a table that name a person in one of `columns`, or that `where` finds.
 
     `{schema}` in `table` is that of each copy of the `projection`. `shown` are the columns that an
-    export shows; None where a row tells more about others, so that it is only counted.
+    export shows; None where a row tells more about others, so that it is only counted. `others` are
+    those of them that name somebody else. `emptied` is what UPDATE sets, where events remove the
+    rows of somebody who is forgotten, so that a restored database shows no text until then.
     """
 
     table: LiteralString
     columns: tuple[LiteralString, ...] = ()
     where: LiteralString | None = None
     shown: LiteralString | None = "*"
+    others: tuple[LiteralString, ...] = ()
+    emptied: LiteralString | None = None
     projection: str | None = None
     analytics: bool = False
 
@@ -80,6 +150,28 @@ class PersonalTable(PersonalPlace):
         """What a person's rows fulfil."""
         named = " OR ".join([f"{column} = %(subject)s" for column in self.columns])
         return self.where or named
+
+    @property
+    def hide(self) -> LiteralString | None:
+        """What one statement does to the rows of somebody who is forgotten, before events do more.
+
+        It begins what a condition ends; None where there is no text.
+        """
+        emptied: LiteralString = f"UPDATE {self.table} AS t SET {self.emptied} WHERE "
+        return emptied if self.emptied else self.purge
+
+    @property
+    def purge(self) -> LiteralString | None:
+        """What one statement does to the rows of somebody who is forgotten; None where it is none.
+
+        It begins what a condition ends.
+        """
+        match self.forget:
+            case Deleted():
+                return f"DELETE FROM {self.table} AS t WHERE "
+            case Blanked(values=values):
+                return f"UPDATE {self.table} AS t SET {values} WHERE "
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +223,33 @@ class PersonalKeys(PersonalPlace):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PersonalEntries(PersonalPlace):
+    """Entries of hashes in Redis whose values name a person; `pattern` is a glob of the hashes.
+
+    A hash is called as what orders its entries, a list or a sorted set, with `suffix` after that.
+    """
+
+    pattern: str
+    suffix: str
+
+    @property
+    def source(self) -> str:
+        return f"Redis, {self.pattern}"
+
+    def holds_key(self, key: str) -> bool:
+        """Return whether a key is one of these."""
+        return fnmatchcase(key, self.pattern)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PersonalObjects(PersonalPlace):
-    """Objects in the store: those whose keys the person's events of one kind have."""
+    """Objects in the store: those whose keys the person's events of one kind have.
+
+    After an event of `disowned_by` they are somebody else's.
+    """
 
     begun_by: type[Aggregate.Event]
+    disowned_by: type[Aggregate.Event]
 
     @property
     def source(self) -> str:
@@ -163,11 +278,17 @@ def given(subject: str) -> dict[str, object]:
     return {"subject": subject, "needle": json_bytes(subject)}
 
 
-def count_rows(conn: Connection[TupleRow], place: PersonalTable, subject: str) -> int:
-    """Return how many rows the table has of a person, all copies together; raise psycopg.Error."""
+def count_rows(
+    conn: Connection[TupleRow], place: PersonalTable, subject: str, copy: str | None = None
+) -> int:
+    """Return how many rows the table has of a person, in all copies together or in one of them.
+
+    Raise psycopg.Error.
+    """
+    begin: LiteralString = f"SELECT count(*) FROM {place.table} AS t WHERE "
     counts = (
         conn.execute(statement, given(subject)).fetchall()
-        for statement in _statements(conn, place, f"SELECT count(*) FROM {place.table} AS t WHERE ")
+        for statement in statements(conn, place, begin, copy=copy)
     )
     return sum(count for ((count,),) in counts)
 
@@ -180,7 +301,7 @@ def rows_of(conn: Connection[TupleRow], place: PersonalTable, subject: str) -> I
     if place.shown is None:
         return
     begin = f"SELECT to_jsonb(found) FROM (SELECT {place.shown} FROM {place.table} AS t WHERE "
-    for statement in _statements(conn, place, begin, ") AS found", live=True):
+    for statement in statements(conn, place, begin, ") AS found", copy=place.projection):
         yield from read(conn, statement, given(subject), _named)
 
 
@@ -201,19 +322,22 @@ def _named(row: TupleRow) -> Row:
     return {to_camel(name): value for name, value in cast("Row", row[0]).items()}
 
 
-def _statements(
+def statements(
     conn: Connection[TupleRow],
     place: PersonalTable,
     begin: LiteralString,
     end: LiteralString = "",
     *,
-    live: bool = False,
+    copy: str | None = None,
 ) -> Iterable[Composed]:
-    """Yield a statement per copy of the table; none where a database lacks the table."""
+    """Yield a statement per copy of the table, with the condition between its two parts.
+
+    None where a database lacks the table; with a `copy`, for that one alone.
+    """
     schemas = ["public"]
     if place.projection is not None:
         copies = conn.execute(COPIES, (place.projection,)).fetchall()
-        schemas = [schema for (schema,) in copies if not live or schema == place.projection]
+        schemas = [schema for (schema,) in copies if copy in (None, schema)]
     for schema in schemas:
         name = SQL(place.table).format(schema=Identifier(schema))
         (exists,) = conn.execute(EXISTS, (name.as_string(),)).fetchone() or (False,)

@@ -26,7 +26,9 @@ from domain.model import Aggregate
 from engine import dead_letters
 from engine.checkpoints import Checkpoint, Superseded, of_copy
 from engine.connections import is_outage
-from engine.log import Log, LogWindow, Recorded, Stored
+from engine.event_store import EVENTS
+from engine.log import Log, LogWindow, Recorded, Stored, topics_of
+from engine.personal_data import PersonalPlace, PersonalTable, given
 from infra.errors import describe
 from infra.postgres.connection import column
 
@@ -77,6 +79,9 @@ class Projection(ABC):
     # The same read model as earlier releases made it, each a class with its own `version`, `tables`
     # and `apply`: a live copy of theirs goes on until a replay has built the new one.
     former: ClassVar[tuple[type[Projection], ...]] = ()
+    # What the tables hold about persons. A projection that has any also wants the event by which a
+    # person is forgotten, as an absorbing one: nothing names the person after it.
+    personal: ClassVar[tuple[PersonalPlace, ...]] = ()
 
     def __init__(self, schema: str | None = None) -> None:
         """`schema` names the PostgreSQL schema of this copy; the live copy's is the name."""
@@ -112,6 +117,21 @@ class Projection(ABC):
         Whatever it raises, other than for a lost connection, makes the batch a poisonous one.
         """
 
+    def apply_all(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        """Apply these events; of whomever one of them forgets, purge the rows after all others."""
+        persons = [vars(event)[event.FORGETS] for _, event in batch if event.FORGETS is not None]
+        others = [each for each in batch if each.event.FORGETS is None] if persons else batch
+        if others:
+            self.apply(others, cursor)
+        for person in persons:
+            self.forget(person, cursor)
+
+    def forget(self, person: str, cursor: Cursor[TupleRow]) -> None:
+        """Purge the rows of a person, by what is declared of each table."""
+        for place in self.personal:
+            if isinstance(place, PersonalTable) and place.purge is not None:
+                cursor.execute(self.sql(place.purge + place.condition), given(person))
+
     def sql(self, text: LiteralString) -> bytes:
         """Return the statement for this copy's schema, made once per text."""
         statement = self._statements.get(text)
@@ -119,6 +139,20 @@ class Projection(ABC):
             statement = SQL(text).format(schema=Identifier(self.schema)).as_bytes(None)
             self._statements[text] = statement
         return statement
+
+
+def last_told(
+    stream: LiteralString, field: LiteralString, *kinds: type[Aggregate.Event]
+) -> LiteralString:
+    """Return SQL that reads a field of the last event of some kinds in a stream, as text.
+
+    For `additions` that keep what the log has told before; the field has to be readable there.
+    """
+    topics: LiteralString = ", ".join(f"'{t}'" for kind in kinds for t in topics_of(kind))
+    return f"""(
+    SELECT convert_from(state, 'UTF8')::json->>'{field}' FROM {EVENTS}
+    WHERE originator_id = {stream} AND topic IN ({topics})
+    ORDER BY originator_version DESC LIMIT 1)"""
 
 
 P = TypeVar("P", bound=Projection)
@@ -260,7 +294,7 @@ def try_event(
     """Apply one event under a savepoint; return what it broke on, and raise an outage."""
     try:
         with conn.transaction():
-            projection.apply([stored.decode()], cursor)
+            projection.apply_all([stored.decode()], cursor)
     except Exception as error:
         if is_outage(error):
             raise
@@ -339,7 +373,7 @@ class Applier:
             batch = batch or self.decode(window)
             with conn.transaction():
                 self.place.hold(cursor, before)
-                projection.apply(batch, cursor)
+                projection.apply_all(batch, cursor)
                 account(cursor, projection.schema, [recorded.position for recorded in batch])
                 self.place.move(cursor, before, until)
         return Step(until, len(batch))

@@ -19,7 +19,7 @@ from psycopg import AsyncConnection, Connection
 
 from domain.errors import DomainError
 from engine.event_store import EVENTS
-from engine.personal_data import PersonalTable
+from engine.personal_data import Deleted, PersonalTable
 from infra.advisory_locks import reservation_lock
 from infra.postgres.connection import SHORT_WORK, Limits, make_pool
 
@@ -62,6 +62,7 @@ PERSONAL = (
         setting="UPLOAD_LONGEST_DAYS",
         table="public.backlot_reservations",
         columns=("owner",),
+        forget=Deleted(),
     ),
 )
 

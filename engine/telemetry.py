@@ -20,7 +20,7 @@ import psycopg
 from psycopg import AsyncConnection, Connection, Cursor
 from psycopg_pool import ConnectionPool
 
-from engine.personal_data import PersonalTable
+from engine.personal_data import Blanked, Deleted, PersonalTable
 from infra.advisory_locks import Lock, lock_in_transaction
 from infra.batcher import Batcher
 from infra.postgres.connection import SHORT_WORK, Limits, thread_pool
@@ -61,6 +61,11 @@ PERSONAL = (
         setting="TELEMETRY_RETENTION_DAYS",
         table="public.backlot_telemetry",
         columns=("user_id",),
+        # What is made from it goes on counting them; `channel` is what a viewer wrote.
+        forget=Blanked(
+            "user_id = NULL, correlation_id = NULL, details = details - 'channel'",
+            "the numbers stay",
+        ),
     ),
     PersonalTable(
         name="view_sessions",
@@ -69,6 +74,7 @@ PERSONAL = (
         setting="VIEW_REPEAT_SECONDS",
         table="public.backlot_view_sessions",
         columns=("viewer",),
+        forget=Deleted(),
     ),
 )
 

@@ -34,7 +34,7 @@ class DataFolder:
         self.postgres = cluster_path(self.path)
         self.objects = objects_path(self.path)
         self.secret = secret_path(self.path)
-        self.seal_head = seal_head_path(self.path)
+        self.key_encryption_key = key_encryption_key_path(self.path)
         check_format(self.path)
         self._create()
         self._lock = self._acquire()
@@ -105,9 +105,19 @@ def secret_path(folder: Path) -> Path:
     return folder / "jwt-secret"
 
 
+def key_encryption_key_path(folder: Path) -> Path:
+    """Return where a data folder keeps the key that wraps the keys of persons."""
+    return folder / "key-encryption-key"
+
+
 def seal_head_path(folder: Path) -> Path:
     """Return where a data folder keeps number and hash of the newest seal over the event log."""
     return folder / "seal-head.json"
+
+
+def forgotten_path(folder: Path) -> Path:
+    """Return where a data folder keeps who was forgotten, for databases that are restored."""
+    return folder / "forgotten.jsonl"
 
 
 def lock_holder(folder: Path) -> int | None:

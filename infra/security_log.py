@@ -39,9 +39,9 @@ class SecurityEvent(StrEnum):
     """What the security log tells of, and whose name its `subject` is."""
 
     TOKEN_REFUSED = "token_refused"  # noqa: S105 - no password; the address that sent it
-    ROLE_REFUSED = "role_refused"  # the user id that lacks the role
-    PERSONAL_DATA_READ = "personal_data_read"  # the user id of the auditor or operator
-    LIMIT_HIT = "limit_hit"  # the user id or the address that is limited
+    ROLE_REFUSED = "role_refused"  # the user who lacks the role
+    PERSONAL_DATA_READ = "personal_data_read"  # the auditor or operator
+    LIMIT_HIT = "limit_hit"  # the user or the address that is limited
 
 
 @dataclass(slots=True)
@@ -77,8 +77,8 @@ class SecurityLog:
     def record(self, kind: SecurityEvent, subject: str, **details: object) -> None:
         """Count the event, and log it unless it repeats one of this interval.
 
-        `subject` is a user id or an address; `details` are short values for whoever reads the line.
-        Neither may hold a token, a secret or what a person wrote.
+        `subject` is a user's pseudonym or an address; `details` are short values for whoever reads
+        the line. Neither may hold a user id, a token, a secret or what a person wrote.
         """
         EVENTS.labels(kind).inc()
         if self._clock() >= self._ends_at:

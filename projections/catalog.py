@@ -11,8 +11,9 @@ from psycopg import AsyncConnection, Cursor
 from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
+from domain.person import Person
 from domain.upload import Upload, VideoViewer, Visibility, is_listed, is_visible
-from engine.personal_data import PersonalObjects, PersonalTable
+from engine.personal_data import Deleted, Left, PersonalObjects, PersonalTable
 from engine.projection import Batch, Projection, Write, write_by_kind
 from infra.postgres.connection import fetch_as
 
@@ -55,6 +56,9 @@ PERSONAL = (
         table="{schema}.uploads",
         projection="catalog",
         columns=("owner",),
+        # Those that never became videos; videos are removed, or somebody else's, by then.
+        forget=Deleted(),
+        emptied="title = '', description = NULL, filename = '', transcript = NULL",
     ),
     PersonalObjects(
         name="objects",
@@ -62,6 +66,8 @@ PERSONAL = (
         kept="as long as the video is there; parts until the upload ends",
         setting="UPLOAD_IDLE_DAYS",
         begun_by=Upload.Started,
+        disowned_by=Upload.Disowned,
+        forget=Left("removed with the videos and uploads"),
     ),
 )
 # Before there was a visibility, every video was public.
@@ -144,6 +150,18 @@ WRITES: Mapping[type[Aggregate.Event], Write] = {
         """,
         lambda _, e: (e.originator_id, e.spoken_language, e.transcript, e.duration_seconds),
     ),
+    # What was said in it was the former owner's.
+    Upload.Disowned: Write(
+        """
+        UPDATE {schema}.uploads u
+        SET owner = e.owner, title = e.title, filename = e.filename,
+            description = e.description, transcript = NULL
+        FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[])
+            AS e(id, owner, title, filename, description)
+        WHERE u.upload_id = e.id
+        """,
+        lambda _, e: (e.originator_id, e.owner, e.title, e.filename, e.description),
+    ),
     Upload.Removed: Write("DELETE FROM {schema}.uploads WHERE upload_id = ANY (%b::uuid[])", _id),
 }
 
@@ -219,10 +237,12 @@ class Catalog(Projection):
 
     name = "catalog"
     version = 3
-    events = tuple(WRITES)
+    events = (*WRITES, Person.Forgotten)
     tables: ClassVar[LiteralString] = TABLES
     additions: ClassVar[Mapping[int, LiteralString]] = {3: ADD_VISIBILITY}
     by_stream = True
+    absorbing = (Person.Forgotten,)
+    personal = PERSONAL
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         write_by_kind(self, WRITES, batch, cursor)

@@ -14,94 +14,16 @@ from psycopg.rows import TupleRow
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.moderation import ActingAs, HoldCause, Standing
+from domain.person import Person
 from domain.upload import CommentPolicy, Upload
-from engine.personal_data import PersonalEvents, PersonalTable
 from engine.projection import Batch, Projection, Write, Writes, columns, writing_by_kind
 from infra.postgres.connection import fetch_as
-
-# `counts` holds the number of rows in `comments` per video; the video ids of `removed` get no
-# rows any more, since a comment may be recorded just after its video's removal.
-FIRST_TABLES: LiteralString = """
-CREATE TABLE {schema}.comments (
-    comment_id uuid PRIMARY KEY,
-    video_id uuid NOT NULL,
-    position bigint NOT NULL,
-    author text NOT NULL,
-    content text NOT NULL,
-    edited boolean NOT NULL DEFAULT false,
-    language text,
-    confidence double precision,
-    translated_text text,
-    translation_status text NOT NULL DEFAULT 'pending',
-    reason text,
-    written_at timestamptz NOT NULL,
-    created_at timestamptz NOT NULL);
-CREATE INDEX comments_by_video ON {schema}.comments (video_id, position);
-CREATE INDEX comments_open ON {schema}.comments (translation_status, written_at)
-    WHERE translation_status IN ('pending', 'failed', 'skipped');
-CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, comments bigint NOT NULL)
-    WITH (fillfactor = 50);
-CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
-"""
-# `hidden` keeps what a comment had while not everybody sees it, so that nothing is lost when it
-# comes back. `revision` is known of what is held.
-ADD_HIDDEN: LiteralString = """
-CREATE TABLE {schema}.hidden (
-    LIKE {schema}.comments INCLUDING DEFAULTS,
-    PRIMARY KEY (comment_id),
-    standing text NOT NULL,
-    held_for text,
-    revision int,
-    video_owner text COLLATE "C",
-    removed_as text,
-    stated_reason text);
-CREATE INDEX hidden_by_video ON {schema}.hidden (video_id, position);
-CREATE INDEX hidden_by_author ON {schema}.hidden (video_id, author, position);
-CREATE INDEX hidden_held ON {schema}.hidden (position) WHERE standing = 'held';
-CREATE INDEX hidden_held_by_owner ON {schema}.hidden (video_owner, position)
-    WHERE standing = 'held';
-CREATE TABLE {schema}.policies (video_id uuid PRIMARY KEY, policy text NOT NULL)
-"""
-PERSONAL = (
-    PersonalTable(
-        name="comments.comments",
-        holds="comments that everybody sees, with their translation",
-        kept="follows the event log",
-        table="{schema}.comments",
-        projection="comments",
-        columns=("author",),
-    ),
-    PersonalTable(
-        name="comments.hidden",
-        holds="comments that are held or removed",
-        kept="follows the event log",
-        table="{schema}.hidden",
-        projection="comments",
-        columns=("author",),
-        shown="comment_id, video_id, content, edited, language, translated_text, created_at, "
-        "standing, held_for, removed_as, stated_reason",
-    ),
-    PersonalTable(
-        name="comments.held_for_owner",
-        holds="other people's comments that wait for the approval of a video's owner",
-        kept="follows the event log",
-        table="{schema}.hidden",
-        projection="comments",
-        columns=("video_owner",),
-        shown=None,
-    ),
-    PersonalEvents(
-        name="events.held_for_owner",
-        holds="other people's comments that were held, as far as the video's owner is named",
-        kept="the event log is kept for good",
-        events=(Comment.Submitted, Comment.Withheld),
-        subject="video_owner",
-        shown=False,
-    ),
-)
-COLUMNS: LiteralString = (
-    "comment_id, video_id, position, author, content, edited, language, confidence, "
-    "translated_text, translation_status, reason, written_at, created_at"
+from projections.comment_tables import (
+    ADD_DECIDED,
+    ADD_HIDDEN,
+    COLUMNS,
+    FIRST_TABLES,
+    PERSONAL,
 )
 
 NOT_TRANSLATED: LiteralString = """
@@ -242,23 +164,26 @@ WRITES: Writes = {
         f"""
         WITH gone AS (
             DELETE FROM {{schema}}.comments
-            USING unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, acted_as, why)
-            WHERE comment_id = id RETURNING comments.*, acted_as, why),
+            USING unnest(%b::uuid[], %b::text[], %b::text[], %b::text[])
+                AS e(id, acted_as, why, actor)
+            WHERE comment_id = id RETURNING comments.*, acted_as, why, actor),
         kept AS (
-            INSERT INTO {{schema}}.hidden ({COLUMNS}, standing, removed_as, stated_reason)
-            SELECT {COLUMNS}, 'removed', acted_as, why FROM gone)
+            INSERT INTO {{schema}}.hidden
+                ({COLUMNS}, standing, removed_as, stated_reason, decided_by)
+            SELECT {COLUMNS}, 'removed', acted_as, why, actor FROM gone)
         SELECT video_id, -count(*) FROM gone GROUP BY video_id
         """,
-        lambda _, e: (e.originator_id, e.acted_as, e.stated_reason),
+        lambda _, e: (e.originator_id, e.acted_as, e.stated_reason, e.actor),
     ),
     Comment.Rejected: Write(
         """
         UPDATE {schema}.hidden h
-        SET standing = 'removed', removed_as = e.acted_as, stated_reason = e.why
-        FROM unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, acted_as, why)
+        SET standing = 'removed', removed_as = e.acted_as, stated_reason = e.why,
+            decided_by = e.actor
+        FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[]) AS e(id, acted_as, why, actor)
         WHERE h.comment_id = e.id
         """,
-        lambda _, e: (e.originator_id, e.acted_as, e.stated_reason),
+        lambda _, e: (e.originator_id, e.acted_as, e.stated_reason, e.actor),
     ),
     Comment.Approved: SHOW,
     Comment.Restored: SHOW,
@@ -364,12 +289,13 @@ class Comments(Projection):
     """The comments of each video, with what is known of their language; and who comments on it."""
 
     name = "comments"
-    version = 3
-    events = tuple(WRITES)
-    tables: ClassVar[LiteralString] = FIRST_TABLES + ";" + ADD_HIDDEN
-    additions: ClassVar[Mapping[int, LiteralString]] = {3: ADD_HIDDEN}
+    version = 4
+    events = (*WRITES, Person.Forgotten)
+    tables: ClassVar[LiteralString] = ";".join((FIRST_TABLES, ADD_HIDDEN, ADD_DECIDED))
+    additions: ClassVar[Mapping[int, LiteralString]] = {3: ADD_HIDDEN, 4: ADD_DECIDED}
     by_stream = True
-    absorbing = (Upload.Removed,)
+    absorbing = (Upload.Removed, Person.Forgotten)
+    personal = PERSONAL
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         deltas: defaultdict[UUID, int] = defaultdict(int)

@@ -9,7 +9,8 @@ from psycopg import AsyncConnection, Cursor
 from psycopg.rows import TupleRow
 
 from domain.dismissals import Dismissal
-from engine.personal_data import PersonalTable
+from domain.person import Person
+from engine.personal_data import Deleted, PersonalTable
 from engine.projection import Batch, Projection, columns
 from infra.postgres.connection import fetch_as
 
@@ -29,6 +30,7 @@ PERSONAL = (
         table="{schema}.dismissed",
         projection="dismissals",
         columns=("viewer",),
+        forget=Deleted(),
     ),
 )
 ADD: LiteralString = """
@@ -57,9 +59,11 @@ class Dismissals(Projection):
     """Which videos each viewer is not interested in."""
 
     name = "dismissals"
-    events = (Dismissal.Dismissed, Dismissal.TakenBack)
+    events = (Dismissal.Dismissed, Dismissal.TakenBack, Person.Forgotten)
     tables: ClassVar[LiteralString] = TABLES
     by_stream = True
+    absorbing = (Person.Forgotten,)
+    personal = PERSONAL
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         standing: dict[tuple[str, UUID], int | None] = {}

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from domain.comment import Comment
 from domain.feedback import CHOSEN, SHOWN
 from domain.model import Aggregate
+from domain.person import Person
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
 from engine.log import event_id
@@ -33,6 +34,7 @@ VIDEO_SHARED = "video.shared"
 UPLOAD_COMPLETED = "upload.completed"
 UPLOAD_ABORTED = "upload.aborted"
 VISIBILITY_CHANGED = "video.visibility_changed"
+USER_FORGOTTEN = "user.forgotten"
 
 TELEMETRY = frozenset((VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED, SHOWN, CHOSEN))
 
@@ -163,6 +165,13 @@ class UploadAbortedValue(UploadValue):
     reason: Literal["requested", "expired"]
 
 
+class UserForgotten(Value):
+    """A user was forgotten: whoever has copies removes what names `userId`."""
+
+    userId: str
+    ts: datetime
+
+
 TOPICS: dict[str, type[Value]] = {
     COMMENT_CREATED: CommentWritten,
     COMMENT_EDITED: CommentWritten,
@@ -178,6 +187,7 @@ TOPICS: dict[str, type[Value]] = {
     UPLOAD_COMPLETED: UploadCompletedValue,
     UPLOAD_ABORTED: UploadAbortedValue,
     VISIBILITY_CHANGED: VisibilityChangedValue,
+    USER_FORGOTTEN: UserForgotten,
 }
 
 
@@ -236,7 +246,9 @@ class Publication:
         # Made once: the relay publishes thousands in a second.
         self.fields = ("id", *attributes, *constants, "ts")
         self.constants = tuple(constants.values())
-        self.values_of = attrgetter(*attributes.values())
+        names = tuple(attributes.values())
+        get = attrgetter(*names)
+        self.values_of = get if len(names) > 1 else lambda event: (get(event),)
 
 
 COMMENT = {"commentId": "originator_id", "videoId": "video_id"}
@@ -269,6 +281,7 @@ PUBLISHED: dict[type[Aggregate.Event], Publication] = {
     # To a reader of the topic, the upload is over in either case.
     Upload.Aborted: Publication(UPLOAD_ABORTED, UPLOAD, reason="requested"),
     Upload.Expired: Publication(UPLOAD_ABORTED, UPLOAD, reason="expired"),
+    Person.Forgotten: Publication(USER_FORGOTTEN, {"userId": "person"}),
 }
 
 

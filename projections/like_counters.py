@@ -266,7 +266,7 @@ class CounterPublisher(Handler[None]):
         self._likes = likes
         self._counters = counters
         self._wake = wake
-        self._log = Log(likes.events, batch_events=WINDOW_EVENTS)
+        self._log = Log(likes.counted, batch_events=WINDOW_EVENTS)
 
     async def handle(self, conn: ThreadedConnection, batch: None) -> None:
         lag = await conn.do(self.advance)

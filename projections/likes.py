@@ -10,9 +10,10 @@ from uuid import UUID
 from psycopg import AsyncConnection, Cursor
 from psycopg.rows import TupleRow
 
+from domain.person import Person
 from domain.upload import Upload, VideoViewer, Visibility, is_visible
 from domain.video_likes import VideoLikes
-from engine.personal_data import PersonalTable
+from engine.personal_data import Deleted, PersonalTable
 from engine.projection import Batch, Projection, columns
 from infra.postgres.connection import column, fetch_as
 
@@ -39,6 +40,8 @@ PERSONAL = (
         table="{schema}.likes",
         projection="likes",
         columns=("viewer",),
+        # Their number stays: it is added up by the events, and never counted from the rows.
+        forget=Deleted(),
     ),
 )
 # Before there was a visibility, every video was public.
@@ -180,11 +183,14 @@ class Likes(Projection):
 
     name = "likes"
     version = 2
-    events = (VideoLikes.Liked, VideoLikes.Unliked, Upload.VisibilityChanged, Upload.Removed)
+    # What may change a count, or whether it is told.
+    counted = (VideoLikes.Liked, VideoLikes.Unliked, Upload.VisibilityChanged, Upload.Removed)
+    events = (*counted, Person.Forgotten)
     tables: ClassVar[LiteralString] = TABLES
     additions: ClassVar[Mapping[int, LiteralString]] = {2: ADD_PRIVATE}
     by_stream = True
-    absorbing = (Upload.Removed,)
+    absorbing = (Upload.Removed, Person.Forgotten)
+    personal = PERSONAL
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         changes = sum_up(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, LiteralString, NamedTuple
 from uuid import UUID
@@ -13,14 +13,14 @@ from psycopg.rows import TupleRow
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.moderation import ContentReport, ModerationCase, UserBlock
+from domain.person import Person
 from domain.upload import Upload
-from engine.inspection.persons import STREAMS_OF_PERSON
-from engine.personal_data import PersonalEvents, PersonalTable
-from engine.projection import Batch, Projection, Write, Writes, write_by_kind
+from engine.personal_data import IN_THE_LOG, Blanked, Deleted, PersonalEvents, PersonalTable
+from engine.projection import Batch, Projection, Write, Writes, last_told, write_by_kind
 from infra.postgres.connection import fetch_as
 
 # `gone` has every comment and video that is no more: a report may be recorded just after that.
-TABLES: LiteralString = """
+FIRST_TABLES: LiteralString = """
 CREATE TABLE {schema}.cases (
     case_id uuid PRIMARY KEY,
     kind text NOT NULL,
@@ -60,7 +60,12 @@ CREATE TABLE {schema}.blocks (
     PRIMARY KEY (blocker, blocked));
 CREATE INDEX blocks_latest ON {schema}.blocks (blocker, position)
 """
-# A detail does not say who reported: that is known of the report's stream alone.
+# Who reported is kept to forget them by, and told to nobody.
+ADD_REPORTERS: LiteralString = f"""
+ALTER TABLE {{schema}}.details ADD COLUMN reporter text COLLATE "C";
+UPDATE {{schema}}.details SET reporter = {last_told("report_id", "reporter", ContentReport.Filed)};
+CREATE INDEX details_by_reporter ON {{schema}}.details (reporter)
+"""
 PERSONAL = (
     PersonalTable(
         name="moderation.details",
@@ -68,8 +73,9 @@ PERSONAL = (
         kept="follows the event log",
         table="{schema}.details",
         projection="moderation",
-        where=f"report_id IN ({STREAMS_OF_PERSON})",
+        columns=("reporter",),
         shown="category, detail, reported_at",
+        forget=Deleted(),
     ),
     PersonalTable(
         name="moderation.cases",
@@ -79,6 +85,7 @@ PERSONAL = (
         projection="moderation",
         columns=("decided_by",),
         shown="case_id, kind, thing_id, status, decided_at, stated_reason",
+        forget=Blanked("decided_by = NULL, stated_reason = NULL", "the reason is deleted"),
     ),
     PersonalTable(
         name="moderation.blocks",
@@ -87,6 +94,8 @@ PERSONAL = (
         table="{schema}.blocks",
         projection="moderation",
         columns=("blocker",),
+        others=("blocked",),
+        forget=Deleted(),
     ),
     PersonalTable(
         name="moderation.blocked",
@@ -96,6 +105,7 @@ PERSONAL = (
         projection="moderation",
         columns=("blocked",),
         shown=None,
+        forget=Deleted(),
     ),
     PersonalEvents(
         name="events.blocked",
@@ -104,6 +114,7 @@ PERSONAL = (
         events=(UserBlock.Blocked, UserBlock.Unblocked),
         subject="blocked",
         shown=False,
+        forget=IN_THE_LOG,
     ),
 )
 # Things end after all else in a replay, whatever the order of the log.
@@ -152,8 +163,8 @@ WRITES: Writes = {
         WITH e AS (
             SELECT * FROM unnest(
                 %b::uuid[], %b::uuid[], %b::int[], %b::bigint[], %b::text[], %b::text[],
-                %b::timestamptz[])
-                AS e(report_id, case_id, round, position, category, detail, at)),
+                %b::timestamptz[], %b::text[])
+                AS e(report_id, case_id, round, position, category, detail, at, reporter)),
         told AS (INSERT INTO {schema}.details SELECT * FROM e WHERE detail IS NOT NULL)
         INSERT INTO {schema}.tallies AS t (case_id, round, category, reports)
         SELECT case_id, round, category, count(*) FROM e GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
@@ -162,6 +173,7 @@ WRITES: Writes = {
         """,
         lambda at, e: (
             *(e.originator_id, e.case_id, e.round, at, e.category, e.detail, e.timestamp),
+            e.reporter,
         ),
     ),
     UserBlock.Blocked: Write(
@@ -253,10 +265,13 @@ class Moderation(Projection):
     """What was reported and what became of it; and whom each user blocks."""
 
     name = "moderation"
-    events = tuple(WRITES)
-    tables: ClassVar[LiteralString] = TABLES
+    version = 2
+    events = (*WRITES, Person.Forgotten)
+    tables: ClassVar[LiteralString] = FIRST_TABLES + ";" + ADD_REPORTERS
+    additions: ClassVar[Mapping[int, LiteralString]] = {2: ADD_REPORTERS}
     by_stream = True
-    absorbing = (Comment.Deleted, Comment.Withdrawn, Upload.Removed)
+    absorbing = (Comment.Deleted, Comment.Withdrawn, Upload.Removed, Person.Forgotten)
+    personal = PERSONAL
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         write_by_kind(self, WRITES, batch, cursor)

@@ -13,9 +13,10 @@ import orjson
 from psycopg import AsyncConnection, Connection, Cursor
 from psycopg.rows import TupleRow
 
-from domain.model import Aggregate
+from domain.model import FORGOTTEN, Aggregate
 from domain.operation import Members, Operation
-from engine.personal_data import PersonalTable
+from domain.person import Person
+from engine.personal_data import Blanked, PersonalTable
 from engine.projection import Batch, Projection, Write, write_by_kind
 from infra.advisory_locks import operation_lock
 from infra.postgres.connection import fetch_as
@@ -46,6 +47,13 @@ PERSONAL = (
         where="requested_by = %(subject)s "
         "OR position(convert_from(%(needle)s::bytea, 'UTF8') IN result::text) > 0",
         shown="operation_id, action, subject, parameters, requested_at, outcome, finished_at",
+        forget=Blanked(
+            f"requested_by = CASE WHEN requested_by = %(subject)s THEN '{FORGOTTEN}' "
+            "ELSE requested_by END, "
+            "result = CASE WHEN position(convert_from(%(needle)s::bytea, 'UTF8') IN result::text) "
+            "> 0 THEN NULL ELSE result END",
+            "a result that names the person is deleted",
+        ),
     ),
 )
 
@@ -128,7 +136,8 @@ class Operations(Projection):
 
     name = "operations"
     version = 1
-    events = tuple(WRITES)
+    events = (*WRITES, Person.Forgotten)
+    personal = PERSONAL
     tables: ClassVar[LiteralString] = TABLES
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:

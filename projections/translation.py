@@ -11,14 +11,15 @@ from psycopg.rows import TupleRow
 
 from domain.comment import Comment
 from domain.model import Aggregate
+from domain.person import Person
 from domain.upload import Upload
-from engine.personal_data import PersonalTable
-from engine.projection import Batch, Projection, Write, write_by_kind
+from engine.personal_data import Deleted, PersonalTable
+from engine.projection import Batch, Projection, Write, last_told, write_by_kind
 from infra.postgres.connection import fetch_as
 
 # The video ids of `removed` get no rows any more: a result may be recorded just after its video's
 # removal.
-TABLES: LiteralString = """
+FIRST_TABLES: LiteralString = """
 CREATE TABLE {schema}.translations (
     comment_id uuid NOT NULL,
     language text NOT NULL,
@@ -30,7 +31,12 @@ CREATE TABLE {schema}.translations (
 CREATE INDEX translations_by_video ON {schema}.translations (video_id);
 CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
 """
-
+ADD_AUTHORS: LiteralString = f"""
+ALTER TABLE {{schema}}.translations ADD COLUMN author text COLLATE "C";
+UPDATE {{schema}}.translations
+SET author = {last_told("comment_id", "author", Comment.Posted, Comment.Submitted)};
+CREATE INDEX translations_by_author ON {{schema}}.translations (author)
+"""
 PERSONAL = (
     PersonalTable(
         name="translations.translations",
@@ -38,16 +44,18 @@ PERSONAL = (
         kept="follows the event log",
         table="{schema}.translations",
         projection="translations",
-        where="comment_id IN (SELECT comment_id FROM comments.comments WHERE author = %(subject)s "
-        "UNION ALL SELECT comment_id FROM comments.hidden WHERE author = %(subject)s)",
+        columns=("author",),
+        shown="comment_id, language, video_id, status, translated_text, reason",
+        forget=Deleted(),
     ),
 )
 
 PUT: LiteralString = """
-INSERT INTO {schema}.translations (comment_id, language, video_id, status, translated_text, reason)
+INSERT INTO {schema}.translations
+    (comment_id, language, video_id, status, translated_text, reason, author)
 SELECT * FROM unnest(
-    %b::uuid[], %b::text[], %b::uuid[], %b::text[], %b::text[], %b::text[])
-    AS e(comment_id, language, video_id, status, translated_text, reason)
+    %b::uuid[], %b::text[], %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[])
+    AS e(comment_id, language, video_id, status, translated_text, reason, author)
 WHERE NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = e.video_id)
 ON CONFLICT (comment_id, language) DO UPDATE
 SET status = excluded.status, translated_text = excluded.translated_text, reason = excluded.reason
@@ -65,11 +73,11 @@ def _id(_: int, event: Aggregate.Event) -> tuple[UUID]:
 
 def _translated(_: int, e: Any) -> tuple[object, ...]:
     text, target = e.translated_text, e.target_language
-    return (e.originator_id, target, e.video_id, "translated", text, None)
+    return (e.originator_id, target, e.video_id, "translated", text, None, e.author)
 
 
 def _not_translated(_: int, e: Any) -> tuple[object, ...]:
-    return (e.originator_id, e.target_language, e.video_id, e.status, None, e.reason)
+    return (e.originator_id, e.target_language, e.video_id, e.status, None, e.reason, e.author)
 
 
 WRITES: Mapping[type[Aggregate.Event], Write] = {
@@ -103,10 +111,13 @@ class Translations(Projection):
     """What came of the translations that readers asked for, by comment and language."""
 
     name = "translations"
-    events = tuple(WRITES)
-    tables: ClassVar[LiteralString] = TABLES
+    version = 2
+    events = (*WRITES, Person.Forgotten)
+    tables: ClassVar[LiteralString] = FIRST_TABLES + ";" + ADD_AUTHORS
+    additions: ClassVar[Mapping[int, LiteralString]] = {2: ADD_AUTHORS}
     by_stream = True
-    absorbing = (Upload.Removed,)
+    absorbing = (Upload.Removed, Person.Forgotten)
+    personal = PERSONAL
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         write_by_kind(self, WRITES, batch, cursor)

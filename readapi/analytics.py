@@ -165,7 +165,7 @@ async def get_stats(
 
 def _require_insight(video: VideoRow, caller: Identity) -> None:
     """Raise Problem 403 for whom the stats of the video are not for."""
-    if caller.user_id != video.owner and SEE_STATS.isdisjoint(caller.roles):
+    if caller.person != video.owner and SEE_STATS.isdisjoint(caller.roles):
         detail = (
             "The stats of a video are its owner's; its totals stand in `GET /videos/{video_id}`. "
             "STATS_PUBLIC=true on the server opens them to everybody."

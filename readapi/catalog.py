@@ -6,12 +6,12 @@ from functools import partial
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AfterValidator
 
 from domain.upload import CommentPolicy
 from infra.http.app import TOKEN_OPTIONAL, wire
-from infra.http.auth import Caller, MaybeCaller, require_known
+from infra.http.auth import Caller, MaybeCaller, person_named, require_known
 from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
@@ -32,6 +32,15 @@ Owner = Annotated[
     Query(min_length=1, max_length=128, description="Only this user's; `me`: the caller's own."),
     AfterValidator(storable),
 ]
+
+
+async def owner_named(request: Request, caller: MaybeCaller, owner: Owner = None) -> str | None:
+    """Return whose videos are asked for; raise Problem 401 for nobody's own."""
+    if owner is None:
+        return None
+    return require_known(caller).person if owner == "me" else await person_named(request, owner)
+
+
 InCategory = Annotated[
     str | None,
     Query(min_length=1, max_length=50, description="Only of this category."),
@@ -53,12 +62,10 @@ async def list_videos(
     fresh: Fresh,
     caller: MaybeCaller,
     page: Paged,
-    owner: Owner = None,
+    owner: Annotated[str | None, Depends(owner_named)],
     category: InCategory = None,
 ) -> Response:
     """Public ones; where callers ask for their own, with those that are not."""
-    if owner == "me":
-        owner = require_known(caller).user_id
     viewer = viewer_of(caller)
     async with queries.reading(fresh, *queries.projections) as conn:
         videos = partial(queries.catalog.page, conn, viewer, owner, category)
@@ -77,7 +84,7 @@ async def list_videos(
 async def list_liked(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
     """Those that are public, or the caller's own."""
     async with queries.reading(fresh, *queries.projections) as conn:
-        likes = partial(queries.likes.liked_page, conn, caller.user_id)
+        likes = partial(queries.likes.liked_page, conn, caller.person)
         shown, following = await page.read("liked", likes, lambda like: like.position)
         videos = await queries.catalog.videos(conn, [like.video_id for like in shown])
         rows = [
@@ -120,7 +127,7 @@ async def get_upload(upload_id: UUID, queries: Read, caller: Caller, fresh: Fres
         found = await queries.catalog.upload(conn, upload_id)
     if found is None or not found.visible_to(caller.viewer):
         raise Problem(404, "not-found", "There is no such upload.")
-    if caller.user_id != found.owner and not caller.is_admin:
+    if caller.person != found.owner and not caller.is_admin:
         raise Problem(403, "forbidden", "This belongs to another user.")
     return wire(_present_upload(found, await _arrived_parts(found, queries.objects)))
 

@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 
 from domain.moderation import Standing
 from engine.checkpoints import Freshness
-from engine.personal_data import PersonalKeys
+from engine.personal_data import Deleted, PersonalKeys
 from infra.cache import OptionalRedis
 from infra.http.app import TOKEN_OPTIONAL, wire
 from infra.http.auth import Identity, MaybeCaller, require_identity
@@ -102,6 +102,7 @@ PERSONAL = (
         holds="how many translations somebody asked for on a day",
         kept="two days",
         pattern=f"{PREFIX}:*:{{digest}}",
+        forget=Deleted(),
     ),
 )
 
@@ -295,7 +296,7 @@ class TranslationRequests:
         settings, today = self._settings, self._clock().astimezone(UTC).date()
         known = caller is not None and not caller.anonymous
         most = settings.user_requests_per_day if known else settings.anonymous_requests_per_day
-        name = _digest(caller.user_id) if caller is not None and known else "anonymous"
+        name = _digest(caller.person) if caller is not None and known else "anonymous"
         return [_day_key(today), f"{_day_key(today)}:{name}"], [settings.requests_per_day, most]
 
     async def _send(
@@ -370,7 +371,7 @@ async def list_comments(
         own = []
         if caller is not None:
             own = await queries.comments.hidden_page(
-                conn, before, page.rows, video_id=video_id, author=caller.user_id
+                conn, before, page.rows, video_id=video_id, author=caller.person
             )
         hidden = {each.comment.comment_id: each for each in own}
         rows += (each.comment for each in own)
@@ -411,5 +412,5 @@ async def _list_hidden(
 
 
 def _require_deciding(caller: Identity | None, video: VideoRow) -> None:
-    if caller is None or not (caller.is_moderator or caller.user_id == video.owner):
+    if caller is None or not (caller.is_moderator or caller.person == video.owner):
         raise Problem(403, "forbidden", "Only the video's owner and moderators see these.")

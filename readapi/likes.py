@@ -320,7 +320,7 @@ async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCal
         counts = await queries.counts.hot([video_id], fresh.position.events)
         if video_id in counts:
             return wire(LikeState(likes_count=counts[video_id]))
-    viewer = None if caller is None else caller.user_id
+    viewer = None if caller is None else caller.person
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
         found = await queries.likes.of_video(conn, video_id, viewer)
     if found is None or not found.visible_to(viewer_of(caller)):

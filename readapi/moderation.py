@@ -16,7 +16,7 @@ from engine.log import END_OF_LOG
 from infra.http.app import wire
 from infra.http.auth import Caller, Moderator
 from infra.http.problems import problems
-from infra.http.shapes import Comment, Time, Wire
+from infra.http.shapes import Comment, Time, UserId, Wire
 from projections.catalog import VideoRow
 from projections.comments import CommentRow, HiddenComment
 from projections.moderation import CaseRow, DetailRow, Moderation
@@ -39,7 +39,7 @@ class VideoTexts(Wire):
     """A video, as far as it can be judged by its texts."""
 
     video_id: UUID
-    owner_id: str
+    owner_id: UserId
     title: str
     description: str | None = None
     category: str | None = None
@@ -61,7 +61,7 @@ class ReportedThing(Wire):
     details: list[ReportDetail]
     opened_at: Time
     decided_at: Time | None = None
-    decided_by: str | None = None
+    decided_by: UserId | None = None
     decision_reason: str | None = None
     comment: Comment | None = None
     video: VideoTexts | None = None
@@ -70,7 +70,7 @@ class ReportedThing(Wire):
 class BlockedUser(Wire):
     """Somebody who can't comment on the caller's videos."""
 
-    user_id: str
+    user_id: UserId
 
 
 router = APIRouter(tags=["moderation"])
@@ -180,7 +180,7 @@ def present_hidden(hidden: HiddenComment, *, decides: bool) -> Comment:
 )
 async def list_held(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
     """All of them for a moderator; for others those on videos of their own."""
-    owner = None if caller.is_moderator else caller.user_id
+    owner = None if caller.is_moderator else caller.person
     async with queries.reading(fresh, queries.comments) as conn:
         held = partial(
             queries.comments.hidden_page, conn, video_owner=owner, standing=Standing.HELD
@@ -199,7 +199,7 @@ async def list_held(queries: Read, caller: Caller, fresh: Fresh, page: Paged) ->
 async def list_blocked(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
     moderation = queries.models[Moderation]
     async with queries.reading(fresh, moderation) as conn:
-        blocks = partial(moderation.blocks, conn, caller.user_id)
+        blocks = partial(moderation.blocks, conn, caller.person)
         shown, following = await page.read("blocked", blocks, by_position)
     items = [BlockedUser(user_id=row.blocked) for row in shown]
     return wire(Page[BlockedUser](items=items, next_cursor=following))

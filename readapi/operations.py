@@ -21,7 +21,7 @@ from engine.parked_events import parked
 from infra.http.app import wire
 from infra.http.auth import Admin
 from infra.http.problems import Problem, problems
-from infra.http.shapes import Time, Wire
+from infra.http.shapes import Time, UserId, Wire
 from readapi.projection_status import ProjectionStatus, statuses
 from readapi.queries import (
     Fresh,
@@ -49,7 +49,7 @@ class OperationStatus(Wire):
     subject: str
     parameters: Members
     status: Status
-    requested_by: str
+    requested_by: UserId
     requested_at: Time
     correlation_id: str
     result: Members | None = None
@@ -106,7 +106,7 @@ class ParkedEvent(Wire):
     attempts: int
     parked_at: Time
     status: Literal["parked", "discarded"]
-    decided_by: str | None = None
+    decided_by: UserId | None = None
     decided_at: Time | None = None
     reason: str | None = None
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from secrets import token_hex
 from tempfile import TemporaryFile
 from typing import IO, Annotated, Any
 
@@ -18,12 +19,20 @@ from fastapi.responses import StreamingResponse
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from pydantic import AfterValidator
+from pydantic.alias_generators import to_camel
 from redis import RedisError
 from redis.asyncio import Redis
 
 from engine.connections import ThreadedConnection, in_thread
-from engine.inspection.persons import begun, events_by_topic, events_in_streams
+from engine.inspection.names import with_names
+from engine.inspection.persons import (
+    begun,
+    events_by_topic,
+    events_in_streams,
+    streams_with,
+)
 from engine.personal_data import (
+    PersonalEntries,
     PersonalEvents,
     PersonalKeys,
     PersonalObjects,
@@ -34,11 +43,14 @@ from engine.personal_data import (
     count_rows,
     rows_of,
 )
-from infra.http.auth import Admin, Caller
+from engine.purge import entries_of
+from infra.http.app import wire
+from infra.http.auth import Admin, Caller, Identity, ask, person_named
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Time, Wire, rfc3339
 from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable
 from infra.postgres.connection import open_connection
+from infra.pseudonyms import UNKNOWN, OwnNames, Pseudonyms
 from infra.security_log import SecurityEvent, record
 from readapi.queries import ReadModelUnavailable, storable
 
@@ -102,12 +114,17 @@ class PersonalData:
     objects: ObjectStore | None
     terms: Mapping[str, Any]
     self_service: bool = False
+    persons: Pseudonyms = field(default_factory=OwnNames)
     # One export at a time in a process: each may be large.
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @asynccontextmanager
     async def look(self, subject: str) -> AsyncIterator[PersonSearch]:
-        """Connect to look for a person; raise psycopg.Error, now and while it is used."""
+        """Connect to look for a person; raise psycopg.Error, now and while it is used.
+
+        What is kept for all whom nobody knows here is nobody's.
+        """
+        subject = token_hex(16) if subject == UNKNOWN else subject
         opened: list[Connection[TupleRow]] = []
 
         def open_both() -> None:
@@ -148,7 +165,7 @@ class PersonalData:
 
 @dataclass(frozen=True)
 class PersonSearch:
-    """Looks for one person; to be used from one event loop."""
+    """Looks for one person, by the pseudonym; to be used from one event loop."""
 
     data: PersonalData
     subject: str
@@ -164,12 +181,18 @@ class PersonSearch:
     async def write(self, place: PersonalPlace, out: IO[bytes], between: bytes) -> Holding:
         """Write what an export shows, a JSON object for each thing; raise psycopg.Error.
 
-        What is only counted is not written.
+        Persons have their user ids there. What is only counted is not written.
         """
         hidden = isinstance(place, PersonalTable) and place.shown is None
         if hidden or (isinstance(place, PersonalEvents) and not place.shown):
             return await self.count(place)
-        return await self._take(place, partial(_write, out, between))
+        return await self._take(place, partial(_write, out, between, partial(self._named, place)))
+
+    def _named(self, place: PersonalPlace, rows: list[Row]) -> list[Row]:
+        columns = place.others if isinstance(place, PersonalTable) else ()
+        others = {str(row[to_camel(column)]) for row in rows for column in columns}
+        names = self.data.persons.names({self.subject, *others})
+        return [with_names(row, names) for row in rows]
 
     async def _take(self, place: PersonalPlace, take: Callable[[Batches], int]) -> Holding:
         """Return how many things `take` has taken; it may run in a thread."""
@@ -186,10 +209,12 @@ class PersonSearch:
                     return Holding(place, await self.main.do(_taken, streams, take))
                 case PersonalKeys() if self.data.redis is not None:
                     return Holding(place, take(iter([await self._keys(self.data.redis, place)])))
+                case PersonalEntries() if self.data.redis is not None:
+                    return Holding(place, take(iter([await self._entries(self.data.redis, place)])))
                 case PersonalObjects() if self.data.objects is not None:
                     found = await self._objects(self.data.objects, place)
                     return Holding(place, take(iter([found])))
-                case PersonalKeys():
+                case PersonalKeys() | PersonalEntries():
                     return Holding(place, None, "it lies inside of the running process")
                 case PersonalObjects():
                     return Holding(place, None, "the objects are not on this machine")
@@ -210,11 +235,18 @@ class PersonSearch:
                 found.append({"key": _text(key), "value": _text(value)})
         return found
 
+    async def _entries(self, redis: Redis, place: PersonalEntries) -> list[Row]:
+        found = entries_of(redis, place, self.subject)
+        return [{"key": key, "value": _text(value)} async for key, _, value in found]
+
     async def _objects(self, objects: ObjectStore, place: PersonalObjects) -> list[Row]:
         events = await self.main.do(begun, place.begun_by, self.subject)
+        given = [event.originator_id for event in events]
+        others = await self.main.do(streams_with, place.disowned_by, given)
         rows = [
             await _object(objects, vars(event)["object_key"], vars(event)["store_upload_id"])
             for event in events
+            if event.originator_id not in others
         ]
         return [row for row in rows if row is not None]
 
@@ -239,10 +271,15 @@ def _taken(
     return take(rows(conn))
 
 
-def _write(out: IO[bytes], between: bytes, batches: Iterable[list[Row]]) -> int:
+def _write(
+    out: IO[bytes],
+    between: bytes,
+    named: Callable[[list[Row]], list[Row]],
+    batches: Iterable[list[Row]],
+) -> int:
     count = 0
     for batch in batches:
-        for row in batch:
+        for row in named(batch):
             out.write(between * bool(count))
             out.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode())
             count += 1
@@ -253,8 +290,10 @@ def _text(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode(errors="backslashreplace")
 
 
-async def document(data: PersonalData, subject: str) -> AsyncIterator[bytes]:
+async def document(data: PersonalData, user_id: str, subject: str) -> AsyncIterator[bytes]:
     """Yield an export as one JSON document, the index first. Raise psycopg.Error at the beginning.
+
+    `subject` is the user's pseudonym.
 
     What was found waits in a temporary file, so that neither memory nor an open transaction
     depends on how fast the caller reads.
@@ -267,7 +306,7 @@ async def document(data: PersonalData, subject: str) -> AsyncIterator[bytes]:
                 holding = await search.write(place, parts, b",")
                 parts.write(b"]")
                 index.append(data.described(holding).model_dump(by_alias=True, exclude_none=True))
-        head = {"userId": subject, "exportedAt": rfc3339(datetime.now(UTC)), "index": index}
+        head = {"userId": user_id, "exportedAt": rfc3339(datetime.now(UTC)), "index": index}
         yield json.dumps(head, ensure_ascii=False).encode()[:-1] + b', "parts": {'
         parts.seek(0)
         while chunk := await asyncio.to_thread(parts.read, CHUNK_BYTES):
@@ -298,7 +337,9 @@ router = APIRouter(tags=["privacy"])
 async def export_own(request: Request, caller: Caller, data: Data) -> Response:
     if not data.self_service:
         raise Problem(403, "forbidden", "Here an operator exports personal data: ask for it.")
-    return await _exported(request, data, caller.user_id, caller.user_id)
+    names = await ask(data.persons.names, (caller.person,))
+    user_id = names.get(caller.person, caller.person)
+    return await _exported(request, data, caller, user_id, caller.person)
 
 
 @router.get(
@@ -308,19 +349,19 @@ async def export_own(request: Request, caller: Caller, data: Data) -> Response:
     summary="Everything that is held about a person",
 )
 async def export_person(user_id: UserId, request: Request, caller: Admin, data: Data) -> Response:
-    return await _exported(request, data, caller.user_id, user_id)
+    subject = await person_named(request, user_id)
+    return await _exported(request, data, caller, user_id, subject)
 
 
 async def _exported(
-    request: Request, data: PersonalData, caller: str, subject: str
+    request: Request, data: PersonalData, caller: Identity, user_id: str, subject: str
 ) -> StreamingResponse:
     if data.busy.locked():
         detail = "Another export is being made; try again later."
         raise Problem(503, "unavailable", detail, headers={"Retry-After": "10"})
-    path = request.scope["route"].path
-    record(SecurityEvent.PERSONAL_DATA_READ, caller, path=path, actor=subject)
+    _tell(request, caller, subject)
     async with data.busy:
-        pieces = document(data, subject)
+        pieces = document(data, user_id, subject)
         try:
             first = await anext(pieces)
         except psycopg.Error as error:
@@ -332,7 +373,33 @@ async def _exported(
     return StreamingResponse(_after(first, pieces), headers=headers, media_type="application/json")
 
 
+def _tell(request: Request, caller: Identity, subject: str) -> None:
+    path = request.scope["route"].path
+    record(SecurityEvent.PERSONAL_DATA_READ, caller.person, path=path, actor=subject)
+
+
 async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     async for piece in rest:
         yield piece
+
+
+class PersonPseudonym(Wire):
+    """What stands for a user in all that is recorded, published and logged."""
+
+    user_id: str
+    pseudonym: str
+
+
+@router.get(
+    "/users/{user_id}/pseudonym",
+    response_model=PersonPseudonym,
+    responses=problems(401, 403, 404, 422, 503),
+    summary="What stands for a user in events, topics and logs",
+)
+async def get_pseudonym(user_id: UserId, request: Request, caller: Admin) -> Response:
+    pseudonym = await person_named(request, user_id)
+    if pseudonym == UNKNOWN:
+        raise Problem(404, "not-found", "No such user was ever here, or they were forgotten.")
+    _tell(request, caller, pseudonym)
+    return wire(PersonPseudonym(user_id=user_id, pseudonym=pseudonym))

@@ -15,7 +15,7 @@ from engine.overview import Copy, Rates, lag_seconds, overview
 from engine.projection import Projection
 from engine.projection_subscription import why_outdated
 from engine.replay.records import Replay, newest_of_all
-from infra.http.shapes import Time, Wire
+from infra.http.shapes import Time, UserId, Wire
 
 Kind = Literal["live", "previous", "building", "look", "verifying", "superseded"]
 
@@ -59,7 +59,7 @@ class ReplayStatus(Wire):
     rate: float | None = None
     eta_seconds: float | None = None
     workers: int
-    requested_by: str
+    requested_by: UserId
     started_at: Time
     updated_at: Time
     finished_at: Time | None = None

@@ -194,7 +194,7 @@ async def present(
     likes = await queries.likes.counts(conn, ids)
     comments = await queries.comments.counts(conn, ids)
     views = await queries.views.views(conn, ids)
-    liked = await queries.likes.liked(conn, caller.user_id, ids) if caller else None
+    liked = await queries.likes.liked(conn, caller.person, ids) if caller else None
     return [
         Video(
             **row._asdict(),

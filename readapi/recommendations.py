@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from pydantic import AfterValidator, Field
@@ -22,7 +22,7 @@ from engine.checkpoints import Freshness
 from engine.event_store import EVENTS
 from engine.log import topics_of
 from infra.http.app import wire
-from infra.http.auth import Caller, Identity
+from infra.http.auth import Caller, Identity, person_named
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
 from infra.security_log import SecurityEvent, record
@@ -112,18 +112,19 @@ class RecommendedVideos(Wire):
     items: list[RecommendedVideo]
 
 
-async def whose(caller: Caller, user_id: OfUser = None) -> str:
-    """Return the user that is asked about; raise Problem 403 for somebody else.
+async def whose(request: Request, caller: Caller, user_id: OfUser = None) -> str:
+    """Return the person that is asked about; raise Problem 403 for somebody else.
 
     What an operator reads of a user is told to the security log.
     """
-    if user_id is None or user_id == caller.user_id:
-        return caller.user_id
+    person = caller.person if user_id is None else await person_named(request, user_id)
+    if person == caller.person:
+        return person
     if not caller.is_admin:
         raise Problem(403, "forbidden", "These are somebody else's: ask for your own.")
-    told = {"path": "/recommendations", "actor": user_id}
-    record(SecurityEvent.PERSONAL_DATA_READ, caller.user_id, **told)
-    return user_id
+    told = {"path": "/recommendations", "actor": person}
+    record(SecurityEvent.PERSONAL_DATA_READ, caller.person, **told)
+    return person
 
 
 Whose = Annotated[str, Depends(whose)]
@@ -212,7 +213,7 @@ async def _list_id(
     conn: AsyncConnection[TupleRow], caller: Identity, given: GivenList
 ) -> str | None:
     """Return the id of a list; None where it is not given to its user."""
-    if caller.user_id != given.user_id:
+    if caller.person != given.user_id:
         return None
     return given.signed(await key_of_lists(conn))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -16,14 +17,15 @@ import structlog
 from eventsourcing.persistence import MapperDeserialisationError, PersistenceError
 from fastapi import APIRouter, Depends, Request, Response
 
+from domain.model import FORGOTTEN
 from domain.revocations import STREAM_ID, Revocation, Revocations
 from engine.connections import Backoff, in_thread
 from engine.event_store import GroupCommitRecorder
 from engine.log import MAPPER
-from engine.personal_data import PersonalEvents
+from engine.personal_data import IN_THE_LOG, PersonalEvents
 from engine.subscription import woken
 from infra.http.app import wire
-from infra.http.auth import Admin, Authenticator, RevokedTokens
+from infra.http.auth import Admin, Authenticator, RevokedTokens, ask
 from infra.http.problems import problems
 from infra.http.shapes import RevokedToken
 from readapi.queries import Page, Paged, ReadModelUnavailable, decode_cursor
@@ -42,6 +44,7 @@ PERSONAL = (
         kept="the event log is kept for good",
         events=(Revocations.UserRevoked,),
         subject="user_id",
+        forget=IN_THE_LOG,
     ),
 )
 
@@ -94,6 +97,17 @@ class RevocationFollower:
                     "revocations_changed", tokens=len(revoked.tokens), users=len(revoked.users)
                 )
 
+    async def readable(self, rows: Sequence[Revocation]) -> list[Revocation]:
+        """Return them without the words that nobody can read in the log any more.
+
+        They were read before their persons were forgotten. Raise Problem.
+        """
+        names = await ask(self._authenticator.persons.names, set(map(_whose, rows)))
+        return [
+            replace(each, reason="") if names.get(_whose(each)) == FORGOTTEN else each
+            for each in rows
+        ]
+
     async def run(self) -> None:
         """Follow until cancelled; while the store is away, what is known goes on."""
         backoff = Backoff()
@@ -114,6 +128,11 @@ class RevocationFollower:
 
 def _number(revocation: Revocation) -> int:
     return revocation.number
+
+
+def _whose(revocation: Revocation) -> str:
+    """Return the person with whose key the reason is encrypted."""
+    return revocation.user_id or revocation.revoked_by
 
 
 def _tokens(standing: Sequence[Revocation]) -> RevokedTokens:
@@ -149,6 +168,5 @@ async def list_revocations(
     before = decode_cursor(KIND, page.cursor)
     behind = [each for each in follower.standing if each.number < before]
     rows, following = page.cut(KIND, behind[: page.rows], _number)
-    return wire(
-        Page[RevokedToken](items=[RevokedToken.of(row) for row in rows], next_cursor=following)
-    )
+    items = [RevokedToken.of(row) for row in await follower.readable(rows)]
+    return wire(Page[RevokedToken](items=items, next_cursor=following))

@@ -31,6 +31,7 @@ from psycopg.rows import TupleRow
 
 import infra.redis
 from engine.installation import make_tables
+from engine.log import MAPPER
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Settings
 from tests.support import PROJECT, unused_port
@@ -81,6 +82,8 @@ def _surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.node.get_closest_marker("redis_hangs") is None:
             patches.setattr(infra.redis, "CONNECT_SECONDS", 20.0)
             patches.setattr(infra.redis, "ANSWER_SECONDS", 20.0)
+        # A command or a program in this process encrypts with the keys of its database.
+        patches.setattr(MAPPER, "ciphers", MAPPER.ciphers)
         structlog.contextvars.clear_contextvars()
         yield
         structlog.reset_defaults()

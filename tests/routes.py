@@ -42,7 +42,8 @@ class Line:
 
     Without a token that is 401, unless `unknown` says otherwise; with one, `refused`. `spends` says
     that a call of somebody who may uses the thing up. `may` of another line of the same route, as
-    settings have it, is not told here: the walk is of a program with default settings.
+    settings have it, is not told here: the walk is of a program with default settings. `names` are
+    other things than those that the names in the path stand for elsewhere.
     """
 
     call: str
@@ -53,6 +54,7 @@ class Line:
     spends: bool = False
     body: Any = None
     query: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def expected(self, caller: As) -> int:
         """The status that this caller gets."""
@@ -67,6 +69,7 @@ UPLOAD = {
 THERE = "{video_id}"
 LISTED = "{listed_id}"
 REASON = {"reason": "the walk"}
+NOBODY_HERE = {"user_id": "nobody-ever"}
 UNKNOWN_NAME = 404  # Whoever may operate is told that there is no such projection.
 
 ROUTES: tuple[Line, ...] = (
@@ -150,9 +153,14 @@ ROUTES: tuple[Line, ...] = (
     Line("POST /admin/revocations", ADMIN, 201, body=REASON | {"jti": "of no token"}),
     Line("GET /admin/revocations", ADMIN),
     Line("DELETE /admin/revocations/{revocation_id}", ADMIN, 404),
-    # Personal data. A setting lets users export their own (tests/e2e/test_privacy.py).
+    # Personal data. A setting lets users export their own, and be forgotten
+    # (tests/e2e/test_privacy.py, tests/e2e/test_erasure.py).
     Line("GET /users/me/export", NOBODY),
     Line("GET /users/{user_id}/export", ADMIN),
+    Line("GET /users/{user_id}/pseudonym", ADMIN),
+    Line("DELETE /users/me", NOBODY),
+    Line("DELETE /users/{user_id}", ADMIN, 404, names=NOBODY_HERE),
+    Line("GET /users/{user_id}/forgetting", ADMIN, 404, names=NOBODY_HERE),
     # The audit.
     Line("GET /audit/events", AUDITORS),
     Line("GET /audit/events/{position}", AUDITORS),

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -28,6 +29,8 @@ PROJECT = Path(__file__).parents[1]
 # A test waits for conditions; this only ends one whose condition never comes, however busy the
 # machine is.
 DEADLINE_SECONDS = 180.0
+# Wraps the keys of persons for programs that share a database, and no data folder.
+KEY_ENCRYPTION_KEY = sha256(b"of these tests").hexdigest()
 INSTALL = {
     "chromium": "apt-get install chromium",
     "ffmpeg": "apt-get install ffmpeg",

@@ -11,7 +11,10 @@ from typing import Final
 from engine.command_bus import CommandBus
 from engine.event_store import open_recorder
 from engine.installation import ENGINE, LOG, migrate
+from engine.log import MAPPER
+from engine.persons import Persons
 from infra.errors import OperatorError
+from infra.key_encryption import key_encryption_of
 from infra.postgres.connection import Limits, open_connection
 from infra.redis import open_redis
 from infra.settings import Settings, load_settings
@@ -52,6 +55,9 @@ def _migrate() -> None:
 async def open_means() -> AsyncIterator[TaskMeans]:
     """Open what tasks work with, on their event loop, in each process after the fork."""
     await asyncio.to_thread(_migrate)
+    persons = Persons(DATABASE_URL, key_encryption_of(settings.keys, settings.server.data_dir))
+    await asyncio.to_thread(persons.open)
+    MAPPER.ciphers = persons
     recorder = open_recorder(DATABASE_URL, limits=Limits.from_settings(settings.database))
     bus = CommandBus(recorder, retries=settings.commands.retries)
     redis = open_redis(settings.redis.url)
@@ -68,6 +74,7 @@ async def open_means() -> AsyncIterator[TaskMeans]:
         await bus.close()
         await redis.aclose()
         recorder.close()
+        persons.close()
 
 
 resources: Final = Resources(open_means)

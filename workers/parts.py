@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
 from engine.event_store import GroupCommitRecorder
 from engine.messages import BEHIND_EVENTS, Consumer, MessageBatch, MessageSource, Sink
+from engine.personal_data import PersonalPlace
+from engine.persons import Persons
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
 from engine.seals.proofs import Proofs
@@ -37,6 +39,7 @@ class Parts:
     authenticator: Authenticator
     objects: ObjectStore
     recorder: GroupCommitRecorder
+    persons: Persons
     models: ReadModels
     notifications: Notifications
     host: ProjectionHost | None
@@ -48,6 +51,8 @@ class Parts:
     endings: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     # What is closed once nothing uses it any more.
     closings: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    # Where features hold something about persons.
+    places: Sequence[PersonalPlace] = ()
     sealer: Sealer | None = None
     proofs: Proofs = field(default_factory=Proofs)
     limits: Limits = SHORT_WORK

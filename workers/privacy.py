@@ -17,7 +17,7 @@ from commands.uploads import ENDS
 from engine import dead_letters
 from engine.command_bus import CommandBus
 from engine.connections import in_thread
-from engine.personal_data import Unsearched
+from engine.personal_data import Left, Unsearched
 from engine.reservations import forget_reservations
 from engine.schedule import Job, Outage, repeat
 from engine.telemetry import forget_events
@@ -41,18 +41,21 @@ PERSONAL = (
         holds="published messages: who liked, watched, commented what, and the texts of comments",
         kept="as long as Kafka keeps the topics, and those of dead letters",
         where="Kafka",
+        forget=Left("consumers are told; topics with texts need a term or compaction"),
     ),
     Unsearched(
         name="results",
         holds="keys of rows that differed, in the results of replays and verifications",
         kept="the event log is kept for good",
         where="events operation.finished",
+        forget=Left("a pseudonym that names nobody", for_good=True),
     ),
     Unsearched(
         name="outside",
         holds="what was copied: logs, backups, WAL, exports of the event log, proxies' logs",
         kept="as long as whoever has them keeps them",
         where="outside of the program",
+        forget=Left("for whoever has them: [copies](#copies-outside)"),
     ),
 )
 

@@ -12,7 +12,7 @@ import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -24,7 +24,7 @@ import structlog
 from pydantic import BaseModel, TypeAdapter
 from redis.asyncio import Redis
 
-from engine.personal_data import Unsearched
+from engine.personal_data import Left, Unsearched
 from infra.cache import OptionalRedis, RedisValues, SingleFlight
 from infra.cancellation import together
 from infra.language.detector import Detector, iso_639_1
@@ -304,6 +304,7 @@ PERSONAL = (
         setting="TRANSLATION_CACHE_TTL_SECONDS",
         where="Redis",
         keys=(f"{PREFIX}*",),
+        forget=Left("those of the person's comments are removed with these"),
     ),
 )
 
@@ -437,6 +438,29 @@ class TranslationCache:
         if lost_in(core, translated, self._glossary):
             return None
         return replace(found, text=text.replace(core, translated, 1))
+
+
+DIGEST_LENGTH = 64
+KEYS_AT_ONCE = 1_000
+
+
+def digests(texts: Iterable[str]) -> frozenset[str]:
+    """Return what the keys of the translations of these texts begin with, behind the prefix."""
+    return frozenset(_digest(text.strip().lower()) for text in texts)
+
+
+async def drop_translations(redis: Redis, of: Collection[str]) -> int:
+    """Drop the cached translations of texts, given their digests; return how many.
+
+    Into whatever language, by whatever model. Raise RedisError.
+    """
+    dropped = 0
+    if of:
+        async for key in redis.scan_iter(match=f"{PREFIX}*", count=KEYS_AT_ONCE):
+            name = key.decode() if isinstance(key, bytes) else key
+            if name.removeprefix(PREFIX)[:DIGEST_LENGTH] in of:
+                dropped += await redis.delete(key)
+    return dropped
 
 
 def _digest(text: str) -> str:

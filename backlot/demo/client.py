@@ -60,7 +60,7 @@ class Meter:
         self.errors[str(failure)] += 1
 
 
-class Person(UserClient):
+class DemoUser(UserClient):
     """One user of the server, who reads their own writes and is measured."""
 
     def __init__(self, http: httpx.AsyncClient, meter: Meter, name: str, token: str) -> None:

@@ -23,7 +23,7 @@ from rich.table import Table
 from backlot import output
 from backlot.calls import CallFailed, check_url
 from backlot.database import NoSecret, signing_secret
-from backlot.demo.client import DemoFailed, Lanes, Meter, Person
+from backlot.demo.client import DemoFailed, DemoUser, Lanes, Meter
 from backlot.demo.script import (
     SECOND_THOUGHT,
     Afterthought,
@@ -48,7 +48,7 @@ PEOPLE_AT_ONCE = 16
 FIRST_BYTES = 64 * 1024
 
 
-async def upload(studio: Person, clip: Clip, sent: Callable[[int], None]) -> Film:
+async def upload(studio: DemoUser, clip: Clip, sent: Callable[[int], None]) -> Film:
     """Upload a clip as `backlot upload` does; `sent` is told of bytes sent."""
     details: Details = {
         "title": clip.title,
@@ -66,12 +66,12 @@ async def upload(studio: Person, clip: Clip, sent: Callable[[int], None]) -> Fil
 
 
 async def play(
-    roles: list[ViewerRole], enter: Callable[[str], Person], stage: Stage
-) -> list[Person]:
+    roles: list[ViewerRole], enter: Callable[[str], DemoUser], stage: Stage
+) -> list[DemoUser]:
     """Play all roles, many at once; return the people in the order of the roles."""
     at_once = asyncio.Semaphore(PEOPLE_AT_ONCE)
 
-    async def appear(role: ViewerRole) -> Person:
+    async def appear(role: ViewerRole) -> DemoUser:
         async with at_once:
             person = enter(role.name)
             for visit in role.visits:
@@ -85,7 +85,7 @@ async def play(
     return await asyncio.gather(*map(appear, roles))
 
 
-async def _attend(person: Person, visit: Visit, stage: Stage) -> None:
+async def _attend(person: DemoUser, visit: Visit, stage: Stage) -> None:
     film = stage.films[visit.video]
     await _watch(person, visit, film, stage)
     await _like(person, visit, film, stage)
@@ -95,7 +95,7 @@ async def _attend(person: Person, visit: Visit, stage: Stage) -> None:
         film.shares += 1
 
 
-async def _watch(person: Person, visit: Visit, film: Film, stage: Stage) -> None:
+async def _watch(person: DemoUser, visit: Visit, film: Film, stage: Stage) -> None:
     path = f"/videos/{film.video_id}"
     session = await person.command("POST", f"{path}/watch")
     film.views += 1
@@ -110,7 +110,7 @@ async def _watch(person: Person, visit: Visit, film: Film, stage: Stage) -> None
     await person.command("POST", f"{path}/watch-time", watched)
 
 
-async def _like(person: Person, visit: Visit, film: Film, stage: Stage) -> None:
+async def _like(person: DemoUser, visit: Visit, film: Film, stage: Stage) -> None:
     path = f"/videos/{film.video_id}/like"
     for method in visit.liking.value:
         state = await person.command(method, path)
@@ -121,7 +121,7 @@ async def _like(person: Person, visit: Visit, film: Film, stage: Stage) -> None:
     stage.expect(f"{film.clip.title}: liked by {person.name}", wanted, seen["hasLiked"])
 
 
-async def _comment(person: Person, visit: Visit, film: Film, stage: Stage) -> None:
+async def _comment(person: DemoUser, visit: Visit, film: Film, stage: Stage) -> None:
     if visit.comment is None or visit.language is None:
         return
     posted = await person.command(
@@ -139,7 +139,7 @@ async def _comment(person: Person, visit: Visit, film: Film, stage: Stage) -> No
         del film.comments[comment_id]
 
 
-async def read_back(studio: Person, people: Sequence[Person], stage: Stage) -> None:
+async def read_back(studio: DemoUser, people: Sequence[DemoUser], stage: Stage) -> None:
     """Take the counts of each film; whatever differs from what was done is noted on the stage."""
     for film in stage.films:
         # The studio's last word: whoever sees its effect sees all that came before.
@@ -156,7 +156,7 @@ async def read_back(studio: Person, people: Sequence[Person], stage: Stage) -> N
         stage.expect(f"videos that {person.name} likes", sorted(done), sorted(liked))
 
 
-async def _read_film(studio: Person, film: Film, stage: Stage) -> None:
+async def _read_film(studio: DemoUser, film: Film, stage: Stage) -> None:
     path, title = f"/videos/{film.video_id}", film.clip.title
     video = await studio.query(path)
     film.read_back = ReadBackCounts(video["views"], video["likes"], video["comments"])
@@ -246,7 +246,7 @@ async def _find_server(http: httpx.AsyncClient, url: str) -> None:
         raise DemoFailed(f"the server at {url} is not ready ({missing}): see its log")
 
 
-async def _try_token(studio: Person, url: str) -> None:
+async def _try_token(studio: DemoUser, url: str) -> None:
     try:
         await studio.query("/videos/liked", {"limit": 1})
     except CallFailed as error:
@@ -258,7 +258,9 @@ async def _try_token(studio: Person, url: str) -> None:
         ) from error
 
 
-def _entrance(http: httpx.AsyncClient, meter: Meter, settings: Settings) -> Callable[[str], Person]:
+def _entrance(
+    http: httpx.AsyncClient, meter: Meter, settings: Settings
+) -> Callable[[str], DemoUser]:
     """Return a function that makes a person by name, with a token as `backlot token` mints it."""
     try:
         secret = signing_secret(settings)
@@ -267,10 +269,10 @@ def _entrance(http: httpx.AsyncClient, meter: Meter, settings: Settings) -> Call
     issuer, audience = settings.auth.issuer, settings.auth.audience
     ttl = min(TOKEN_LIFETIME, settings.auth.max_lifetime)
     mint = partial(mint_token, secret, ttl=ttl, issuer=issuer, audience=audience)
-    return lambda name: Person(http, meter, name, mint(name))
+    return lambda name: DemoUser(http, meter, name, mint(name))
 
 
-async def _premiere(studio: Person, screen: Screen) -> list[Film]:
+async def _premiere(studio: DemoUser, screen: Screen) -> list[Film]:
     with tempfile.TemporaryDirectory(prefix="backlot-demo-") as folder:
         clips = await asyncio.to_thread(make_clips, Path(folder))
         for clip in clips:
@@ -281,7 +283,7 @@ async def _premiere(studio: Person, screen: Screen) -> list[Film]:
 
 
 async def _first_day(
-    films: list[Film], viewers: int, enter: Callable[[str], Person], screen: Screen
+    films: list[Film], viewers: int, enter: Callable[[str], DemoUser], screen: Screen
 ) -> Stage:
     roles = cast(viewers, len(films))
     visits = sum(len(role.visits) for role in roles)

@@ -1,9 +1,9 @@
-"""`backlot events export | import | verify | accept | prove`: the log in files, and its proofs."""
+"""`backlot events`: the log in files (export, import, rewrite), and its proofs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot import arguments
-from backlot.database import database_url, operator_name, recorded
+from backlot.database import database_url, key_encryption, operator_name, recorded
 from backlot.output import Json, show
 from backlot.screen import Act, Screen, Yes, require_yes
 from domain.operation import Members
@@ -24,7 +24,7 @@ from engine.archive.lines import ExportFormat, ExportRequest
 from engine.installation import ENGINE, LOG, migrate, require_migrated
 from engine.privacy import PayloadMode
 from engine.seals.chain import connect, head
-from infra.data_folder import seal_head_path
+from infra.data_folder import DataFolder
 from infra.errors import ExitCode, OperatorError, UsageError
 from infra.settings import Settings, load_settings
 
@@ -60,6 +60,10 @@ PublicKey = Annotated[
     ),
 ]
 Anchors = Annotated[Path | None, typer.Option(help="File of anchors; default: SEAL_ANCHOR's.")]
+Follows = Annotated[
+    Path | None,
+    typer.Option(help="An export of the log that this one was rewritten from: compare the link."),
+]
 
 
 class ArchiveError(OperatorError):
@@ -70,6 +74,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `backlot events`."""
     app.command("export")(export)
     app.command("import")(import_events)
+    app.command("rewrite")(rewrite)
     app.command("verify")(verify)
     app.command("accept")(accept)
     app.command("prove")(prove)
@@ -86,9 +91,14 @@ def export(
     payload: Annotated[
         PayloadMode, typer.Option(help="What is told of the content and of who acted.")
     ] = PayloadMode.FULL,
+    with_keys: Annotated[
+        bool,
+        typer.Option("--with-keys", help="Write FILE.keys, too: wrapped keys, who is who."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the events to a file; after an interruption the same command goes on."""
+    from engine.archive.keys import export_keys, keys_path
     from engine.archive.transfer import export_log
 
     settings = load_settings()
@@ -106,6 +116,9 @@ def export(
             on_begun=lambda plan, done: bar.begin(plan.events, done),
             on_progress=bar.advance,
         )
+        if with_keys:
+            # After the events: whom they name is known by then.
+            export_keys(conn, keys_path(file))
         told = running.result = {
             "format": plan.format.value,
             "payload": plan.payload.value,
@@ -117,16 +130,22 @@ def export(
     text = f"{plan.events:,} events written to {file}"
     if not plan.provable:
         text += "; without their exact bytes and seals it can't be verified or imported"
+    elif with_keys:
+        text += f", and their keys to {keys_path(file).name}: keep the two apart"
     show(text, {"file": str(file), **told}, as_json)
 
 
 def import_events(
     file: Annotated[Path, typer.Argument(help="What `events export` wrote as jsonl.")],
+    without_keys: Annotated[
+        bool,
+        typer.Option("--without-keys", help="Nobody shall read the texts; else FILE.keys is used."),
+    ] = False,
     public_key: PublicKey = None,
     anchors: Anchors = None,
     as_json: Json = False,
 ) -> None:
-    """Fill an empty store with an export, all or nothing, and verify it. Exit code 1: a fault."""
+    """Fill an empty store with an export and its keys, all or nothing. Exit code 1: a fault."""
     from engine.archive.transfer import import_log
     from engine.archive.verification import read_header
 
@@ -137,7 +156,15 @@ def import_events(
         _refuse_old_read_models(conn)
         with LateBar("importing") as bar:
             bar.begin(plan.last)
-            import_log(conn, file, proofs, known_topics=topics, on_progress=bar.advance)
+            import_log(
+                conn,
+                file,
+                proofs,
+                kek=key_encryption(settings),
+                without_keys=without_keys,
+                known_topics=topics,
+                on_progress=bar.advance,
+            )
         report = _verify_database(conn, proofs)
     # Only now: the store had to be empty, and what was verified is what the file holds.
     with recorded(database_url(settings), "import", "events", {"file": str(file)}) as running:
@@ -146,15 +173,77 @@ def import_events(
     raise typer.Exit(ExitCode.DONE if report.ok else ExitCode.NOT_WELL)
 
 
+def rewrite(
+    file: Annotated[Path, typer.Argument(help="What `events export` wrote of the old log.")],
+    public_key: PublicKey = None,
+    anchors: Anchors = None,
+    as_json: Json = False,
+) -> None:
+    """Fill an empty store with an older release's log under pseudonyms. Exit code 1: a fault."""
+    from engine.archive.rewrite import rewrite_log
+    from engine.archive.verification import read_header
+    from engine.seals.proofs import configured_key
+
+    settings = load_settings()
+    old, plan = proofs_of(settings, public_key, anchors, here=False), read_header(file)
+    proofs = proofs_of(settings, public_key, None)
+    with _folder(settings), connected(settings, "rewrite", fills=True) as conn:
+        _refuse_old_read_models(conn)
+        if unusable := proofs.outside.compare(conn).unusable:
+            # What they know of the old log's seals has to be void afterwards.
+            raise ArchiveError(f"rewrite: {'; '.join(unusable)}")
+        with LateBar("rewriting") as bar:
+            bar.begin(plan.last)
+            done = rewrite_log(
+                conn,
+                file,
+                key_encryption(settings),
+                old,
+                seal_key=configured_key(settings.seals),
+                block_events=settings.seals.block_events,
+                known_topics=arguments.topics(),
+                on_progress=bar.advance,
+            )
+        _go_on_from(conn, proofs, file)
+        report = _verify_database(conn, proofs)
+    told = {"persons": done.persons, "moved": done.moved, "unreadable": done.unreadable}
+    with recorded(database_url(settings), "rewrite", "events", {"file": str(file)}) as running:
+        running.result = {**told, **report.as_dict()}
+    text = (
+        f"rewrote {file}: {done.persons:,} persons, {done.moved:,} events in streams with other "
+        f"ids, {done.unreadable:,} events that can't be read and stay as they were\n"
+    )
+    show(text + _summary(report), {"file": str(file), **told, **report.as_dict()}, as_json)
+    raise typer.Exit(ExitCode.DONE if report.ok else ExitCode.NOT_WELL)
+
+
+def _folder(settings: Settings) -> AbstractContextManager[object]:
+    """Hold the data folder, for the keys and the head; of an embedded database its process does."""
+    return nullcontext() if settings.database.embedded else DataFolder(settings.server.data_dir)
+
+
+def _go_on_from(conn: Connection[TupleRow], proofs: Proofs, file: Path) -> None:
+    """Let the places outside know the rewritten log, where they know the seals of the old one."""
+    from engine.seals.anchors import Acceptance
+
+    if proofs.outside.compare(conn).differences:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        acceptance = Acceptance(operator_name(), at, f"rewritten from {file.name}")
+        proofs.outside.begin_anew(conn, acceptance)
+
+
 def verify(
     file: Annotated[
         Path | None, typer.Argument(help="An export to verify without a database.")
     ] = None,
+    follows: Follows = None,
     public_key: PublicKey = None,
     anchors: Anchors = None,
     as_json: Json = False,
 ) -> None:
     """Recompute the seal chain. Exit code 1: an event is altered, missing or added."""
+    from engine.seals.proofs import Proofs
+
     settings = load_settings()
     proofs = proofs_of(settings, public_key, anchors, here=file is None)
     if file is not None:
@@ -166,6 +255,8 @@ def verify(
         ):
             report = _verify_database(conn, proofs)
             running.result = report.as_dict()
+    if follows is not None:
+        report = report.linked_to(_verify_file(follows, Proofs(proofs.public_keys)))
     show(_summary(report), report.as_dict(), as_json)
     raise typer.Exit(ExitCode.DONE if report.ok else ExitCode.NOT_WELL)
 
@@ -225,12 +316,12 @@ def proofs_of(
     from engine.seals.outside import Outside
     from engine.seals.proofs import configured_proofs
 
-    seals, head = settings.seals, seal_head_path(settings.server.data_dir.absolute())
+    seals, folder = settings.seals, settings.server.data_dir.absolute()
     if public_key is not None:
         seals = seals.model_copy(update={"public_key_file": public_key})
     if anchors is not None:
         seals = seals.model_copy(update={"anchors": ()})
-    found = configured_proofs(seals, settings.objects, head if here else None)
+    found = configured_proofs(seals, settings.objects, folder if here else None)
     if anchors is None:
         return found
     outside = Outside(found.outside.head, (FileAnchors(anchors, required=True),))

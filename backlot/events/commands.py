@@ -5,10 +5,11 @@ What was recorded may be anything, so nothing of it reaches the terminal as a co
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
@@ -23,7 +24,7 @@ from rich.tree import Tree
 
 from backlot import arguments
 from backlot.arguments import group, moment
-from backlot.database import database_url
+from backlot.database import database_url, persons_at_hand
 from backlot.events import archive
 from backlot.output import Json, change_lines, flow, printable, show, table, width
 from backlot.signals import run
@@ -31,9 +32,12 @@ from engine.privacy import PayloadMode
 from infra.errors import OperatorError, UsageError
 from infra.http.shapes import rfc3339
 from infra.postgres.connection import UNHURRIED, explained, open_async_connection
+from infra.pseudonyms import searched
 from infra.settings import load_settings
 
 if TYPE_CHECKING:
+    from engine.inspection.index import Search
+    from engine.persons import Persons
     from infra.http.shapes import Wire
     from readapi.audit import inspector as audit
 
@@ -68,7 +72,10 @@ Types = Annotated[
         autocompletion=arguments.completion(arguments.event_types),
     ),
 ]
-Actor = Annotated[str | None, typer.Option(help="Who acted.")]
+Actor = Annotated[
+    str | None,
+    typer.Option(help="Who acted: a user id; unless --payload is full, a pseudonym."),
+]
 Correlation = Annotated[str | None, typer.Option(help="Of one request.")]
 StreamId = Annotated[UUID, typer.Argument(help="The stream, which is its aggregate's id.")]
 AtVersion = Annotated[int | None, typer.Option(min=1, help="Up to this version.")]
@@ -120,13 +127,14 @@ def list_events(
     printer = EventPrinter(as_json=as_json)
 
     async def print_events(inspector: audit.Inspector) -> None:
-        page = await inspector.events(search, PAGE if everything else limit, cursor)
+        wanted = await _by_pseudonym(inspector, search)
+        page = await inspector.events(wanted, PAGE if everything else limit, cursor)
         if as_json and not everything:
             show_json(page)
             return
         printer.tell(page.items)
         while everything and page.next_cursor:
-            page = await inspector.events(search, PAGE, page.next_cursor)
+            page = await inspector.events(wanted, PAGE, page.next_cursor)
             printer.tell(page.items)
         if page.next_cursor:
             typer.echo(f"more: --cursor {page.next_cursor}", err=True)
@@ -153,27 +161,26 @@ def tail(
 ) -> None:
     """The newest events, oldest first; with --json one a line."""
     from engine.inspection.index import Search, head_of, watch
-    from engine.inspection.streams import read_entry
     from engine.subscription import EVENTS, Notifications
     from infra.cancellation import together
-    from readapi.audit.inspector import as_event
 
     search = Search(stream, _known_aggregate(aggregate), _known_types(types), actor, correlation)
     printer = EventPrinter(as_json=as_json)
 
     async def print_tail(inspector: audit.Inspector) -> None:
+        wanted = await _by_pseudonym(inspector, search)
         head = await head_of(inspector.conn)
         if number > 0:
-            newest = await inspector.events(replace(search, before=head + 1), number)
+            newest = await inspector.events(replace(wanted, before=head + 1), number)
             printer.tell(reversed(newest.items))
         if follow:
             notifications = Notifications(database_url(load_settings()))
             wake = notifications.subscribe(EVENTS)
 
             async def print_arriving() -> None:
-                found = watch(inspector.conn, inspector.audit, search, head, wake)
+                found = watch(inspector.conn, inspector.audit, wanted, head, wake)
                 async for stored in found:
-                    printer.tell([as_event(read_entry(stored), payload)])
+                    printer.tell(await inspector.shown([stored]))
 
             await together(notifications.run(), print_arriving())
 
@@ -252,6 +259,15 @@ def show_stats(as_json: Json = False) -> None:
     tell(found, stats_lines, as_json=as_json)
 
 
+async def _by_pseudonym(inspector: audit.Inspector, search: Search) -> Search:
+    """Return the search with its actor as the log has them."""
+    if search.actor is None:
+        return search
+    by_name = inspector.mode is PayloadMode.FULL
+    actor = await asyncio.to_thread(searched, inspector.persons, search.actor, by_name=by_name)
+    return replace(search, actor=actor)
+
+
 def _moment(at_version: int | None, at_time: str | None) -> audit.Moment:
     from readapi.audit.inspector import Moment
 
@@ -290,14 +306,16 @@ def inspect(mode: PayloadMode, question: Callable[[audit.Inspector], Awaitable[T
     from readapi.audit.inspector import Inspector, NotRecorded
     from readapi.queries import InvalidCursor
 
-    url = database_url(load_settings())
+    settings = load_settings()
+    url = database_url(settings)
 
-    async def ask() -> T:
+    async def ask(persons: Persons) -> T:
         async with await open_async_connection(url, "events", UNHURRIED) as conn:
-            return await question(Inspector(conn, read_models()[Audit], mode))
+            return await question(Inspector(conn, read_models()[Audit], mode, persons))
 
     try:
-        return run(ask())
+        with closing(persons_at_hand(settings)) as persons:
+            return run(ask(persons))
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise NotInspected(
             "the audit's index is not there yet: start this version of Backlot on it once"

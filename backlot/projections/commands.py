@@ -96,10 +96,12 @@ def list_parked(
 ) -> None:
     """What is set aside, the discarded included, by position."""
     from engine.parked_events import parked as page
+    from engine.parked_events import with_deciders
 
     with _operating() as operator:
         schema = operator.projection(name).schema
-        found = page(operator.conn, schema, after=after, limit=limit)
+        parked = page(operator.conn, schema, after=after, limit=limit)
+        found = with_deciders(parked, operator.persons)
     rows = [(e.position, e.status, e.topic, e.error) for e in found]
     lines = table(("position", "status", "topic", "error"), rows)
     text = "\n".join(lines) if rows else "nothing is set aside"
@@ -113,7 +115,7 @@ def show_parked(name: Name, position: Position, as_json: Json = False) -> None:
 
     with _operating() as operator:
         schema = operator.projection(name).schema
-        found = look(operator.conn, schema, position).as_dict()
+        found = look(operator.conn, schema, position, persons=operator.persons).as_dict()
     lines = [
         f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for key, value in found.items()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import psycopg
 
-from backlot.database import database_at_hand, database_url
+from backlot.database import database_at_hand, database_url, persons_at_hand
 from backlot.features import read_models
 from backlot.output import change_lines, printable, table
 from backlot.signals import run
 from engine.overview import LOOK_SECONDS, Rates
 from engine.parked_events import remedy
 from engine.replay.records import Purpose, Replay, ReplayState
+from infra.http.shapes import name_persons
 from infra.postgres.connection import UNHURRIED, open_async_connection
 from infra.settings import Settings
 from readapi.projection_status import ProjectionStatus, ReplayStatus, statuses
@@ -158,7 +160,10 @@ def read_statuses(settings: Settings, *, twice: bool = False) -> dict[str, Proje
     Raise DatabaseAway.
     """
     with database_at_hand(psycopg.Error):
-        return run(_read(database_url(settings), twice=twice))
+        found = run(_read(database_url(settings), twice=twice))
+        with closing(persons_at_hand(settings)) as persons:
+            name_persons(found.values(), persons)
+        return found
 
 
 async def _read(url: str, *, twice: bool) -> dict[str, ProjectionStatus]:

@@ -21,17 +21,21 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.archive import lines
+from engine.archive.keys import keys_path, read_keys, store_keys
 from engine.archive.lines import ExportFormat, ExportRequest, Item, Plan
+from engine.archive.persons import NamedPersons
 from engine.archive.verification import ExportCheck
 from engine.event_store import EVENTS, EVENTS_CHANNEL
 from engine.privacy import PayloadMode
-from engine.seals.anchors import cut_torn_line
 from engine.seals.chain import Seal, StoredRow, head, insert_seal, seals
+from engine.seals.places import cut_torn_line
 from engine.seals.proofs import NO_PROOFS, Proofs
 from engine.seals.report import Report
 from engine.seals.verification import rows_between
+from engine.wrapping_keys import load_wrapping_keys
 from infra.advisory_locks import LockClass
 from infra.errors import OperatorError
+from infra.key_encryption import KeyEncryption
 from infra.objects.disk import sync_folder
 
 PART_EVENTS = 100_000
@@ -302,37 +306,78 @@ def import_log(
     path: Path,
     proofs: Proofs = NO_PROOFS,
     *,
+    kek: KeyEncryption | None = None,
+    without_keys: bool = False,
     known_topics: Container[str] | None = None,
     on_progress: Callable[[int], None] = lambda events: None,
 ) -> Report:
-    """Fill an empty store with an export, and say what it holds now.
+    """Fill an empty store with an export and the keys beside it, and say what it holds now.
 
-    All or nothing, in one transaction under the store's append lock: a log that is half there
-    must never be read or appended to, and what is checked is what is written. The connection
-    is in autocommit mode, and the tables are there. Raise ImportRefused, ExportUnusable and
+    All or nothing: see `filled`. Where texts are encrypted and there are no keys, that is refused
+    unless it is wanted `without_keys`: then whose texts they are counts as forgotten. `kek` has
+    wrapped the keys. Raise ImportRefused, ExportUnusable, KeysUnusable, KeyEncryptionFailed and
     AnchorsUnusable.
     """
+    check, keys = whole_log(path, proofs, known_topics), keys_path(path)
+    with filled(conn):
+        named = NamedPersons()
+        for batch in lines.batches(check.items()):
+            for item in batch:
+                if isinstance(item, StoredRow):
+                    named.take(item)
+            on_progress(write_items(conn, batch))
+        report = finished(check, path)
+        if kek is not None and not without_keys and keys.exists():
+            store_keys(conn, read_keys(keys), kek)
+        elif named.sealed and not without_keys:
+            raise ImportRefused(
+                f"texts in {path} are encrypted, and their keys are not in {keys.name}: export "
+                "with --with-keys, or import --without-keys, and nobody reads them"
+            )
+        else:
+            if kek is not None and named.sealed:
+                # Persons without them count as a damaged database.
+                load_wrapping_keys(conn, kek, make=True)
+            named.store(conn)
+        return report
+
+
+def whole_log(path: Path, proofs: Proofs, known_topics: Container[str] | None) -> ExportCheck:
+    """Return what checks an export while it is read. Raise ImportRefused for a part of a log."""
     check = ExportCheck(path, proofs, known_topics)
     if check.plan.first != 1:
         raise ImportRefused(
             f"{path} begins at position {check.plan.first}: only a whole log can be imported"
         )
+    return check
+
+
+@contextmanager
+def filled(conn: Connection[TupleRow]) -> Iterator[None]:
+    """Let the block fill an empty store, in one transaction under the store's append lock.
+
+    A log that is half there must never be read or appended to, and what is checked is what is
+    written. The connection is in autocommit mode, and the tables are there. Raise ImportRefused.
+    """
     with conn.transaction():
         conn.execute(LOCK, (int(LockClass.LOG),))
         row = conn.execute(IS_EMPTY).fetchone()
         if row is None or not row[0]:
             raise ImportRefused("the store is not empty: import into a new database")
-        for batch in lines.batches(check.items()):
-            on_progress(_write(conn, batch))
-        report = check.finish()
-        if report.fault is not None:
-            raise ImportRefused(f"{path}: {report.fault.detail} ({report.fault.kind})")
+        yield
         conn.execute(f"ANALYZE {EVENTS}")
         conn.execute(NOTIFY)
+
+
+def finished(check: ExportCheck, path: Path) -> Report:
+    """Return what a check found, once all items were taken. Raise ImportRefused for a fault."""
+    report = check.finish()
+    if report.fault is not None:
+        raise ImportRefused(f"{path}: {report.fault.detail} ({report.fault.kind})")
     return report
 
 
-def _write(conn: Connection[TupleRow], items: Sequence[Item]) -> int:
+def write_items(conn: Connection[TupleRow], items: Sequence[Item]) -> int:
     """Store events and seals, and return how many events they were."""
     rows = [item for item in items if isinstance(item, StoredRow)]
     with conn.cursor() as cursor, cursor.copy(COPY) as copy:

@@ -7,20 +7,23 @@ no part in the stream are found by their topics. What is not indexed yet is read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
-from typing import LiteralString, cast, get_args, get_type_hints
+from typing import LiteralString
+from uuid import UUID
 
-import orjson
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.model import EVENTS as EVENT_CLASSES
-from domain.model import Aggregate, Personal
+from domain.model import Aggregate
+from engine import log
 from engine.event_store import EVENTS
 from engine.inspection.index import Audit
-from engine.log import Stored, topics_of
+from engine.log import MAPPER, Stored, topics_of
 from engine.personal_data import (
+    IN_THE_LOG,
+    Left,
     PersonalEvents,
     PersonalStreams,
     PersonalTable,
@@ -34,6 +37,7 @@ PERSONAL = (
         name="events",
         holds="what somebody did, and what became of it: the event log",
         kept="the event log is kept for good",
+        forget=IN_THE_LOG,
     ),
     PersonalTable(
         name="audit.events",
@@ -43,6 +47,7 @@ PERSONAL = (
         projection=Audit.name,
         columns=("actor",),
         shown=None,
+        forget=Left("it says no more than the events: the pseudonym names nobody", for_good=True),
     ),
 )
 
@@ -76,18 +81,23 @@ JOIN {EVENTS} AS e ON e.notification_id = found.position
 WHERE position(%(needle)s::bytea IN e.state) > 0 ORDER BY e.notification_id
 """.encode()
 
+STREAMS_WITH = f"""
+SELECT originator_id FROM {EVENTS} WHERE originator_id = ANY (%s) AND topic = ANY (%s)
+""".encode()
+BEGUN_STREAMS = f"""
+SELECT e.originator_id FROM audit.events AS a
+JOIN {EVENTS} AS e ON e.notification_id = a.position
+WHERE a.actor = %(subject)s AND a.topic = ANY (%(topics)s)
+UNION SELECT originator_id FROM {EVENTS} CROSS JOIN LATERAL audit.read(state) AS f
+WHERE f.actor = %(subject)s AND topic = ANY (%(topics)s) AND {NOT_INDEXED}
+""".encode()
+
 
 @cache
 def personal_fields(topic: str) -> Mapping[str, str]:
     """Return the fields of a topic's events that tell something about a person, and which field
     has that person; of an unknown topic, that somebody acted."""
-    event = EVENT_CLASSES.get(topic, Aggregate.Event)
-    return {
-        name: mark.subject
-        for name, hint in get_type_hints(event, include_extras=True).items()
-        for mark in get_args(hint)[1:]
-        if isinstance(mark, Personal)
-    }
+    return log.personal_fields(EVENT_CLASSES.get(topic, Aggregate.Event))
 
 
 def events_in_streams(conn: Connection[TupleRow], subject: str) -> Iterator[list[Row]]:
@@ -118,6 +128,23 @@ def begun(
         return [stored.decode().event for stored in found if _is_about(stored, subject)]
 
 
+def begun_streams(
+    conn: Connection[TupleRow], events: Iterable[type[Aggregate.Event]], subject: str
+) -> list[UUID]:
+    """Return the streams in which a person has recorded one of these; raise psycopg.Error."""
+    topics = [topic for event in events for topic in topics_of(event)]
+    rows = conn.execute(BEGUN_STREAMS, given(subject) | {"topics": topics}).fetchall()
+    return [stream for (stream,) in rows]
+
+
+def streams_with(
+    conn: Connection[TupleRow], event: type[Aggregate.Event], streams: list[UUID]
+) -> set[UUID]:
+    """Return those of the streams that have an event of one kind; raise psycopg.Error."""
+    rows = conn.execute(STREAMS_WITH, (streams, topics_of(event))).fetchall()
+    return {stream for (stream,) in rows}
+
+
 def _is_about(stored: Stored, subject: str) -> bool:
     return shown(subject, None, tuple(stored)) is not None
 
@@ -129,7 +156,7 @@ def shown(subject: str, field: str | None, row: TupleRow) -> Row | None:
     person.
     """
     position, stream, version, topic, state = row
-    payload = _payload(state)
+    payload = _payload(stream, version, topic, state)
     personal = personal_fields(topic)
     named = {name for name, whose in personal.items() if payload.get(whose) == subject}
     if not named or (field is not None and payload.get(field) != subject):
@@ -144,9 +171,8 @@ def shown(subject: str, field: str | None, row: TupleRow) -> Row | None:
     }
 
 
-def _payload(state: bytes) -> dict[str, object]:
+def _payload(stream: UUID, version: int, topic: str, state: bytes) -> dict[str, object]:
     try:
-        found = orjson.loads(state)
+        return MAPPER.payload(stream, version, topic, state)
     except ValueError:
         return {}
-    return cast("dict[str, object]", found) if isinstance(found, dict) else {}

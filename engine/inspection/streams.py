@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, LiteralString, NamedTuple
 from uuid import UUID
@@ -15,9 +16,12 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from domain.model import ActorKind, Aggregate
+from engine.connections import in_thread
 from engine.event_store import EVENTS
 from engine.inspection.index import INDEXED, PLANNING, Audit, Search, find
+from engine.inspection.names import named, persons_in, with_names
 from engine.log import MAPPER, READ_ONE, Stored, event_id
+from infra.pseudonyms import Pseudonyms
 
 VERSION = re.compile(r"\.v[0-9]+$")
 META = ("timestamp", "actor", "actor_kind", "correlation_id", "causation_id")
@@ -54,8 +58,9 @@ Values = Mapping[str, object]
 class Entry:
     """A stored event with what could be made of it.
 
-    `payload` is the JSON object as it was recorded, without what the other fields hold; `event` is
-    the event in its newest shape, or None with the `error` of reading it.
+    `payload` is the JSON object as it was recorded, decrypted, without what the other fields hold;
+    `event` is the event in its newest shape, or None with the `error` of reading it. Where `names`
+    are told, they stand in `actor` and `payload` in place of these pseudonyms.
     """
 
     stored: Stored
@@ -67,6 +72,7 @@ class Entry:
     causation_id: str | None
     event: Aggregate.Event | None
     error: MapperDeserialisationError | None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 class FieldChange(NamedTuple):
@@ -99,11 +105,8 @@ def aggregate_of(topic: str) -> str:
 
 
 def read_entry(stored: Stored) -> Entry:
-    """Return what can be made of a stored event; never fail."""
-    try:
-        content = orjson.loads(stored.state)
-    except ValueError:
-        content = None
+    """Return what can be made of a stored event; it may have to ask for a person's key."""
+    content = _content(stored)
     payload = content if isinstance(content, dict) else None
     at, actor, kind, correlation, cause = ((payload or {}).pop(name, None) for name in META)
     event, error = None, None
@@ -113,6 +116,48 @@ def read_entry(stored: Stored) -> Entry:
         error = failure
     who, ids = (_text(actor), _kind(kind)), (_text(correlation), _text(cause))
     return Entry(stored, payload, _time(at), *who, *ids, event, error)
+
+
+def _content(stored: Stored) -> object:
+    try:
+        return MAPPER.payload(*stored[1:])
+    except ValueError:
+        # What can't be decrypted is shown as it is.
+        with suppress(ValueError):
+            return orjson.loads(stored.state)
+    return None
+
+
+def read_entries(stored: Sequence[Stored], persons: Pseudonyms | None = None) -> list[Entry]:
+    """Return what can be made of events; those who are named have their names where `persons` are.
+
+    May ask the database for keys and names. Raise psycopg.Error and KeyEncryptionFailed.
+    """
+    MAPPER.prepare((each.topic, each.state) for each in stored)
+    entries = [read_entry(each) for each in stored]
+    if persons is None:
+        return entries
+    names = persons.names({who for entry in entries for who in _persons_in(entry)})
+    return [_named(entry, names) for entry in entries]
+
+
+async def in_entries(stored: Sequence[Stored], persons: Pseudonyms | None = None) -> list[Entry]:
+    """Do `read_entries` in a thread."""
+    return await in_thread(read_entries, stored, persons)
+
+
+def _persons_in(entry: Entry) -> Iterator[str]:
+    yield from persons_in(entry.stored.topic, {**(entry.payload or {}), "actor": entry.actor})
+
+
+def _named(entry: Entry, names: Mapping[str, str]) -> Entry:
+    topic, payload = entry.stored.topic, entry.payload
+    return replace(
+        entry,
+        actor=with_names(entry.actor, names),
+        payload=None if payload is None else named(topic, payload, names),
+        names={who: names[who] for who in _persons_in(entry) if who in names},
+    )
 
 
 def _text(value: object) -> str | None:
@@ -140,6 +185,7 @@ class Fold:
         self.aggregate: Aggregate | None = None
         self.created_on: datetime | None = None
         self.fields: Values = {}
+        self._names: dict[str, str] = {}
         # Why the aggregate is not known beyond its `version`.
         self.error: Exception | None = None
 
@@ -152,6 +198,7 @@ class Fold:
         """Apply the next event, unless one before it could not be."""
         self.kind = self.kind or aggregate_of(entry.stored.topic or "")
         self.error = self.error or entry.error
+        self._names.update(entry.names)
         if self.error is not None or entry.event is None:
             return StreamStep(entry, None)
         before = self.fields
@@ -166,12 +213,17 @@ class Fold:
     def _apply(self, event: Aggregate.Event) -> None:
         if self.aggregate is None:
             self.aggregate = event.AGGREGATE.blank(self.stream_id)
-            self.fields = fields(self.aggregate)
+            self.fields = self._shown(self.aggregate)
             self.created_on = event.timestamp
         if not isinstance(self.aggregate, event.AGGREGATE):
             raise ForeignEvent(f"{event.TOPIC} is no event of this stream's {self.kind}.")
         event.mutate(self.aggregate)
-        self.fields = fields(self.aggregate)
+        self.fields = self._shown(self.aggregate)
+
+    def _shown(self, aggregate: Aggregate) -> Values:
+        """Return the fields with names where the stream's events have these."""
+        shown: Values = with_names(fields(aggregate), self._names)
+        return shown
 
 
 async def follow(
@@ -180,16 +232,17 @@ async def follow(
     *,
     at_version: int | None = None,
     at_time: datetime | None = None,
+    persons: Pseudonyms | None = None,
 ) -> AsyncIterator[StreamStep]:
     """Yield each event of the fold's stream, once it is applied, up to a version and up to a time.
 
-    The fold then holds the aggregate as it stood there. The stream is read in chunks.
+    The fold then holds the aggregate as it stood there. The stream is read in chunks; where
+    `persons` are given, those whom it names have their names.
     """
     version = BEFORE_ALL
     while chunk := await _read(conn, READ_STREAM, (fold.stream_id, version, CHUNK)):
-        for stored in chunk:
-            entry = read_entry(stored)
-            if at_version is not None and stored.version > at_version:
+        for entry in await in_entries(chunk, persons):
+            if at_version is not None and entry.stored.version > at_version:
                 return
             if at_time is not None and entry.recorded_at and entry.recorded_at > at_time:
                 return
@@ -303,13 +356,18 @@ async def _cause(conn: AsyncConnection[TupleRow], audit: Audit, entry: Entry) ->
     return Cause("unknown", cause)
 
 
-async def trace(conn: AsyncConnection[TupleRow], audit: Audit, correlation_id: str) -> Trace | None:
+async def trace(
+    conn: AsyncConnection[TupleRow],
+    audit: Audit,
+    correlation_id: str,
+    persons: Pseudonyms | None = None,
+) -> Trace | None:
     """Return the tree of a conversation's first 1,000 events; None when there are none."""
     wanted = Search(correlation_id=correlation_id, newest_first=False)
     found = await find(conn, audit, wanted, MAX_TRACED)
     if not found.events:
         return None
-    entries = [read_entry(stored) for stored in found.events]
+    entries = await in_entries(found.events, persons)
     truncated = found.following is not None
     return Trace(tree(correlation_id, entries), len(entries), truncated)
 

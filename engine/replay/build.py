@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event as ProcessEvent
 from queue import Full, Queue
@@ -25,7 +25,7 @@ from psycopg.rows import TupleRow
 
 from engine.checkpoints import CheckpointStatus, Superseded
 from engine.connections import connect, is_outage
-from engine.log import Log, LogWindow, StreamShare
+from engine.log import MAPPER, Ciphers, Log, LogWindow, StreamShare
 from engine.projection import Applier, Batch, Projection, RangeProjection
 from engine.replay.cutover import advance_to, look
 from engine.replay.records import Replay, drop_parts, of_part, parts
@@ -72,6 +72,7 @@ class SharedBuild:
     copy: Projection
     goal: int
     batch_events: int
+    ciphers: Ciphers | None = field(default_factory=lambda: MAPPER.ciphers)
 
     def applier(self, part: StreamShare | None = None) -> Applier:
         """Return what applies the streams of a part, or without one what comes last of all."""
@@ -279,6 +280,7 @@ def work(shared: SharedBuild, part: StreamShare, stopping: ProcessEvent, faults:
     """A process: build one part. An error that is not an event's goes to `faults`, exit code 1."""
     # Ctrl-C reaches the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    MAPPER.ciphers = shared.ciphers
     try:
         with connect(shared.database_url, f"replay part {part.number}") as conn:
             _build_part(conn, shared, part, stopping)

@@ -19,8 +19,9 @@ from psycopg import AsyncConnection, Connection, Cursor
 from psycopg.rows import TupleRow, class_row
 from psycopg.types.json import Jsonb
 
+from domain.model import FORGOTTEN
 from engine.checkpoints import Checkpoint, SubscriptionKind
-from engine.personal_data import PersonalTable
+from engine.personal_data import Blanked, PersonalTable
 from infra.errors import OperatorError
 
 COLUMNS = b"""
@@ -82,6 +83,13 @@ PERSONAL = (
         where="requested_by = %(subject)s "
         "OR position(convert_from(%(needle)s::bytea, 'UTF8') IN result::text) > 0",
         shown="id, name, purpose, state, started_at, finished_at",
+        forget=Blanked(
+            f"requested_by = CASE WHEN requested_by = %(subject)s THEN '{FORGOTTEN}' "
+            "ELSE requested_by END, "
+            "result = CASE WHEN position(convert_from(%(needle)s::bytea, 'UTF8') IN result::text) "
+            "> 0 THEN NULL ELSE result END",
+            "a result that names the person is deleted",
+        ),
     ),
     PersonalTable(
         name="park_orders",
@@ -89,6 +97,7 @@ PERSONAL = (
         kept=RECORD,
         table="projections.park_orders",
         columns=("given_by",),
+        forget=Blanked(f"given_by = '{FORGOTTEN}', reason = ''", "the order stands"),
     ),
 )
 

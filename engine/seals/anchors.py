@@ -15,33 +15,20 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from hashlib import md5
-from itertools import groupby
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import orjson
 
 from engine.seals.chain import NO_SEAL, Seal
-from infra.errors import OperatorError
+from engine.seals.places import AnchorsUnusable, LineFile, LockedObjects, LockMode, PlacedLine
 from infra.objects.disk import sync_folder
 from infra.settings.adapters import ObjectSettings
 
-if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
-
-CHUNK_BYTES = 8 * 1024
 ACCEPTED = b'"accepted":'
-HIGHEST = 10**12 - 1
 READ_OBJECTS = 100
 """How many of the newest objects a verification reads: each newer seal proves those before it."""
-
-LockMode = Literal["compliance", "governance"]
-
-
-class AnchorsUnusable(OperatorError):
-    """The anchors can't be read or written, or what stands there are no anchors."""
 
 
 class Acceptance(NamedTuple):
@@ -107,72 +94,39 @@ class FileAnchors:
 
     def __init__(self, path: Path, *, required: bool = False) -> None:
         """Where the file is `required`, reading one that is not there is an error."""
-        self.path, self.name = path, f"file:{path}"
-        self._required = required
+        self._file = LineFile(path, required=required)
+        self.path, self.name = path, self._file.name
 
     def newest(self) -> Anchor | None:
-        try:
-            with self.path.open("rb") as file:
-                found = last_line(file)
-        except OSError as error:
-            if self._may_be_absent(error):
-                return None
-            raise AnchorsUnusable(f"{self.path} can't be read: {error.strerror}") from error
-        return parse_anchor(found[1], str(self.path)) if found else None
+        return anchor_in(self._file.last())
 
     def append(self, seals: Iterable[Seal], token: bytes | None = None) -> None:
-        self._write(anchor_lines(seals, token))
+        self._file.append(anchor_lines(seals, token))
 
     def accept(self, seal: Seal | None, acceptance: Acceptance) -> None:
-        self._write([anchor_line(seal, acceptance=acceptance)])
+        self._file.append([anchor_line(seal, acceptance=acceptance)])
 
     def read(self) -> Iterator[Anchor]:
-        return counted(list(self._limits()), self._anchors())
+        return counted(list(self._limits()), numbered(self._file.read()))
 
     def acceptances(self) -> list[Anchor]:
         return [anchor for _, anchor in self._limits()]
 
-    def _write(self, lines: Iterable[bytes]) -> None:
-        try:
-            self.path.touch(0o600)
-            with self.path.open("r+b") as file:
-                # What a crash has left torn would spoil the next line.
-                cut_torn_line(file)
-                file.seek(0, os.SEEK_END)
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise AnchorsUnusable(f"{self.path} can't be written: {error.strerror}") from error
-
-    def _may_be_absent(self, error: OSError) -> bool:
-        return isinstance(error, FileNotFoundError) and not self._required
-
     def _limits(self) -> Iterator[tuple[int, Anchor]]:
-        for at, line in self._lines():
+        for at, (where, line) in enumerate(self._file.read(), start=1):
             if ACCEPTED in line:
-                yield at, parse_anchor(line, f"{self.path}, line {at},")
+                yield at, parse_anchor(line, f"{where},")
 
-    def _anchors(self) -> Iterator[tuple[int, Anchor, str]]:
-        for at, line in self._lines():
-            where = f"{self.path}, line {at}"
-            yield at, parse_anchor(line, f"{where},"), where
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the lines that stand there now, with their numbers."""
-        try:
-            size = self.path.stat().st_size
-        except OSError as error:
-            if self._may_be_absent(error):
-                return
-            raise AnchorsUnusable(f"{self.path} can't be read: {error.strerror}") from error
-        with self.path.open("rb") as file:
-            for at, line in enumerate(file, start=1):
-                size -= len(line)
-                # The last line may be torn by a crash, or just being written.
-                if size < 0 or not line.endswith(b"\n"):
-                    return
-                yield at, line
+def anchor_in(placed: PlacedLine | None) -> Anchor | None:
+    """Return the anchor that a line is. Raise AnchorsUnusable for another line."""
+    return None if placed is None else parse_anchor(placed.line, placed.where)
+
+
+def numbered(placed: Iterable[PlacedLine]) -> Iterator[tuple[int, Anchor, str]]:
+    """Yield the anchors that lines are, with their numbers from 1 and where they stand."""
+    for at, (where, line) in enumerate(placed, start=1):
+        yield at, parse_anchor(line, f"{where},"), where
 
 
 def counted(
@@ -252,36 +206,8 @@ def parse_anchor(line: bytes, where: str) -> Anchor:
         raise AnchorsUnusable(f"{where} is not an anchor: {error!r}") from error
 
 
-def last_line(file: BinaryIO) -> tuple[int, bytes] | None:
-    """Return where the last whole line begins, and the line."""
-    size, wanted = file.seek(0, os.SEEK_END), CHUNK_BYTES
-    while True:
-        start = max(0, size - wanted)
-        file.seek(start)
-        tail = file.read(size - start)
-        end = tail.rfind(b"\n") + 1
-        begin = tail.rfind(b"\n", 0, max(0, end - 1)) + 1
-        if start == 0 or begin > 0:
-            break
-        wanted *= 2
-    return (start + begin, tail[begin:end]) if end else None
-
-
-def cut_torn_line(file: BinaryIO) -> tuple[int, bytes] | None:
-    """Cut off what stands behind the last whole line; return that as `last_line` does."""
-    found = last_line(file)
-    file.truncate(found[0] + len(found[1]) if found else 0)
-    return found
-
-
 class BucketAnchors:
-    """Anchors under a prefix of a bucket of S3 with object lock: nobody changes them for a time.
-
-    Each object holds the lines that a file would get at once. Objects
-    are numbered, and their keys count down, so that the newest is listed first. Whoever may write
-    to the bucket can put a newer version or a marker of deletion over an object; so the oldest
-    version of each is what counts.
-    """
+    """Anchors in a bucket with object lock; each object holds the lines that a file would get."""
 
     seals_at_once = 10_000
 
@@ -295,104 +221,27 @@ class BucketAnchors:
         pause_seconds: float,
     ) -> None:
         """`settings` name the bucket. Raise S3Misconfigured where there are no credentials."""
-        # Its libraries are slow to import, and not needed where anchors lie in files.
-        from infra.objects.s3 import S3Session
-
-        session = S3Session(settings)
-        self._client: S3Client = session.client(settings.endpoint_url, read=10, attempts=2)
-        self._bucket, self._prefix = session.bucket, prefix
-        self._mode, self._retention = mode.upper(), retention
-        self.name, self.pause_seconds = f"s3://{self._bucket}/{prefix}", pause_seconds
-        self._number: int | None = None
+        self._objects = LockedObjects(settings, prefix, mode=mode, retention=retention)
+        self.name, self.pause_seconds = self._objects.name, pause_seconds
 
     def newest(self) -> Anchor | None:
-        found = next(self._objects(), None)
-        self._number = found[0] if found else 0
-        if found is None:
-            return None
-        line = self._content(*found).splitlines()[-1:]
-        return parse_anchor(line[0] if line else b"", f"{self.name}, object {found[0]},")
+        return anchor_in(self._objects.last())
 
     def append(self, seals: Iterable[Seal], token: bytes | None = None) -> None:
-        self._write(anchor_lines(seals, token))
+        self._objects.append(anchor_lines(seals, token))
 
     def accept(self, seal: Seal | None, acceptance: Acceptance) -> None:
-        self._write([anchor_line(seal, acceptance=acceptance)])
+        self._objects.append([anchor_line(seal, acceptance=acceptance)])
 
     def read(self) -> Iterator[Anchor]:
         """Yield the anchors in the newest 100 objects."""
-        found = list(self._anchors())
+        found = list(numbered(self._objects.read(READ_OBJECTS)))
         limits = [(at, anchor) for at, anchor, _ in found if anchor.acceptance]
         return counted(limits, iter(found))
 
     def acceptances(self) -> list[Anchor]:
-        return [anchor for _, anchor, _ in self._anchors() if anchor.acceptance]
-
-    def _write(self, lines: Iterable[bytes]) -> None:
-        content = b"".join(lines)
-        if self._number is None:
-            self.newest()
-        number = (self._number or 0) + 1
-        self._call(
-            "put_object",
-            Key=self._key(number),
-            Body=content,
-            # Object lock demands a checksum, and this one every store takes.
-            ContentMD5=b64encode(md5(content, usedforsecurity=False).digest()).decode(),
-            ContentType="application/jsonl",
-            ObjectLockMode=self._mode,
-            ObjectLockRetainUntilDate=datetime.now(UTC) + self._retention,
-        )
-        self._number = number
-
-    def _anchors(self) -> Iterator[tuple[int, Anchor, str]]:
-        """Yield the lines of the newest objects, oldest first, with their places."""
-        newest = [found for found, _ in zip(self._objects(), range(READ_OBJECTS), strict=False)]
-        at = 0
-        for number, version in reversed(newest):
-            for line in self._content(number, version).splitlines():
-                where = f"{self.name}, object {number}"
-                at += 1
-                yield at, parse_anchor(line, f"{where},"), where
-
-    def _objects(self) -> Iterator[tuple[int, str]]:
-        """Yield number and oldest version of each object, the newest first."""
-        for key, versions in groupby(self._versions(), key=lambda version: version["Key"]):
-            yield self._number_of(key), [version["VersionId"] for version in versions][-1]
-
-    def _versions(self) -> Iterator[Any]:
-        place: dict[str, Any] = {}
-        while True:
-            page = self._call("list_object_versions", Prefix=f"{self._prefix}/", **place)
-            yield from page.get("Versions", [])
-            if not page.get("IsTruncated"):
-                return
-            place = {"KeyMarker": page["NextKeyMarker"]}
-            if "NextVersionIdMarker" in page:
-                place["VersionIdMarker"] = page["NextVersionIdMarker"]
-
-    def _content(self, number: int, version: str) -> bytes:
-        found = self._call("get_object", Key=self._key(number), VersionId=version)
-        content: bytes = found["Body"].read()
-        return content
-
-    def _call(self, operation: str, **parameters: Any) -> Any:
-        from infra.objects.s3 import S3Error, unavailable
-
-        try:
-            return getattr(self._client, operation)(Bucket=self._bucket, **parameters)
-        except S3Error as error:
-            told = unavailable(error, self._bucket, self._client.meta.endpoint_url)
-            raise AnchorsUnusable(told.cause) from error
-
-    def _key(self, number: int) -> str:
-        return f"{self._prefix}/{HIGHEST - number:012}.jsonl"
-
-    def _number_of(self, key: str) -> int:
-        name = key.removeprefix(f"{self._prefix}/").removesuffix(".jsonl")
-        if not (name.isdecimal() and key == self._key(HIGHEST - int(name))):
-            raise AnchorsUnusable(f"{self.name} holds {key!r}, which is no object of anchors")
-        return HIGHEST - int(name)
+        found = numbered(self._objects.read(READ_OBJECTS))
+        return [anchor for _, anchor, _ in found if anchor.acceptance]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ Leaf of an event = SHA-256 of
 Hash of a seal of format 2 = SHA-256 of
 
     "backlot.seal.v2" and a zero byte
-    hash of the seal before it, 32 bytes; zero bytes for seal 1
+    hash of the seal before it, 32 bytes; for seal 1 zero bytes, or the hash of the last seal of
+                    the log that this one was rewritten from
     number          int8
     first, last     int8 each: the block of consecutive positions that it covers
     sealed at       int8: microseconds since 1970, in UTC
@@ -62,7 +63,7 @@ FAN = 16
 """Children of a node over events: binary, each seal would take 15 times as many hashes."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NO_SEAL = bytes(HASH_BYTES)
-"""What the first seal has in place of the hash before it."""
+"""What the first seal has in place of the hash before it, unless the log was rewritten."""
 
 _PLACE = Struct(">q16sq")
 _RANGE = Struct(">qq")
@@ -87,7 +88,7 @@ SELECT %(number)s::int8, %(first)s::int8, %(last)s::int8, %(leaves)b::bytea, %(h
        %(previous)b::bytea, %(signature)b::bytea, %(key_id)s::text, %(sealed_at)s::timestamptz,
        %(format)s::int2, %(peaks)b::bytea
 WHERE coalesce((SELECT hash FROM public.backlot_seals ORDER BY number DESC LIMIT 1),
-               '\\x{NO_SEAL.hex()}'::bytea) = %(previous)b::bytea
+               CASE WHEN %(number)s::int8 = 1 THEN %(previous)b::bytea END) = %(previous)b::bytea
 """.encode()
 TIP = b"SELECT number, hash FROM public.backlot_seals ORDER BY number DESC LIMIT 1"
 HASHES = b"SELECT hash FROM public.backlot_seals WHERE number <= %s ORDER BY number"

@@ -28,6 +28,7 @@ from engine.seals.report import (
     FaultKind,
     Report,
     old_format,
+    rewritten,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class SealCheck:
         # None as long as a part of a log has shown no seal that tells them.
         known = self._from_start or (before is not None and before.peaks is not None)
         self._peaks = peaks_after(before) if known else None
+        self.follows: bytes | None = None
         self.count = self.signed = self.anchored = self.timestamped = self.old = 0
 
     def fault(self, seal: Seal) -> Fault | None:
@@ -103,7 +105,9 @@ class SealCheck:
             return Fault(FaultKind.SEAL_MISSING, detail, first, seal=number)
         if before is None and not self._from_start:
             return None
-        previous, first = (before.hash, before.last + 1) if before else (NO_SEAL, 1)
+        if before is None and seal.format > 1 and seal.previous != NO_SEAL:
+            self.follows = seal.previous
+        previous, first = (before.hash, before.last + 1) if before else (self.follows or NO_SEAL, 1)
         if seal.previous != previous:
             detail = f"seal {seal.number} does not continue the chain: it follows another seal"
             return Fault(FaultKind.SEAL_MISSING, detail, first, seal=seal.number)
@@ -167,6 +171,8 @@ class SealCheck:
                 yield UNCHECKED
         if not self.anchored:
             yield UNANCHORED
+        if self.follows is not None:
+            yield rewritten(self.follows)
         if self.old:
             yield old_format(self.old)
 
@@ -289,6 +295,7 @@ class Check:
             newest=self._newest,
             timestamped=self._seals.timestamped,
             old=self._seals.old,
+            follows=self._seals.follows,
             caveats=tuple(self._seals.caveats()),
         )
 

@@ -13,11 +13,12 @@ from engine.seals.anchors import (
     Acceptance,
     Anchor,
     AnchorStore,
-    AnchorsUnusable,
     Head,
     HeadFile,
     anchor_of,
 )
+from engine.seals.forgotten import ForgottenList
+from engine.seals.places import AnchorsUnusable
 from infra.metrics import counter
 
 SEAL_FAILURES = counter(
@@ -45,10 +46,11 @@ class OutsideComparison:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """The places outside the database where the newest seal is known."""
+    """The places outside the database where the newest seal is known, and who was forgotten."""
 
     head: HeadFile | None = None
     anchors: Sequence[AnchorStore] = ()
+    forgotten: Sequence[ForgottenList] = ()
 
     def compare(self, conn: Connection[TupleRow]) -> OutsideComparison:
         """Compare with each of them. Raise psycopg.Error.
@@ -75,6 +77,11 @@ class Outside:
                 differences += anchor_difference(
                     conn, store.name, newest, floors.get(store.name, 0)
                 )
+        for each in self.forgotten:
+            try:
+                each.read()
+            except AnchorsUnusable as error:
+                unusable.append(str(error))
         return OutsideComparison(differences, unusable)
 
     def accept(self, conn: Connection[TupleRow], acceptance: Acceptance) -> None:
@@ -87,10 +94,21 @@ class Outside:
             newest = store.newest()
             if newest is None or newest.seal != anchor_of(seal).seal:
                 store.accept(seal, acceptance)
+        self._write_head(seal, seal.number if seal else 0)
+
+    def begin_anew(self, conn: Connection[TupleRow], acceptance: Acceptance) -> None:
+        """Let nothing count that was known of another log, whose seals have the same numbers.
+
+        Raise AnchorsUnusable where a place can't be written, and psycopg.Error.
+        """
+        for store in self.anchors:
+            store.accept(None, acceptance)
+        self._write_head(chain.last_seal(conn), 0)
+
+    def _write_head(self, seal: chain.Seal | None, anchored: int) -> None:
         if self.head is not None:
-            number = seal.number if seal else 0
-            anchored = dict.fromkeys((store.name for store in self.anchors), number)
-            self.head.write(Head(anchor_of(seal), anchored))
+            places = dict.fromkeys((store.name for store in self.anchors), anchored)
+            self.head.write(Head(anchor_of(seal), places))
 
 
 NOTHING = Outside()

@@ -23,7 +23,10 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from engine.seals.anchors import Anchor, AnchorStore, BucketAnchors, FileAnchors, HeadFile
 from engine.seals.chain import Seal
+from engine.seals.forgotten import ForgottenList
 from engine.seals.outside import NOTHING, SEAL_FAILURES, Outside
+from engine.seals.places import LineFile, LinePlace, LockedObjects
+from infra.data_folder import forgotten_path, seal_head_path
 from infra.errors import OperatorError
 from infra.settings.adapters import ObjectSettings
 from infra.settings.features import SealSettings
@@ -169,9 +172,9 @@ def _read(path: Path) -> bytes:
 
 
 def configured_proofs(
-    settings: SealSettings, objects: ObjectSettings, head: Path | None = None
+    settings: SealSettings, objects: ObjectSettings, folder: Path | None = None
 ) -> Proofs:
-    """Return what the settings name, and the head in that file, if there is one.
+    """Return what the settings name, and what lies in the data folder, if one is given.
 
     Raise KeyUnusable, CertificatesUnusable, and S3Misconfigured.
     """
@@ -181,8 +184,33 @@ def configured_proofs(
     elif settings.key_file is not None:
         keys = read_seal_key(settings.key_file).public
     trust = None if settings.tsa_ca_file is None else _trust(settings.tsa_ca_file)
-    file = None if head is None else HeadFile(head)
-    return Proofs(keys, Outside(file, configured_anchors(settings, objects)), trust)
+    head = None if folder is None else HeadFile(seal_head_path(folder))
+    anchors = configured_anchors(settings, objects)
+    return Proofs(keys, Outside(head, anchors, _forgotten(settings, objects, folder)), trust)
+
+
+def _forgotten(
+    settings: SealSettings, objects: ObjectSettings, folder: Path | None
+) -> list[ForgottenList]:
+    """Return the lists of who was forgotten: in the data folder, and beside each place of anchors.
+
+    Releases before these lists take what is under an anchor's name for anchors.
+    """
+    places: list[LinePlace] = [] if folder is None else [LineFile(forgotten_path(folder))]
+    for place in settings.anchors:
+        if isinstance(place, BucketPlace):
+            places.append(
+                LockedObjects(
+                    objects.model_copy(update={"bucket": place.bucket}),
+                    f"{place.prefix}.forgotten",
+                    mode=settings.anchor_lock,
+                    retention=timedelta(days=settings.anchor_retention_days),
+                    keeps=True,
+                )
+            )
+        else:
+            places.append(LineFile(place.path.with_name(f"{place.path.name}.forgotten")))
+    return list(map(ForgottenList, places))
 
 
 def _trust(path: Path) -> TimestampTrust:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from uuid import UUID
 
@@ -21,6 +21,7 @@ class FaultKind(StrEnum):
     ANCHOR_DIFFERS = "anchor-differs"
     TIMESTAMP_INVALID = "timestamp-invalid"
     HEAD_DIFFERS = "head-differs"
+    LINK_DIFFERS = "link-differs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,14 @@ def old_format(seals: int) -> Caveat:
     return Caveat("old-format", detail)
 
 
+def rewritten(follows: bytes) -> Caveat:
+    detail = (
+        f"this log was rewritten from another one, whose last seal has the hash {follows.hex()}: "
+        "an export of that log shows what it was (--follows)"
+    )
+    return Caveat("rewritten", detail)
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What was checked: positions from `first`, proved up to `sealed_to`; and the first fault.
@@ -83,7 +92,8 @@ class Report:
     those that were compared with an anchor, `timestamped` those of them with a time stamp that was
     checked, and `old` those of the former format. The `unsealed` events at the end are not proved
     yet, only looked at. Counts include what comes after a fault. `newest` is the last seal.
-    `caveats` say what the result can't prove.
+    `follows` is the hash of the last seal of the log that this one was rewritten from. `caveats`
+    say what the result can't prove.
     """
 
     first: int
@@ -97,6 +107,7 @@ class Report:
     newest: Seal | None
     timestamped: int = 0
     old: int = 0
+    follows: bytes | None = None
     caveats: tuple[Caveat, ...] = ()
 
     @property
@@ -117,4 +128,21 @@ class Report:
             "unsealed": self.unsealed,
             "caveats": [asdict(caveat) for caveat in self.caveats],
         }
+        if self.follows is not None:
+            record["follows"] = self.follows.hex()
         return record if self.fault is None else {**record, "fault": self.fault.as_dict()}
+
+    def linked_to(self, former: Report) -> Report:
+        """Return the report with a fault unless the log follows the last seal of a former one."""
+        newest = former.newest
+        if self.fault is not None:
+            return self
+        if former.fault is not None:
+            why = f"the former log is not what was sealed: {former.fault.detail}"
+        elif newest is None:
+            why = "the former log has no seal that this one could follow"
+        elif self.follows != newest.hash:
+            why = f"this log does not follow seal {newest.number}, the last one of the former log"
+        else:
+            return self
+        return replace(self, fault=Fault(FaultKind.LINK_DIFFERS, why))

@@ -19,10 +19,11 @@ from psycopg.rows import TupleRow
 
 from engine.event_store import EVENTS
 from engine.seals import chain
-from engine.seals.anchors import AnchorStore, AnchorsUnusable, Head, HeadFile, anchor_of
+from engine.seals.anchors import AnchorStore, Head, HeadFile, anchor_of
 from engine.seals.chain import FORMAT, LEAF, NO_SEAL, Seal, seal_hash
 from engine.seals.merkle import HASH_BYTES
 from engine.seals.outside import SEAL_FAILURES, AnchorWriter, difference
+from engine.seals.places import AnchorsUnusable
 from engine.seals.proofs import SealKey
 from infra.advisory_locks import Lock, try_lock
 from infra.errors import OperatorError
@@ -219,31 +220,14 @@ class Sealer:
         return min(lag, self._block_events)
 
     def _seal(self, conn: Connection[TupleRow], size: int) -> None:
-        before = self._last
-        first, until, leaves = _block(conn, before.last if before else 0, size)
-        seal = Seal(
-            number=before.number + 1 if before else 1,
-            first=first,
-            last=until,
-            leaves=leaves,
-            hash=NO_SEAL,
-            previous=before.hash if before else NO_SEAL,
-            signature=None,
-            key_id=self._key.key_id if self._key else None,
-            sealed_at=datetime.now(UTC),
-            format=FORMAT,
-            peaks=self._peaks,
-        )
-        digest = seal_hash(seal)
-        signature = self._key.sign(digest) if self._key else None
-        seal = replace(seal, hash=digest, signature=signature)
+        seal = make_seal(conn, self._last, size, self._key, self._peaks)
         if not chain.insert_seal(conn, seal):
             self._confirmed = False
             raise LogRewritten(f"seal {seal.number - 1} was changed or removed a moment ago")
         self._last, self._peaks = seal, chain.peaks_after(seal)
         self._waiting_since = None
         SEALS.inc()
-        log.debug("sealed", number=seal.number, first=first, last=until)
+        log.debug("sealed", number=seal.number, first=seal.first, last=seal.last)
 
     def _keep(self, last: Seal) -> None:
         """Write the newest seal down as the head; a failure never stops the sealing."""
@@ -267,6 +251,38 @@ class Sealer:
                 writer.write(conn, last)
             except AnchorsUnusable as error:
                 _tell_unusable("anchoring", "seals_not_anchored", error)
+
+
+def make_seal(
+    conn: Connection[TupleRow],
+    before: Seal | None,
+    size: int,
+    key: SealKey | None,
+    peaks: bytes,
+    *,
+    follows: bytes = NO_SEAL,
+) -> Seal:
+    """Return the seal over the next `size` events, or as many as follow without a gap.
+
+    `peaks` are those of the tree over all seals before it; the first seal of a log `follows` the
+    last one of the log that it was rewritten from. Raise LogBroken.
+    """
+    first, until, leaves = _block(conn, before.last if before else 0, size)
+    seal = Seal(
+        number=before.number + 1 if before else 1,
+        first=first,
+        last=until,
+        leaves=leaves,
+        hash=NO_SEAL,
+        previous=before.hash if before else follows,
+        signature=None,
+        key_id=key.key_id if key else None,
+        sealed_at=datetime.now(UTC),
+        format=FORMAT,
+        peaks=peaks,
+    )
+    digest = seal_hash(seal)
+    return replace(seal, hash=digest, signature=key.sign(digest) if key else None)
 
 
 def _tell_unusable(step: str, event: str, error: AnchorsUnusable) -> None:

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -22,13 +18,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.auth import Authenticator, Identity, caller_of, recalled
+from infra.http.auth import Authenticator, Identity, ask, caller_of, recalled
 from infra.http.problems import (
     FRAMEWORK,
     PROBLEM_JSON,
@@ -41,6 +35,7 @@ from infra.http.problems import (
     unknown_parameters,
 )
 from infra.http.rate_limits import OBJECTS, RateLimits, fields, rate_class, too_many
+from infra.http.request_metrics import HTTP
 from infra.http.requests import (
     ADDED,
     HEADERS,
@@ -56,7 +51,7 @@ from infra.http.requests import (
 )
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
-from infra.metrics import REGISTRY, SECONDS
+from infra.pseudonyms import Pseudonyms
 from infra.rate_limits import LimitReached
 from infra.security_log import SecurityEvent, record
 
@@ -93,61 +88,6 @@ Shortcut = Callable[[UUID, Request], Awaitable[Response | None]]
 """Answers a request for the one id in its path, or None: then it goes through the framework."""
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-
-
-@dataclass(slots=True)
-class Timings:
-    """Requests of one method and route: how many fell into each bucket, and their seconds."""
-
-    counts: list[int]
-    seconds: float = 0.0
-    statuses: Counter[int] = field(default_factory=Counter)
-
-
-class RequestMetrics(Collector):
-    """Requests by method, route template and status, and the time that they took.
-
-    prometheus_client's own counters cost a request as much as its route. One event loop observes;
-    the figures get Prometheus' shape when somebody scrapes them.
-    """
-
-    def __init__(self, prefix: str, buckets: Sequence[float]) -> None:
-        """`buckets` are upper bounds in seconds, in rising order."""
-        self._prefix = prefix
-        self._bounds = list(buckets)
-        self._timed: dict[tuple[str, str], Timings] = {}
-
-    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Take in one answered request."""
-        timed = self._timed.get((method, route))
-        if timed is None:
-            timed = self._timed[method, route] = Timings([0] * (len(self._bounds) + 1))
-        timed.counts[bisect_left(self._bounds, seconds)] += 1
-        timed.seconds += seconds
-        timed.statuses[status] += 1
-
-    def collect(self) -> Iterable[Metric]:
-        requests = CounterMetricFamily(
-            f"{self._prefix}_requests",
-            "HTTP requests answered, by route template.",
-            labels=("method", "route", "status"),
-        )
-        seconds = HistogramMetricFamily(
-            f"{self._prefix}_request_seconds",
-            "Time to answer an HTTP request, by route template.",
-            labels=("method", "route"),
-        )
-        names = [*map(str, self._bounds), "+Inf"]
-        for labels, timed in list(self._timed.items()):
-            for status, count in list(timed.statuses.items()):
-                requests.add_metric((*labels, str(status)), count)
-            below = list(zip(names, accumulate(timed.counts), strict=True))
-            seconds.add_metric(labels, below, timed.seconds)
-        return (requests, seconds)
-
-
-HTTP = RequestMetrics("backlot_http", SECONDS)
-REGISTRY.register(HTTP)
 
 
 class DirectRoute(APIRoute):
@@ -422,7 +362,7 @@ class HttpApp(FastAPI):
         for kind in type(error).__mro__:
             if kind in self._translate:
                 return self._translate[kind](error)
-        log.error("request_broke", method=scope["method"], path=scope["path"], exc_info=error)
+        log.error("request_broke", method=scope["method"], path=_path_told(scope), exc_info=error)
         detail = "This is our fault and has been logged; please try again."
         return Problem(500, "internal", detail)
 
@@ -432,8 +372,14 @@ def _measure(scope: Scope, status: int, seconds: float) -> None:
     method = asked if asked in METHODS else "other"
     HTTP.observe(method, getattr(scope.get("route"), "path", "unmatched"), status, seconds)
     if REQUESTS.isEnabledFor(logging.DEBUG):
-        told = {"path": scope["path"], "requestId": request_id_of(scope)}
+        told = {"path": _path_told(scope), "requestId": request_id_of(scope)}
         log.debug("request", method=method, status=status, seconds=seconds, **told)
+
+
+def _path_told(scope: Scope) -> str:
+    """Return the path as logs may have it: without the user id that it may name."""
+    template = str(getattr(scope.get("route"), "path", ""))
+    return template if "{user_id}" in template else str(scope["path"])
 
 
 def _local_port(scope: Scope) -> int:
@@ -453,12 +399,12 @@ async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
     """Let a request of a class pass within its caller's limits; raise LimitReached beyond them."""
     path = scope["path"]
     caller = None if path.startswith(OBJECTS) else recalled(scope) or await caller_of(scope)
-    user_id = caller.user_id if isinstance(caller, Identity) else None
+    person = caller.person if isinstance(caller, Identity) else None
     address = client_address(scope)
     try:
-        told = await limits.admit(kind, user_id, address, path)
+        told = await limits.admit(kind, person, address, path)
     except LimitReached:
-        record(SecurityEvent.LIMIT_HIT, user_id or address, limit=kind)
+        record(SecurityEvent.LIMIT_HIT, person or address, limit=kind)
         raise
     if told is not None:
         # The first of all that is added to the answer.
@@ -479,6 +425,31 @@ class JsonResponse(Response):
         ]
 
 
+class NamedResponse(JsonResponse):
+    """An answer that names persons: clients get user ids in place of pseudonyms."""
+
+    def __init__(self, wire: Wire, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(b"", status, headers)
+        self.wire = wire
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body = await named(scope["app"].state.authenticator.persons, self.wire)
+        self.raw_headers[1] = (b"content-length", str(len(self.body)).encode())
+        await super().__call__(scope, receive, send)
+
+
+async def named(persons: Pseudonyms, wire: Wire) -> bytes:
+    """Return a shape as JSON, with user ids in place of pseudonyms.
+
+    Raise Problem 503 where these can't be found out.
+    """
+    pseudonyms = {getattr(shape, name) for shape, name in wire.persons()}
+    names = persons.recall(pseudonyms)
+    if names is None:
+        names = await ask(persons.names, pseudonyms)
+    return wire.to_json(names)
+
+
 def problem_response(scope: Scope, problem: Problem) -> Response:
     """Return the response of a problem, with the request id that the edge gave the request."""
     body = ProblemDetails(
@@ -495,4 +466,6 @@ def problem_response(scope: Scope, problem: Problem) -> Response:
 
 def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a JSON response made straight from a contract shape."""
+    if body.may_name():
+        return NamedResponse(body, status, headers or {})
     return JsonResponse(body.to_json(), status, headers or {})

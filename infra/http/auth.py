@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Lock
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 
 import jwt
+import psycopg
 import structlog
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.types import Scope
 
+from domain.errors import Forgotten
 from domain.model import ActorKind, is_reserved
 from domain.text import is_name
 from domain.upload import VideoViewer
@@ -30,10 +32,14 @@ from infra.cache import SingleFlight
 from infra.http.keys import Keys, KeysUnavailable, keys_of
 from infra.http.problems import Problem
 from infra.http.requests import client_address, header
+from infra.key_encryption import KeyEncryptionFailed
+from infra.pseudonyms import UNKNOWN, OwnNames, Pseudonyms
 from infra.security_log import SecurityEvent, record
 from infra.settings.adapters import AuthSettings
 
 log = structlog.get_logger(__name__)
+
+R = TypeVar("R")
 
 # Who decides about what anybody wrote, and sees private videos that are not their own.
 MODERATORS = frozenset(("moderator", "admin"))
@@ -66,13 +72,13 @@ class InvalidToken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A verified caller: the token's ``sub`` and ``roles``.
+    """A verified caller: the pseudonym of the token's ``sub``, and its ``roles``.
 
-    An anonymous one has no token; a key that nobody can guess stands in place of the user id.
+    An anonymous one has no token; a key that nobody can guess stands in place of the pseudonym.
     What follows from these is found out once, since a token is remembered with its identity.
     """
 
-    user_id: str
+    person: str
     roles: frozenset[str]
     anonymous: bool = False
     kind: ActorKind = field(init=False, repr=False, compare=False)
@@ -82,9 +88,9 @@ class Identity:
 
     def __post_init__(self) -> None:
         kind = ActorKind.USER if self.roles.isdisjoint(OPERATORS) else ActorKind.OPERATOR
-        user_id = None if self.anonymous else self.user_id
+        person = None if self.anonymous else self.person
         object.__setattr__(self, "kind", ActorKind.ANONYMOUS if self.anonymous else kind)
-        object.__setattr__(self, "viewer", VideoViewer(user_id, self.is_moderator))
+        object.__setattr__(self, "viewer", VideoViewer(person, self.is_moderator))
 
     @property
     def is_admin(self) -> bool:
@@ -98,7 +104,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class RevokedTokens:
-    """Tokens that count no more: single ones by `jti`, and a user's by the time of their issue.
+    """Tokens that count no more: single ones by `jti`, and a person's by the time of their issue.
 
     `users` are Unix times in seconds: whatever was issued to that user up to then is revoked.
     """
@@ -106,15 +112,15 @@ class RevokedTokens:
     tokens: frozenset[str] = frozenset()
     users: Mapping[str, float] = field(default_factory=dict)
 
-    def has(self, claims: Mapping[str, Any], now: float) -> bool:
-        """Return whether a token with these verified claims is revoked.
+    def has(self, claims: Mapping[str, Any], person: str, now: float) -> bool:
+        """Return whether a person's token with these verified claims is revoked.
 
         Clocks may differ by 10 seconds. Of a user with revoked tokens, one that does not tell when
         it was issued, or tells a time that is still to come, is taken for one of them.
         """
         if claims.get("jti") in self.tokens:
             return True
-        until = self.users.get(claims["sub"])
+        until = self.users.get(person)
         if until is None:
             return False
         issued = claims.get("iat")
@@ -128,6 +134,7 @@ class Authenticator:
         self,
         keys: Keys,
         *,
+        persons: Pseudonyms | None = None,
         issuer: str | None = None,
         audience: str | None = None,
         max_lifetime: timedelta = timedelta(days=7),
@@ -135,6 +142,7 @@ class Authenticator:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
+        self.persons = persons or OwnNames()
         self._issuer = issuer
         self._audience = audience
         self.max_lifetime = max_lifetime
@@ -182,7 +190,8 @@ class Authenticator:
     def authenticate(self, token: str) -> Identity:
         """Verify signature, lifetime, issuer and audience, and that it is not revoked.
 
-        Raise InvalidToken with the reason, or KeysUnavailable when the key server did not answer.
+        May block. Raise InvalidToken with the reason, KeysUnavailable when the key server did not
+        answer, Forgotten, and what the persons raise when their database is away.
         """
         identity = self.recall(token)
         if identity is not None:
@@ -190,8 +199,10 @@ class Authenticator:
         if len(token) > MAX_TOKEN_LENGTH:
             raise InvalidToken(f"token longer than {MAX_TOKEN_LENGTH} characters")
         claims = self._verify(token)
-        identity, revoked = _identity(claims), self._revoked
-        if revoked.has(claims, self._clock()):
+        user_id, roles = _subject(claims)
+        person, revoked = self.persons.admit(user_id), self._revoked
+        identity = Identity(person, roles)
+        if revoked.has(claims, person, self._clock()):
             raise InvalidToken("token is revoked; get a new one")
         self._keep(token, identity, float(claims["exp"]), revoked)
         return identity
@@ -245,7 +256,9 @@ class Authenticator:
                 self._verified.popitem(last=False)
 
 
-def make_authenticator(settings: AuthSettings, local_secret: str | None = None) -> Authenticator:
+def make_authenticator(
+    settings: AuthSettings, local_secret: str | None = None, persons: Pseudonyms | None = None
+) -> Authenticator:
     """Return the authenticator that the settings ask for.
 
     ``local_secret`` is used when no ``JWT_*`` key is set. Raise SettingsError for a public key
@@ -253,6 +266,7 @@ def make_authenticator(settings: AuthSettings, local_secret: str | None = None) 
     """
     return Authenticator(
         keys_of(settings, local_secret),
+        persons=persons,
         issuer=settings.issuer,
         audience=settings.audience,
         max_lifetime=settings.max_lifetime,
@@ -276,7 +290,7 @@ def mint_token(
     claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + int(ttl.total_seconds())}
     claims["jti"] = str(uuid4())
     claims["roles"] = sorted(roles)
-    _identity(claims)
+    _subject(claims)
     if issuer is not None:
         claims["iss"] = issuer
     if audience is not None:
@@ -294,7 +308,15 @@ def _require_time(claim: str, value: object) -> None:
         raise InvalidToken(f"{claim} must be a time in seconds")
 
 
-def _identity(claims: dict[str, Any]) -> Identity:
+def user_id_of(text: str) -> str:
+    """Return what a call has where it names a user; raise ValueError for what no token can say."""
+    if not is_name(text, MAX_USER_ID_LENGTH) or is_reserved(text):
+        raise ValueError(f"must be a user id of at most {MAX_USER_ID_LENGTH} characters")
+    return text
+
+
+def _subject(claims: dict[str, Any]) -> tuple[str, frozenset[str]]:
+    """Return the user id and the roles of a token; raise InvalidToken."""
     user_id, roles = claims["sub"], claims.get("roles", [])
     if not isinstance(user_id, str) or not is_name(user_id, MAX_USER_ID_LENGTH):
         raise InvalidToken(
@@ -308,7 +330,7 @@ def _identity(claims: dict[str, Any]) -> Identity:
         )
     if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
         raise InvalidToken("roles must be a list of strings")
-    return Identity(user_id, frozenset(roles))
+    return user_id, frozenset(roles)
 
 
 def _reason(error: jwt.PyJWTError) -> str:
@@ -367,7 +389,7 @@ async def _identify(scope: Scope) -> Identity | None:
     authenticator: Authenticator = scope["app"].state.authenticator
     try:
         await authenticator.prepare(token)
-        return authenticator.authenticate(token)
+        return await ask(authenticator.authenticate, token)
     except InvalidToken as error:
         record(SecurityEvent.TOKEN_REFUSED, client_address(scope), reason=error.reason)
         raise _unauthenticated(f"The token was refused: {error.reason}.") from error
@@ -376,6 +398,48 @@ async def _identify(scope: Scope) -> Identity | None:
         raise Problem(
             503, "unavailable", "Tokens can't be verified right now.", headers={"Retry-After": "5"}
         ) from error
+
+
+async def ask(question: Callable[..., R], *given: Any) -> R:
+    """Return what persons answer to a question that may block.
+
+    Raise Problem: 410 of whom was forgotten, 503 where nobody can be told apart now.
+    """
+    try:
+        return await asyncio.to_thread(question, *given)
+    except Forgotten as error:
+        raise Problem(410, "forgotten", str(error)) from error
+    except (psycopg.Error, KeyEncryptionFailed) as error:
+        log.warning("persons_unavailable", error=" ".join(str(error).split()))
+        raise Problem(
+            503, "unavailable", "Users can't be told apart right now.", headers={"Retry-After": "1"}
+        ) from error
+
+
+async def persons_of(request: Request) -> Pseudonyms:
+    """Return who is who for a request."""
+    authenticator: Authenticator = request.app.state.authenticator
+    return authenticator.persons
+
+
+async def persons_named(request: Request, user_ids: Sequence[str]) -> list[str]:
+    """Return the pseudonyms of users that a call names; UNKNOWN where nobody has that name."""
+    find = (await persons_of(request)).find
+    return await ask(lambda: [find(user_id) or UNKNOWN for user_id in user_ids])
+
+
+async def person_named(request: Request, user_id: str) -> str:
+    """Return the pseudonym of one user that a call names, as `persons_named` does."""
+    (person,) = await persons_named(request, (user_id,))
+    return person
+
+
+async def person_admitted(request: Request, user_id: str) -> str:
+    """Return the pseudonym of a user of whom something is recorded, also before they came here.
+
+    Raise Problem 410 for one who was forgotten.
+    """
+    return await ask((await persons_of(request)).admit, user_id)
 
 
 async def require_identity(request: Request) -> Identity:
@@ -394,7 +458,7 @@ def role_refused(request: Request, caller: Identity, detail: str) -> Problem:
     """Return the answer (403) to a caller without the role that is needed, and record it."""
     route = getattr(request.scope.get("route"), "path", "")
     roles = ", ".join(sorted(caller.roles))
-    record(SecurityEvent.ROLE_REFUSED, caller.user_id, route=route, roles=roles)
+    record(SecurityEvent.ROLE_REFUSED, caller.person, route=route, roles=roles)
     return Problem(403, "forbidden", detail)
 
 

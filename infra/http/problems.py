@@ -25,6 +25,7 @@ TITLES = {
     405: ("method-not-allowed", "The path does not have this method"),
     408: ("request-timeout", "The request came too slowly"),
     409: ("conflict", "In conflict with the present state"),
+    410: ("forgotten", "The user was forgotten"),
     413: ("too-large", "The body is too large"),
     414: ("uri-too-long", "The path or the query is too long"),
     415: ("unsupported-media-type", "Not a media type for this call"),
@@ -85,13 +86,16 @@ Make = Callable[[Any], Problem]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses=` of a route that can answer these problems."""
+    """Return the `responses=` of a route that can answer these problems.
+
+    Whoever may be refused for their token may be told that their user was forgotten.
+    """
     return {
         status: {
             "description": TITLES[status][1],
             "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
         }
-        for status in statuses
+        for status in sorted({*statuses, 410} if 401 in statuses else statuses)
     }
 
 

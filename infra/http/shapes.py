@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal, NamedTuple, Self
+from functools import cache
+from typing import Annotated, Literal, NamedTuple, Self, get_args
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 
 from domain.comment import TranslationStatus
 from domain.moderation import ActingAs, HoldCause
 from domain.revocations import Revocation
 from domain.upload import CommentPolicy, Visibility
+from infra.pseudonyms import Pseudonyms
 
 APPLICATION = "backlot"
 POSITION = re.compile(rf"{APPLICATION}:([0-9]{{1,18}})(?::([0-9]{{1,18}}))?")
@@ -39,14 +43,96 @@ def rfc3339(time: datetime, timespec: str = "auto") -> str:
     return time.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
+class PersonMark:
+    """Marks a field that names a person: a pseudonym inside of the program."""
+
+
+UserId = Annotated[str, PersonMark()]
+"""A person in an answer: the pseudonym, in whose place clients get the user id."""
+
+
 class Wire(BaseModel):
     """A JSON object, camelCase on the wire."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
 
-    def to_json(self) -> bytes:
-        """UTF-8 JSON; fields without a value are left out."""
-        return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_none=True)
+    @classmethod
+    def may_name(cls) -> PersonFields:
+        """Return where objects of this class name persons."""
+        return _person_fields(cls)
+
+    def persons(self) -> Iterator[tuple[Wire, str]]:
+        """Yield each field that names a person, as the object that has it and its name."""
+        own, nested = _person_fields(type(self))
+        for name in own:
+            if getattr(self, name) is not None:
+                yield self, name
+        for name in nested:
+            value = getattr(self, name)
+            for each in value if isinstance(value, list) else (value,):
+                if isinstance(each, Wire):
+                    yield from each.persons()
+
+    def to_json(self, names: Mapping[str, str] | None = None) -> bytes:
+        """UTF-8 JSON; fields without a value are left out, persons have their `names`.
+
+        The object is as before then: it may be kept, and told again.
+        """
+        places = [(vars(shape), name) for shape, name in self.persons()] if names else []
+        pseudonyms = [fields[name] for fields, name in places]
+        for fields, name in places:
+            fields[name] = (names or {}).get(fields[name], fields[name])
+        try:
+            return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_none=True)
+        finally:
+            for (fields, name), pseudonym in zip(places, pseudonyms, strict=True):
+                fields[name] = pseudonym
+
+
+def name_persons(shapes: Iterable[Wire], persons: Pseudonyms) -> None:
+    """Put user ids in place of pseudonyms; may ask the database."""
+    places = [(vars(shape), name) for each in shapes for shape, name in each.persons()]
+    names = persons.names({fields[name] for fields, name in places})
+    for fields, name in places:
+        fields[name] = names.get(fields[name], fields[name])
+
+
+class PersonFields(NamedTuple):
+    """The fields of a shape that name persons, and those whose own fields may."""
+
+    own: tuple[str, ...]
+    nested: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.own or self.nested)
+
+
+@cache
+def _person_fields(shape: type[Wire], above: tuple[type[Wire], ...] = ()) -> PersonFields:
+    own, nested = [], []
+    for name, found in shape.model_fields.items():
+        if any(isinstance(mark, PersonMark) for mark in _marks(found)):
+            own.append(name)
+        elif any(
+            inner is shape or (inner not in above and _person_fields(inner, (*above, shape)))
+            for inner in _shapes_in(found.annotation)
+        ):
+            nested.append(name)
+    return PersonFields(tuple(own), tuple(nested))
+
+
+def _marks(field: FieldInfo) -> Iterator[object]:
+    """Yield what a field is annotated with, also where it may be None."""
+    yield from field.metadata
+    for inner in get_args(field.annotation):
+        yield from getattr(inner, "__metadata__", ())
+
+
+def _shapes_in(annotation: object) -> Iterator[type[Wire]]:
+    if isinstance(annotation, type) and issubclass(annotation, Wire):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _shapes_in(inner)
 
 
 class RequestBody(Wire):
@@ -85,7 +171,7 @@ class Video(Wire):
     title: str
     description: str | None = None
     category: str | None = None
-    owner_id: str
+    owner_id: UserId
     status: str
     visibility: Visibility
     duration_seconds: float | None = None
@@ -114,7 +200,7 @@ class Comment(Wire):
 
     comment_id: UUID
     video_id: UUID
-    user_id: str
+    user_id: UserId
     content: str
     language: str | None = None
     confidence: float | None = None
@@ -137,9 +223,9 @@ class RevokedToken(Wire):
 
     revocation_id: UUID
     jti: str | None = None
-    user_id: str | None = None
+    user_id: UserId | None = None
     reason: str
-    revoked_by: str
+    revoked_by: UserId
     revoked_at: Time
     ends_at: Time
 

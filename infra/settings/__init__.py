@@ -33,7 +33,8 @@ MAY_HOLD_SECRETS = (
     "DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL", "REDLOCK_URLS", "JWT_SECRET",
     "JWT_PUBLIC_KEY", "S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL", "S3_SECRET_ACCESS_KEY",
     "TASK_BROKER_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "KAFKA_SASL_PASSWORD", "TIMESCALE_URL",
-    "SEAL_TSA_URL",
+    "SEAL_TSA_URL", "KEY_ENCRYPTION_KEY", "VAULT_TOKEN", "VAULT_ADDR", "KMS_ENDPOINT_URL",
+    "OLD_KEY_ENCRYPTION_KEY", "OLD_VAULT_TOKEN", "OLD_VAULT_ADDR", "OLD_KMS_ENDPOINT_URL",
 )  # fmt: skip
 # What may come from a file beside every secret: it belongs to one, or has several lines.
 ALSO_IN_FILES = frozenset({"S3_ACCESS_KEY_ID", "JWT_PUBLIC_KEY"})
@@ -116,6 +117,8 @@ class Settings(SettingsGroup):
     redis: adapters.RedisSettings
     objects: adapters.ObjectSettings
     auth: adapters.AuthSettings
+    keys: adapters.KeySettings
+    former_keys: adapters.FormerKeySettings
     logs: adapters.LogSettings
     uploads: features.UploadSettings
     rate_limits: features.RateLimitSettings

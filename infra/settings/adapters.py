@@ -12,6 +12,7 @@ from infra.settings.values import (
     BareUrl,
     BrokerUrl,
     CommaSet,
+    EncryptionKey,
     HttpUrl,
     LockNodes,
     Lower,
@@ -131,6 +132,55 @@ class ObjectSettings(SettingsGroup, alias_generator=variables("S3_")):
             told = f"URLs of S3 work for at most {MAX_S3_URL_SECONDS} seconds"
             raise ValueError(f"URL_TTL_SECONDS: {told} (got {self.url_ttl_seconds})")
         return self
+
+
+class KeySettings(SettingsGroup, alias_generator=str.upper):
+    """What wraps the keys of persons: a key, one in Vault, or one in KMS.
+
+    Without any of them, a key that Backlot keeps in the data folder. Vault's other variables belong
+    to every program that speaks with it, so that these alone choose nothing.
+    """
+
+    key_encryption_key: EncryptionKey = None
+    vault_transit_key: str | None = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)*$")
+    vault_addr: HttpUrl = None
+    vault_token: SecretStr | None = None
+    vault_namespace: str | None = None
+    vault_cacert: UserPath | None = None
+    kms_key_id: str | None = Field(default=None, min_length=1, max_length=2048)
+    kms_region: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,64}$")
+    kms_endpoint_url: HttpUrl = None
+
+    @classmethod
+    def variable(cls, field: str) -> str:
+        """Return how a field is called in the environment."""
+        return str(cls.model_fields[field].alias)
+
+    @property
+    def chosen(self) -> bool:
+        """Whether there is another key than the one in the data folder."""
+        return bool(self._ways())
+
+    def _ways(self) -> list[str]:
+        ways = ("key_encryption_key", "vault_transit_key", "kms_key_id")
+        return [self.variable(way) for way in ways if getattr(self, way) is not None]
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if len(ways := self._ways()) > 1:
+            raise ValueError(f"{' and '.join(ways)}: set only one of them")
+        address, token = self.variable("vault_addr"), self.variable("vault_token")
+        if self.vault_transit_key is not None and None in (self.vault_addr, self.vault_token):
+            transit = self.variable("vault_transit_key")
+            raise ValueError(f"{address} and {token}: set both too when {transit} is set")
+        if self.kms_key_id is None and (self.kms_region or self.kms_endpoint_url):
+            key, region = self.variable("kms_key_id"), self.variable("kms_region")
+            raise ValueError(f"{key}: set it too when {region} or its endpoint's URL is set")
+        return self
+
+
+class FormerKeySettings(KeySettings, alias_generator=variables("OLD_")):
+    """What wrapped them before, for `backlot keys rewrap` alone."""
 
 
 class AuthSettings(SettingsGroup, alias_generator=variables("JWT_")):

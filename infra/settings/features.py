@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from domain.person import VideosFate
 from infra.settings.values import (
     AnchorPlaces,
     HttpUrl,
@@ -259,12 +260,14 @@ class RecommendationSettings(SettingsGroup, alias_generator=variables("RECOMMEND
 
 
 class PrivacySettings(SettingsGroup, alias_generator=str.upper):
-    """Who may export personal data, and how long what names persons is kept.
+    """Who may export personal data, what forgetting does to videos, and how long what names persons
+    is kept.
 
     Without `telemetry_retention_days` telemetry is kept 30 days longer than the analytics.
     """
 
     privacy_self_service: bool = False
+    forget_videos: VideosFate = VideosFate.DELETE
     telemetry_retention_days: int | None = Field(default=None, ge=61, le=36_600)
     engagement_retention_days: int = Field(default=730, ge=60, le=36_500)
     dead_letter_retention_days: PositiveInt = Field(default=90, le=36_500)

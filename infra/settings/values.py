@@ -39,6 +39,7 @@ MOST_LANGUAGES = 16
 MOST_TERMS, MOST_TERM_CHARACTERS = 200, 60
 MOST_WATCHED, MOST_WATCHED_CHARACTERS = 2_000, 100
 LANGUAGE = re.compile("[a-z]{2}")
+ENCRYPTION_KEY = re.compile("[0-9a-fA-F]{64}")
 ANCHOR_BUCKET = re.compile(
     r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,254})/(?P<prefix>[\w.-]+(?:/[\w.-]+)*)"
 )
@@ -121,6 +122,13 @@ def strong_secret(value: SecretStr) -> SecretStr:
     if weakness := secret_weakness(value.get_secret_value()):
         raise ValueError(weakness)
     return value
+
+
+def encryption_key(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value().strip()
+    if not ENCRYPTION_KEY.fullmatch(text):
+        raise ValueError(f"must be 64 hexadecimal digits; {ADVICE}")
+    return strong_secret(SecretStr(text))
 
 
 def pem(value: str) -> str:
@@ -304,6 +312,8 @@ BrokerUrl = Annotated[SecretStr, AfterValidator(broker_address)] | None
 LockNodes = Annotated[tuple[SecretStr, ...], CommaSet, AfterValidator(lock_nodes)]
 Servers = Annotated[tuple[str, ...], CommaSet, AfterValidator(host_and_port)]
 Secret = Annotated[SecretStr, AfterValidator(strong_secret)] | None
+EncryptionKey = Annotated[SecretStr, AfterValidator(encryption_key)] | None
+"""A key of 256 bits, as hexadecimal digits."""
 PublicKey = Annotated[str, AfterValidator(pem)] | None
 Languages = Annotated[tuple[str, ...], CommaSet, AfterValidator(language_codes)]
 Terms = Annotated[tuple[str, ...], CommaSet, AfterValidator(terms)]

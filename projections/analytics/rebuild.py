@@ -8,58 +8,29 @@ and ingest go on, and whoever is killed leaves days that are right and days as t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from threading import Event
 from typing import NamedTuple
-from uuid import UUID
 
-import orjson
-from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import TupleRow
 
 from engine.comparison import SESSION, Difference
-from engine.event_store import EVENTS
-from engine.log import Log, LogWindow, event_id
 from engine.replay.records import Progress, ReplayState, Report
 from infra.advisory_locks import job_lock
 from infra.errors import OperatorError
-from projections.analytics import reconciliation, videos
+from projections.analytics import reconciliation
 from projections.analytics.calendar import DAY, start_of_day
 from projections.analytics.ingest import Store
 from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.reconciliation import Digest, day_of
-from projections.analytics.rules import AHEAD, TOPICS, NotCountable, Rules, row_of
+from projections.analytics.rules import AHEAD, Rules
 from projections.analytics.schema import Shape, refresh, retention_of, state
-from projections.analytics.videos import WRITES
+from projections.analytics.staging_tables import StagingTables
 from projections.analytics.viewers import recount_viewers
-from projections.integration_events import events_for, from_event
-
-WINDOW_EVENTS = 5_000
-
-HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
-TABLES = b"""
-CREATE TEMPORARY TABLE told_rows (position bigint NOT NULL, LIKE analytics.video_analytics);
-CREATE INDEX ON told_rows ("timestamp");
-CREATE TEMPORARY TABLE told_unreadable (event_id uuid PRIMARY KEY);
-CREATE TEMPORARY TABLE told_videos (LIKE analytics.videos INCLUDING ALL)
-"""
-COPY = b"""
-COPY told_rows (position, event_id, video_id, user_id, event_type, "timestamp", metadata)
-FROM STDIN
-"""
-UNREADABLE = b"INSERT INTO told_unreadable SELECT unnest(%b::uuid[]) ON CONFLICT DO NOTHING"
-# The statements that write the live table, on its staging table.
-STAGING_WRITES = {
-    kind: statement.replace(b"analytics.videos", b"told_videos")
-    for kind, statement in WRITES.items()
-}
-
-Pace = Callable[[int], None]
-"""Hears of the position that was read; raises what is to end the reading."""
 
 ROWS = {
     # Per type, since that is how they are indexed.
@@ -76,7 +47,7 @@ WHERE hypertable_schema = 'analytics' AND hypertable_name = 'video_analytics'
 }
 SPAN = b"""
 SELECT greatest(min(low), %(floor)s), least(max(high), %(ceiling)s) FROM (
-    SELECT min("timestamp"), max("timestamp") FROM told_rows
+    SELECT min("timestamp"), max("timestamp") FROM told_by_log
     UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_daily
     UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_hourly
     UNION ALL (ROWS)) AS seen(low, high)
@@ -102,76 +73,6 @@ NAME = "analytics"
 NO_VIEWERS = (0, 0)
 # Forces the comparison of each viewer of a day.
 UNKNOWN = (-1, 0)
-
-
-class StagingTables:
-    """What the log tells up to a position of likes and comments, and up to another of uploads.
-
-    They tell nothing of an event that can't be read or counted: its row, if there is one, stays.
-    """
-
-    def __init__(self, log_conn: Connection[TupleRow], conn: Connection[TupleRow]) -> None:
-        """`log_conn` is where the events are, `conn` where the analytics are."""
-        self._log_conn = log_conn
-        self._conn = conn
-        self._rows = Log(events_for(TOPICS), batch_events=WINDOW_EVENTS)
-        self._videos = Log(WRITES, batch_events=WINDOW_EVENTS)
-        self._rows_until = self._videos_until = 0
-        self.events = 0
-        conn.execute(TABLES)
-
-    def head(self) -> int:
-        """Return the last position of the log."""
-        (head,) = self._log_conn.execute(HEAD).fetchone() or (0,)
-        return int(head)
-
-    def read_rows(self, pace: Pace = lambda _: None) -> None:
-        """Go on with likes and comments to the end of the log."""
-        after, until = self._rows_until, self.head()
-        self._rows_until = self._read(self._rows, self._write_rows, after, until, pace)
-
-    def read_videos(self, until: int, pace: Pace = lambda _: None) -> None:
-        """Go on with the uploads to a position, which must be where their consumer is."""
-        after = self._videos_until
-        self._videos_until = self._read(self._videos, self._write_videos, after, until, pace)
-
-    def _read(
-        self, log: Log, write: Callable[[LogWindow], None], after: int, until: int, pace: Pace
-    ) -> int:
-        while after < until:
-            window = log.read(self._log_conn, after, until)
-            write(window)
-            self.events += len(window.events)
-            after = window.until
-            pace(after)
-        return after
-
-    def _write_rows(self, window: LogWindow) -> None:
-        unreadable: list[UUID] = []
-        now = datetime.now(UTC)
-        with self._conn.cursor() as cursor, cursor.copy(COPY) as copy:
-            for stored in window.events:
-                try:
-                    message = from_event(*stored.decode())
-                    row = row_of(message.topic, message.id, orjson.loads(message.value), now)
-                except (MapperDeserialisationError, NotCountable):
-                    unreadable.append(event_id(stored.stream_id, stored.version))
-                    continue
-                metadata = orjson.dumps(row.metadata).decode()
-                copy.write_row((stored.position, *row[:5], metadata))
-        if unreadable:
-            self._conn.execute(UNREADABLE, (unreadable,))
-
-    def _write_videos(self, window: LogWindow) -> None:
-        with self._conn.pipeline():
-            for stored in window.events:
-                try:
-                    message = videos.message(*stored.decode())
-                except MapperDeserialisationError:
-                    # The consumer has set it aside, too.
-                    continue
-                change = videos.change_of(message.topic, orjson.loads(message.value))
-                self._conn.execute(STAGING_WRITES[change.kind], change.values, prepare=True)
 
 
 def days(

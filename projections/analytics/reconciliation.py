@@ -72,8 +72,9 @@ INSERT INTO wrong ("table", kind, event_id, at, changes)
 SELECT 'video_analytics', {KIND.format(kept="kept.video_id", right="told.video_id")}, event_id,
        "timestamp", {CHANGES.format(one="kept", two="told")}
 FROM (SELECT * FROM told_rows WHERE {OF_DAY}) AS told
-FULL JOIN (SELECT event_id, video_id, user_id, event_type, "timestamp",
-                  metadata - 'trending' AS metadata
+FULL JOIN (SELECT event_id, video_id,
+                  CASE WHEN user_id NOT IN (SELECT person FROM told_forgotten) THEN user_id END
+                      AS user_id, event_type, "timestamp", metadata - 'trending' AS metadata
            FROM analytics.video_analytics
            WHERE event_type IN ('like', 'comment') AND {OF_DAY}) AS kept
     USING (event_id, "timestamp")
@@ -254,11 +255,12 @@ FROM public.backlot_telemetry WHERE event_id = ANY (%b)
 """
 
 NEXT_VIDEOS = "SELECT video_id FROM {table} WHERE video_id > %b ORDER BY video_id LIMIT %b"
-# Sessions were judged by the owner and the length.
+# Sessions were judged by the owner and the length; who it was goes without a new judgement.
 MISJUDGED = b"""
 SELECT video_id FROM told_videos AS told FULL JOIN analytics.videos AS kept USING (video_id)
 WHERE video_id = ANY (%b)
-  AND (told.owner, told.duration_seconds) IS DISTINCT FROM (kept.owner, kept.duration_seconds)
+  AND (CASE WHEN told.owner = '' THEN kept.owner ELSE told.owner END, told.duration_seconds)
+      IS DISTINCT FROM (kept.owner, kept.duration_seconds)
 """
 DROP_VIDEOS = b"""
 DELETE FROM analytics.videos AS kept WHERE video_id = ANY (%b)

@@ -26,7 +26,6 @@ from psycopg.errors import DeadlockDetected, InsufficientPrivilege, LockNotAvail
 
 from engine import installation
 from engine.installation import MigrationSet, UnknownMigration, migration_lock
-from engine.personal_data import PersonalTable
 from infra.advisory_locks import Lock, hold
 from infra.errors import describe
 from infra.metrics import counter
@@ -87,54 +86,6 @@ OLD: Mapping[str, str] = {
     "viewers_hourly": "bucket < %(floor)s",
     "video_viewers": "day < (%(floor)s::timestamptz AT TIME ZONE 'UTC')::date",
 }
-TERM = "ANALYTICS_RETENTION_DAYS"
-PERSONAL = (
-    PersonalTable(
-        name="analytics.video_analytics",
-        holds="views, watch time, shares, likes and comments as they are counted, one by one",
-        kept="so many days",
-        setting=TERM,
-        table="analytics.video_analytics",
-        columns=("user_id",),
-        analytics=True,
-    ),
-    PersonalTable(
-        name="analytics.video_viewers",
-        holds="who viewed which video on which day",
-        kept="so many days",
-        setting=TERM,
-        table="analytics.video_viewers",
-        columns=("viewer",),
-        analytics=True,
-    ),
-    PersonalTable(
-        name="analytics.sessions",
-        holds="what the rules remember of each session of watching",
-        kept="so many days after its last event",
-        setting=TERM,
-        table="analytics.sessions",
-        where="session::text IN (SELECT metadata->>'session' FROM analytics.video_analytics "
-        "WHERE user_id = %(subject)s)",
-        analytics=True,
-    ),
-    PersonalTable(
-        name="analytics.participants",
-        holds="what the rules remember of a viewer on a video: comments, seconds watched",
-        kept="so many days after the last event",
-        setting=TERM,
-        table="analytics.participants",
-        columns=("viewer",),
-        analytics=True,
-    ),
-    PersonalTable(
-        name="analytics.videos",
-        holds="whose videos there are, with category and length",
-        kept="follows the event log",
-        table="analytics.videos",
-        columns=("owner",),
-        analytics=True,
-    ),
-)
 # Of the hypertable and of the continuous aggregate whole chunks are dropped, by the policies.
 OLD_PLAIN: Mapping[str, str] = {
     "video_analytics": "event_type IN ('view', 'like', 'comment', 'watch_time', 'share') "

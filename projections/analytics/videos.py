@@ -30,6 +30,7 @@ UPDATE analytics.videos SET listed = (%(visibility)s = 'public') WHERE video_id 
 COMPLETE = b"UPDATE analytics.videos SET completed_at = %(at)s WHERE video_id = %(id)s"
 CHANGE = b"UPDATE analytics.videos SET category = %(category)s WHERE video_id = %(id)s"
 MEASURE = b"UPDATE analytics.videos SET duration_seconds = %(duration)s WHERE video_id = %(id)s"
+DISOWN = b"UPDATE analytics.videos SET owner = %(owner)s WHERE video_id = %(id)s"
 REMOVE = b"UPDATE analytics.videos SET removed = true WHERE video_id = %(id)s"
 # Nobody can watch what was never completed.
 FORGET = b"DELETE FROM analytics.videos WHERE video_id = %(id)s AND completed_at IS NULL"
@@ -64,6 +65,7 @@ WRITES: Mapping[type[Aggregate.Event], bytes] = {
     Upload.Expired: FORGET,
     Upload.DetailsChanged: CHANGE,
     Upload.SpeechTranscribed: MEASURE,
+    Upload.Disowned: DISOWN,
     Upload.Removed: REMOVE,
 }
 

@@ -18,7 +18,7 @@ from psycopg.rows import TupleRow
 
 from domain.feedback import CHOSEN, Signal, Variant
 from engine.installation import MigrationSet
-from engine.personal_data import Unsearched
+from engine.personal_data import Left, Unsearched
 from engine.projection import columns
 from infra.advisory_locks import Lock, lock_in_transaction
 from infra.postgres.connection import fetch_as
@@ -37,6 +37,7 @@ PERSONAL = (
         kept="so many days one by one; for good, how experiments compared in a list",
         setting="ANALYTICS_RETENTION_DAYS",
         where="tables feedback.reports and feedback.comparisons (analytics)",
+        forget=Left("made from a pseudonym that names nobody", for_good=True),
     ),
 )
 

@@ -13,7 +13,7 @@ from typing import LiteralString
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.personal_data import PersonalKeys, PersonalTable, Unsearched
+from engine.personal_data import Deleted, PersonalEntries, PersonalKeys, PersonalTable
 from infra.advisory_locks import Lock, lock_in_transaction
 from projections.recommendations.recommender import ENGAGED_PREFIX, PREFIX
 
@@ -36,6 +36,8 @@ PERSONAL = (
             columns=("viewer",),
             shown=shown,
             analytics=True,
+            # What their videos have in common stays.
+            forget=Deleted(),
         )
         for table, shown, holds in (
             ("engaged", "*", "which videos somebody watched, stayed with, liked, and when"),
@@ -51,6 +53,8 @@ PERSONAL = (
         where="video_id IN (SELECT video_id FROM analytics.videos WHERE owner = %(subject)s)",
         shown="video_id, at",
         analytics=True,
+        # Before whose videos they are is forgotten.
+        forget=Deleted(),
     ),
     PersonalKeys(
         name="redis.recommendations",
@@ -58,6 +62,7 @@ PERSONAL = (
         kept="so many seconds",
         setting=CACHED,
         pattern=f"{PREFIX}{{subject}}",
+        forget=Deleted(),
     ),
     PersonalKeys(
         name="redis.engaged",
@@ -65,19 +70,22 @@ PERSONAL = (
         kept="twice so many seconds",
         setting=CACHED,
         pattern=f"{ENGAGED_PREFIX}{{subject}}",
+        forget=Deleted(),
     ),
     PersonalKeys(
         name="redis.language_model_calls",
         holds="how many calls of the language model were made for somebody on a day",
         kept="two days",
         pattern="backlot:*:calls:{digest}",
+        forget=Deleted(),
     ),
-    Unsearched(
+    PersonalEntries(
         name="tasks.recommendations",
         holds="for whom recommendations are to be made in advance",
         kept="until the task has run; a dead one a week",
-        where="the task broker",
-        keys=("backlot:recommendations.*",),
+        pattern="backlot:recommendations*.msgs",
+        suffix=".msgs",
+        forget=Deleted(),
     ),
 )
 

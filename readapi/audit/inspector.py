@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Annotated, Any
@@ -23,12 +23,13 @@ from engine.inspection.streams import (
     Node,
     StreamStep,
     aggregate_of,
-    read_entry,
+    in_entries,
     type_of,
 )
 from engine.log import Stored, event_id
 from engine.privacy import PayloadMode, mask_actor, present
 from infra.http.shapes import VIDEO_ID, Time, Wire
+from infra.pseudonyms import Pseudonyms
 from readapi.queries import Page, decode_cursor, encode_cursor
 
 EVENT_ID = "c5a2b7e0-52d9-5b8e-9c3c-6e1f0a3d4b5c"
@@ -352,16 +353,29 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Inspector:
-    """The log as somebody may see it who is shown payloads in this mode."""
+    """The log as somebody may see it who is shown payloads in this mode.
+
+    Only in mode `full` those whom it names have their names.
+    """
 
     conn: AsyncConnection[TupleRow]
     audit: Audit
     mode: PayloadMode
+    persons: Pseudonyms
+
+    @property
+    def _named(self) -> Pseudonyms | None:
+        return self.persons if self.mode is PayloadMode.FULL else None
+
+    async def shown(self, stored: Sequence[Stored]) -> list[AuditEvent]:
+        """Return stored events as the mode admits them."""
+        entries = await in_entries(stored, self._named)
+        return [as_event(entry, self.mode) for entry in entries]
 
     async def events(
         self, search: Search, limit: int, cursor: str | None = None
     ) -> Page[AuditEvent]:
-        """Return a page of the events that match; raise InvalidCursor."""
+        """Return a page of the events that match; its actor is a pseudonym. Raise InvalidCursor."""
         kind = "newest events" if search.newest_first else "oldest events"
         if cursor is not None:
             place = decode_cursor(kind, cursor)
@@ -370,7 +384,7 @@ class Inspector:
             else:
                 search = replace(search, after=max(search.after, place))
         found = await find(self.conn, self.audit, search, limit)
-        items = [as_event(read_entry(stored), self.mode) for stored in found.events]
+        items = await self.shown(found.events)
         following = None if found.following is None else encode_cursor(kind, found.following)
         return Page[AuditEvent](items=items, next_cursor=following)
 
@@ -379,7 +393,7 @@ class Inspector:
         stored = await streams.at_position(self.conn, position)
         if stored is None:
             raise NotRecorded(f"There is no event at position {position}.")
-        entry = read_entry(stored)
+        (entry,) = await in_entries((stored,), self._named)
         around = await streams.surroundings(self.conn, self.audit, entry)
         return as_detail(entry, around, self.mode)
 
@@ -412,7 +426,7 @@ class Inspector:
 
     async def trace(self, correlation_id: str) -> TraceTree:
         """Return the tree of a conversation; raise NotRecorded."""
-        found = await streams.trace(self.conn, self.audit, correlation_id)
+        found = await streams.trace(self.conn, self.audit, correlation_id, self._named)
         if found is None:
             raise NotRecorded("No event has that correlation id.")
         return as_trace(correlation_id, found, self.mode)
@@ -427,7 +441,10 @@ class Inspector:
         Raise NotRecorded at the end when there was no event, none so early, or fewer versions.
         """
         events, at = 0, moment
-        async for step in streams.follow(self.conn, fold, at_version=at.version, at_time=at.time):
+        found = streams.follow(
+            self.conn, fold, at_version=at.version, at_time=at.time, persons=self._named
+        )
+        async for step in found:
             events += 1
             yield step
         if events == 0 and at.time is not None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -21,14 +22,15 @@ from engine.inspection.index import Search
 from engine.log import END_OF_LOG
 from engine.privacy import PayloadMode
 from engine.seals import verification
-from engine.seals.anchors import AnchorsUnusable
 from engine.seals.chain import connect
+from engine.seals.places import AnchorsUnusable
 from engine.seals.proofs import Proofs
 from engine.seals.verification import Verification
 from infra.http.app import wire
-from infra.http.auth import Admin, Auditor, role_refused
+from infra.http.auth import Admin, Auditor, Identity, ask, persons_of, role_refused
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Wire
+from infra.pseudonyms import Pseudonyms, searched
 from infra.security_log import SecurityEvent, record
 from readapi.audit.inspector import (
     AuditEvent,
@@ -62,7 +64,7 @@ WrittenTime = Annotated[AwareDatetime, BeforeValidator(_is_written_out)]
 router = APIRouter(prefix="/audit", tags=["audit"])
 
 
-def payload_mode(
+async def payload_mode(
     request: Request,
     caller: Auditor,
     payload: Annotated[
@@ -72,19 +74,45 @@ def payload_mode(
 ) -> PayloadMode:
     """Return the mode that is asked for; raise Problem where the caller's role forbids it.
 
-    Reads of what tells something about a person are told to the security log: payloads in full, and
-    whatever one user did.
+    Reads of payloads in full tell something about persons: they are told to the security log.
     """
     mode = payload or (PayloadMode.FULL if caller.is_admin else PayloadMode.MASKED)
     if mode is PayloadMode.FULL and not caller.is_admin:
         raise role_refused(request, caller, "Full payloads need the role `admin`.")
-    if mode is PayloadMode.FULL or "actor" in request.query_params:
-        path, told = request.url.path, request.query_params.get("actor", "")
-        record(SecurityEvent.PERSONAL_DATA_READ, caller.user_id, path=path, actor=told, mode=mode)
+    if mode is PayloadMode.FULL and "actor" not in request.query_params:
+        _record(request, caller, mode)
     return mode
 
 
 Mode = Annotated[PayloadMode, Depends(payload_mode)]
+Persons = Annotated[Pseudonyms, Depends(persons_of)]
+
+
+async def actor_searched(
+    request: Request,
+    caller: Auditor,
+    mode: Mode,
+    persons: Persons,
+    actor: Annotated[
+        Name | None,
+        Query(description="Who acted: a user id; unless payloads are `full`, a pseudonym."),
+    ] = None,
+) -> str | None:
+    """Return as whom the log has the actor that is asked for.
+
+    Where names are not shown, none is taken either: so nobody can find out whose a pseudonym is.
+    What one user did is told to the security log.
+    """
+    if actor is None:
+        return None
+    actor = await ask(partial(searched, persons, actor, by_name=mode is PayloadMode.FULL))
+    _record(request, caller, mode, actor)
+    return actor
+
+
+def _record(request: Request, caller: Identity, mode: PayloadMode, actor: str = "") -> None:
+    told = {"path": request.url.path, "actor": actor, "mode": mode}
+    record(SecurityEvent.PERSONAL_DATA_READ, caller.person, **told)
 
 
 def search_of_query(
@@ -99,7 +127,7 @@ def search_of_query(
             "several: any of them.",
         ),
     ] = [],  # noqa: B006 - FastAPI copies it
-    actor: Annotated[Name | None, Query(description="Who acted.")] = None,
+    actor: Annotated[str | None, Depends(actor_searched)] = None,
     correlation_id: Annotated[
         Name | None, Query(alias="correlationId", description="Of one conversation.")
     ] = None,
@@ -137,10 +165,12 @@ def moment(
 
 
 @asynccontextmanager
-async def open_inspector(queries: Queries, mode: PayloadMode) -> AsyncIterator[Inspector]:
+async def open_inspector(
+    queries: Queries, mode: PayloadMode, persons: Pseudonyms
+) -> AsyncIterator[Inspector]:
     """Open an inspector on a connection of its own; raise ReadModelUnavailable."""
     async with queries.reading(Freshness()) as conn:
-        yield Inspector(conn, queries.audit, mode)
+        yield Inspector(conn, queries.audit, mode, persons)
 
 
 @router.get(
@@ -152,11 +182,12 @@ async def open_inspector(queries: Queries, mode: PayloadMode) -> AsyncIterator[I
 async def list_events(
     queries: Read,
     mode: Mode,
+    persons: Persons,
     search: Annotated[Search, Depends(search_of_query)],
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> Response:
-    async with open_inspector(queries, mode) as inspector:
+    async with open_inspector(queries, mode, persons) as inspector:
         return wire(await inspector.events(search, limit, cursor))
 
 
@@ -166,8 +197,8 @@ async def list_events(
     responses=problems(401, 403, 404, 422, 503),
     summary="One event, with its neighbours, its cause and its effects",
 )
-async def get_event(position: Position, queries: Read, mode: Mode) -> Response:
-    async with open_inspector(queries, mode) as inspector:
+async def get_event(position: Position, queries: Read, mode: Mode, persons: Persons) -> Response:
+    async with open_inspector(queries, mode, persons) as inspector:
         return wire(await inspector.event(position))
 
 
@@ -181,11 +212,12 @@ async def get_stream(
     stream_id: Annotated[UUID, Path(examples=[VIDEO_ID])],
     queries: Read,
     mode: Mode,
+    persons: Persons,
     at: Annotated[Moment, Depends(moment)],
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> Response:
-    async with open_inspector(queries, mode) as inspector:
+    async with open_inspector(queries, mode, persons) as inspector:
         return wire(await inspector.stream(stream_id, at, limit, cursor))
 
 
@@ -201,8 +233,9 @@ async def get_trace(
     ],
     queries: Read,
     mode: Mode,
+    persons: Persons,
 ) -> Response:
-    async with open_inspector(queries, mode) as inspector:
+    async with open_inspector(queries, mode, persons) as inspector:
         return wire(await inspector.trace(correlation_id))
 
 
@@ -212,8 +245,8 @@ async def get_trace(
     responses=problems(401, 403, 422, 503),
     summary="How many events of which kinds there are, and how large the log is",
 )
-async def get_stats(queries: Read, caller: Auditor) -> Response:
-    async with open_inspector(queries, PayloadMode.NONE) as inspector:
+async def get_stats(queries: Read, caller: Auditor, persons: Persons) -> Response:
+    async with open_inspector(queries, PayloadMode.NONE, persons) as inspector:
         return wire(await inspector.stats())
 
 

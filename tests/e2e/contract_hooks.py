@@ -17,6 +17,7 @@ import httpx
 import schemathesis
 
 from domain.moderation import case_id
+from infra.http.auth import mint_token
 from infra.objects.port import ALGORITHMS
 from tests.e2e import plain
 from tests.e2e.videos import read, send_parts, start, upload
@@ -53,6 +54,7 @@ class World:
         self._other = plain.client(base_url=os.environ["CONTRACT_URL"], headers=headers)
         self._others = upload(self._other)
         self._signed, self._listed, self._revoked = count(), count(), count()
+        self._users = count()
         # Looks use it up no more than a video; each takes a process of its own.
         self._checked = self._operation()
 
@@ -79,6 +81,20 @@ class World:
             names["name"] = "likes"
         if "correlation_id" in names and len(names["correlation_id"]) == 1:
             names["correlation_id"] = CONVERSATION
+
+    def forget(self, case: schemathesis.Case[Any]) -> None:
+        """Name users to be forgotten who were here and whom nobody needs; every other time."""
+        about_forgetting = case.path in ("/users/{user_id}", "/users/{user_id}/forgetting")
+        if about_forgetting and case.path_parameters and next(self._users) % 2:
+            case.path_parameters["user_id"] = user = self._user()
+            if case.method != "DELETE":
+                read(self._client.delete(f"/users/{user}"))
+
+    def _user(self) -> str:
+        user = f"passer-by-{next(self._users)}"
+        token = mint_token(os.environ["CONTRACT_SECRET"], user)
+        read(self._client.get("/videos", headers={"Authorization": f"Bearer {token}"}))
+        return user
 
     def recommend(self, case: schemathesis.Case[Any]) -> None:
         """Name a list that was given, and the video in it; every other time, and none too long."""
@@ -182,6 +198,7 @@ def before_add_examples(context: schemathesis.HookContext, examples: list[Any]) 
 def before_call(context: schemathesis.HookContext, case: Any, kwargs: dict[str, Any]) -> None:
     world.place(case)
     world.recommend(case)
+    world.forget(case)
 
 
 @schemathesis.hook

@@ -19,14 +19,16 @@ from typing import ClassVar, Self
 import httpx
 import psutil
 
-from backlot.app import prepare_database
+from backlot.database import key_encryption
+from backlot.installation import prepare_database
+from engine.persons import Persons
 from infra.data_folder import LOCK_FILE, DataFolder, cluster_path, secret_path
 from infra.http.auth import mint_token
 from infra.postgres.embedded import EmbeddedPostgres, running_url
 from infra.settings import Settings, load_settings
 from tests.e2e import plain
 from tests.fork_server import ForkedProcess
-from tests.support import DEADLINE_SECONDS, PROJECT
+from tests.support import DEADLINE_SECONDS, KEY_ENCRYPTION_KEY, PROJECT
 
 Process = ForkedProcess | subprocess.Popen[bytes]
 OWN_VARIABLES = Settings.variables() | Settings.files().keys()
@@ -156,6 +158,8 @@ class Program:
             # The source beside these tests, whichever copy of it is installed.
             "PYTHONPATH": str(PROJECT),
         }
+        if "DATABASE_URL" in self.variables:
+            own["KEY_ENCRYPTION_KEY"] = KEY_ENCRYPTION_KEY
         return {**foreign, **own, **self.variables}
 
     def token(self, user: str, *, admin: bool = False, roles: Sequence[str] = ()) -> str:
@@ -169,6 +173,23 @@ class Program:
         token = self.token(user, admin=admin, roles=roles) if user else None
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return self._open.enter_context(plain.client(base_url=self.url, headers=headers))
+
+    def persons(self) -> Persons:
+        """Who is who in this program's database, also past the program; closed with it."""
+        settings = load_settings(self.environment())
+        url = settings.database.url
+        found = Persons(
+            url.get_secret_value() if url is not None else self.database_url,
+            key_encryption(settings),
+        )
+        self._open.callback(found.close)
+        return found
+
+    def person(self, user: str) -> str:
+        """The pseudonym of a user who was here."""
+        found = self.persons().find(user)
+        assert found is not None, f"{user} was never here"
+        return found
 
     def kill(self) -> None:
         """As a power cut would end it: no warning, no cleaning up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psycopg
@@ -21,21 +22,27 @@ FROM backlot_events ORDER BY notification_id
 
 @dataclass(frozen=True)
 class Recorded:
-    """Every event, by position, and each with a version and a position of its own."""
+    """Every event, by position, and each with a version and a position of its own.
+
+    `names` are the user ids of who acted, by their pseudonyms.
+    """
 
     events: list[Aggregate.Event]
     positions: list[int]
+    names: Mapping[str, str]
 
     @classmethod
     def of(cls, program: Program) -> Recorded:
-        mapper = EventMapper()
+        mapper, persons = EventMapper(), program.persons()
+        mapper.ciphers = persons
         with psycopg.connect(program.database_url) as conn:
             rows = conn.execute(EVENTS).fetchall()
         events = [
             mapper.decode(stream, version, topic, bytes(state))
             for _, stream, version, topic, state in rows
         ]
-        return cls(events, [row[0] for row in rows])
+        names = persons.names({event.actor for event in events})
+        return cls(events, [row[0] for row in rows], names)
 
     def comments(self) -> Counter[str]:
         """How often each text was posted."""
@@ -51,7 +58,7 @@ class Recorded:
 
     def _viewers(self, video: str, kind: type[VideoLikes.Event]) -> Counter[str]:
         return Counter(
-            event.viewer
+            self.names[event.viewer]
             for event in self.events
             if isinstance(event, kind) and str(event.video_id) == video
         )

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis.configuration import storage_directory
 
 from commands.feedback import LONGEST_ID
+from infra.data_folder import secret_path
 from tests.e2e import plain
 from tests.e2e.conftest import SMALL_PARTS
 from tests.e2e.program import Program
@@ -51,6 +53,8 @@ def schemathesis(server: Program, folder: Path, *options: str) -> subprocess.Com
         "CONTRACT_URL": server.url,
         "CONTRACT_TOKEN": token,
         "CONTRACT_OTHER_TOKEN": server.token("other"),
+        "CONTRACT_LAST_TOKEN": server.token(f"last-{uuid4()}"),
+        "CONTRACT_SECRET": secret_path(server.data).read_text().strip(),
         "CONTRACT_SEEN": str(folder / "seen"),
         "CONTRACT_LONGEST_LIST_ID": str(LONGEST_ID),
         # Where hypothesis keeps which characters there are: to find out takes it seconds.

@@ -16,7 +16,7 @@ from tests.e2e.program import Program
 from tests.e2e.videos import problem, read, upload
 from tests.integration.redis_servers import redis_servers
 from tests.real_inputs import RealInput, each, real_inputs
-from tests.support import unused_port
+from tests.support import KEY_ENCRYPTION_KEY, unused_port
 
 WITHOUT_CONSUMERS = "commands,queries,projections,workers"
 
@@ -188,7 +188,7 @@ class Rankings:
 def replicas(request: pytest.FixtureRequest, short_dir: Path) -> Iterator[Sequence[Program]]:
     """A whole program, and one more that answers queries from its database."""
     with ExitStack() as stack:
-        shared: dict[str, str] = {}
+        shared = {"KEY_ENCRYPTION_KEY": KEY_ENCRYPTION_KEY}
         home = short_dir / f"replicas-{uuid4().hex[:8]}"
         home.mkdir()
         if request.param == "with Redis":

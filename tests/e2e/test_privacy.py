@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -27,7 +29,8 @@ from engine.checkpoints import SubscriptionKind
 from engine.dead_letters import RejectedMessage
 from engine.event_store import EVENTS as LOG
 from engine.inspection.persons import personal_fields
-from engine.personal_data import PersonalKeys, PersonalTable, Unsearched
+from engine.personal_data import PersonalEntries, PersonalKeys, PersonalTable, Unsearched
+from infra.postgres.cluster import programs
 from tests.e2e.program import Program
 from tests.e2e.test_routes import Things, call
 from tests.e2e.videos import MP4, read, see, upload
@@ -39,9 +42,10 @@ from tests.support import eventually, unused_port
 PERSON = "planted-person-7f3a91"
 BYSTANDER = "bystander-55c0e2"
 WORD = "plantedword51c2"
-DIGEST = sha256(PERSON.encode()).hexdigest()[:32]
 # Members of bodies in which somebody may write what they like.
 TEXTS = ("content", "title", "filename", "reason")
+# After these there is nobody to go on.
+FORGETS = ("DELETE /users/{user_id}", "DELETE /users/me")
 # Nobody here can be made to do what records these: they need Whisper, days, or a model that fails.
 ELSEWHERE = {
     "upload.expired.v1",
@@ -49,6 +53,10 @@ ELSEWHERE = {
     "comment.translation_failed.v1",
     "comment.translation_skipped.v1",
     "comment.not_translated_to.v1",
+    # These need somebody to be forgotten.
+    "person.forget_requested.v1",
+    "person.forgotten.v1",
+    "upload.disowned.v1",
 }
 # Of a copy of a read model, the name of that.
 TABLES = b"""
@@ -68,6 +76,13 @@ WHERE (kind = 'consumer' OR kind = 'projection' AND subscription = projection)
     WHEN 'telemetry' THEN (SELECT max(seq) FROM backlot_telemetry)
     ELSE (SELECT max(notification_id) FROM {LOG}) END
 """.encode()
+REWRITE = (
+    b"VACUUM (FULL, ANALYZE)",
+    b"SELECT pg_switch_wal()",
+    b"CHECKPOINT",
+    b"SELECT pg_switch_wal()",
+    b"CHECKPOINT",
+)
 PARKED = """
 INSERT INTO backlot_dead_letters (kind, subscription, position, error, status, decided_by, reason)
 VALUES ('projection', 'likes', 999999, 'broke', 'discarded', %s, 'a test')
@@ -87,6 +102,12 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 @pytest.fixture(scope="module")
 def program(short_dir: Path, redis: RedisServer) -> Iterator[Program]:
     """A program in which the person has done all that anybody can do."""
+    with planted(short_dir / "privacy", redis) as program:
+        yield program
+
+
+@contextmanager
+def planted(home: Path, redis: RedisServer) -> Iterator[Program]:
     with openai_server() as provider:
         provider.otherwise = lambda asked: translated(f"[{asked.target}] {asked.text}", "es")
         settings = {
@@ -99,7 +120,7 @@ def program(short_dir: Path, redis: RedisServer) -> Iterator[Program]:
             "RATE_LIMITS": "on",
             "PRIVACY_SELF_SERVICE": "true",
         }
-        program = Program(short_dir / "privacy", unused_port(), settings)
+        program = Program(home, unused_port(), settings)
         try:
             program.start()
             plant(program)
@@ -133,7 +154,7 @@ def plant(program: Program) -> None:
     read(bystander.put(f"/users/me/blocked/{PERSON}"))
     assert operator.post("/projections/dismissals/replay").status_code == 202
     with psycopg.connect(program.database_url, autocommit=True) as conn:
-        leave_letters(conn)
+        leave_letters(conn, program.person(PERSON))
         eventually(lambda: not conn.execute(BEHIND).fetchall())
     body = {"userId": PERSON, "reason": WORD}
     root = program.client("root", admin=True)
@@ -144,7 +165,7 @@ def walk(person: httpx.Client) -> None:
     """Call everything that does something, with marked texts, on things of the person's own."""
     things = Things(person)
     for number, line in enumerate(ROUTES):
-        if line.call.startswith("GET") or line.may == NOBODY:
+        if line.call.startswith("GET") or line.may == NOBODY or line.call in FORGETS:
             continue
         person.headers["Idempotency-Key"] = f"{WORD}-{number}"
         # Nobody, be they a moderator, restores or approves what is their own.
@@ -211,13 +232,13 @@ def post(client: httpx.Client, video: str, content: str) -> str:
     return str(answer.json()["commentId"])
 
 
-def leave_letters(conn: Connection[Any]) -> None:
+def leave_letters(conn: Connection[Any], person: str) -> None:
     """What goes wrong, or is decided by an operator, and can't be brought about from outside."""
-    value = orjson.dumps({"userId": PERSON, "content": WORD})
+    value = orjson.dumps({"userId": person, "content": WORD})
     message = RejectedMessage("events", 0, 1, "comment.created", "broke", value=value)
     dead_letters.reject(conn, SubscriptionKind.CONSUMER, "a consumer", [message])
-    conn.execute(PARKED, (PERSON,))
-    conn.execute(ORDERED, (PERSON,))
+    conn.execute(PARKED, (person,))
+    conn.execute(ORDERED, (person,))
 
 
 def certified(program: Program, user: str = PERSON) -> dict[str, Any]:
@@ -231,9 +252,9 @@ def counts_of(certificate: Mapping[str, Any]) -> dict[str, int | None]:
     return {part["part"]: part.get("count") for part in certificate["parts"]}
 
 
-def rows_with_marks(conn: Connection[Any]) -> dict[str, int]:
-    """How many rows of each table have the person, or what they wrote, as text or as bytes."""
-    marks = [mark for text in (PERSON, WORD) for mark in (text, text.encode().hex())]
+def rows_with_marks(conn: Connection[Any], *texts: str) -> dict[str, int]:
+    """How many rows of each table have one of the texts, as text or as bytes."""
+    marks = [mark for text in texts for mark in (text, text.encode().hex())]
     found: Counter[str] = Counter()
     for schema, name, projection in conn.execute(TABLES).fetchall():
         table = sql.Identifier(schema, name)
@@ -260,7 +281,7 @@ def test_every_event_that_names_a_person_was_recorded(program: Program) -> None:
 
 def test_every_table_with_personal_data_is_declared_and_searched(program: Program) -> None:
     with psycopg.connect(program.database_url, autocommit=True) as conn:
-        found = rows_with_marks(conn)
+        found = rows_with_marks(conn, PERSON, program.person(PERSON), WORD)
     declared = {table_of(place) for place in PERSONAL if isinstance(place, PersonalTable)}
     assert found.keys() - declared == {LOG}, (
         "declare these beside their tables: see docs/privacy.md"
@@ -286,16 +307,17 @@ def test_every_table_with_personal_data_is_declared_and_searched(program: Progra
 
 def named_in_the_log(program: Program) -> tuple[int, int, int]:
     """How many events name the person: as who is blocked, as whose video holds it, otherwise."""
+    person = program.person(PERSON)
     with psycopg.connect(program.database_url) as conn:
         rows = conn.execute(f"SELECT topic, state FROM {LOG}".encode()).fetchall()
     found = [(personal_fields(topic), orjson.loads(state)) for topic, state in rows]
     named = [
         payload
         for fields, payload in found
-        if PERSON in {payload.get(name) for name in fields.values()}
+        if person in {payload.get(name) for name in fields.values()}
     ]
-    blocked = sum(payload.get("blocked") == PERSON for payload in named)
-    held = sum(payload.get("video_owner") == PERSON for payload in named)
+    blocked = sum(payload.get("blocked") == person for payload in named)
+    held = sum(payload.get("video_owner") == person for payload in named)
     return blocked, held, len(named) - blocked - held
 
 
@@ -319,9 +341,11 @@ def test_the_events_that_name_a_person_are_found_without_going_through_the_log(
 def test_every_key_in_redis_that_names_a_person_is_declared(
     program: Program, redis: RedisServer
 ) -> None:
-    searched = [place for place in PERSONAL if isinstance(place, PersonalKeys)]
+    searched = [place for place in PERSONAL if isinstance(place, PersonalKeys | PersonalEntries)]
     unsearched = [place for place in PERSONAL if isinstance(place, Unsearched)]
-    marks, found = (PERSON, WORD, DIGEST), set()
+    person = program.person(PERSON)
+    digest = sha256(person.encode()).hexdigest()[:32]
+    marks, found = (PERSON, person, WORD, digest), set()
     with Redis(port=redis.port, decode_responses=True) as client:
         for key in client.scan_iter():
             if any(mark in f"{key} {contents(client, key)}" for mark in marks):
@@ -340,7 +364,7 @@ def test_every_key_in_redis_that_names_a_person_is_declared(
     with Redis(port=redis.port, decode_responses=True) as client:
         lasting = [key for key in found if client.exists(key)]
     for place in searched:
-        own = [key for key in lasting if place.holds_key(key) and (PERSON in key or DIGEST in key)]
+        own = [key for key in lasting if place.holds_key(key) and (person in key or digest in key)]
         assert (told[place.name] or 0) >= len(own)
     assert told["redis.recommendations"] == 1
 
@@ -358,7 +382,7 @@ def contents(client: Any, key: str) -> str:
 
 
 def test_files_hold_nothing_but_the_objects_that_are_found(program: Program) -> None:
-    marks = (PERSON.encode(), WORD.encode())
+    marks = (PERSON.encode(), program.person(PERSON).encode(), WORD.encode())
     files = [
         path
         for path in program.data.rglob("*")
@@ -444,7 +468,7 @@ def test_the_api_exports_the_same(program: Program) -> None:
     logged = [json.loads(line) for line in program.complained.splitlines() if '"security"' in line]
     assert {
         (line["subject"], line["actor"]) for line in logged if line["kind"] == "personal_data_read"
-    } >= {("root", PERSON)}
+    } >= {(program.person("root"), program.person(PERSON))}
 
 
 def test_a_user_exports_what_is_their_own_and_nothing_else(program: Program) -> None:
@@ -465,3 +489,154 @@ def test_nothing_is_found_of_nobody(program: Program) -> None:
     ended = program.run("privacy", "certify", "nobody-at-all")
     assert ended.returncode == 0
     assert "events" in ended.stdout
+
+
+class Forgotten:
+    """A program of its own in which the person was forgotten, and what was counted before."""
+
+    def __init__(self, program: Program, redis: RedisServer) -> None:
+        self.program, self.redis = program, redis
+        self.person = program.person(PERSON)
+        self.digest = sha256(self.person.encode()).hexdigest()[:32]
+        self.root = program.client("root", admin=True)
+        self.client = program.client(PERSON)
+        self.films = [item["videoId"] for item in self.of_bystander()]
+        self.before = self.numbers()
+        self.ended = program.run("privacy", "forget", PERSON, "--yes", "--wait", "--json")
+        assert self.ended.returncode == 0, self.ended.stderr
+        with psycopg.connect(program.database_url, autocommit=True) as conn:
+            eventually(lambda: not conn.execute(BEHIND).fetchall())
+
+    def of_bystander(self) -> list[dict[str, Any]]:
+        return list(read(self.root.get("/videos", params={"owner": BYSTANDER}))["items"])
+
+    def numbers(self) -> dict[str, Any]:
+        """What is counted of the videos that stay."""
+        found = {}
+        for film in self.films:
+            video = read(self.root.get(f"/videos/{film}"))
+            stats = read(self.root.get(f"/videos/{film}/stats", params={"timeRange": "all"}))
+            # Comments go with who wrote them.
+            found[film] = (video["likes"], video["views"], stats["totals"] | {"comments": None})
+        return found
+
+
+@pytest.fixture(scope="module")
+def forgotten(short_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forgotten]:
+    with (
+        redis_servers(1, tmp_path_factory.mktemp("redis_of_forgotten")) as (server,),
+        planted(short_dir / "forgotten", server) as program,
+    ):
+        yield Forgotten(program, server)
+
+
+def test_no_table_says_what_a_forgotten_person_wrote_or_was_called(forgotten: Forgotten) -> None:
+    with psycopg.connect(forgotten.program.database_url, autocommit=True) as conn:
+        assert rows_with_marks(conn, PERSON, WORD) == {}
+        by_pseudonym = rows_with_marks(conn, forgotten.person)
+    stays = {table_of(each) for each in PERSONAL if isinstance(each, PersonalTable) and each.stays}
+    assert by_pseudonym.keys() - stays == {LOG}
+
+
+def test_redis_files_and_logs_say_nothing_of_a_forgotten_person(forgotten: Forgotten) -> None:
+    program, marks = forgotten.program, (PERSON, WORD, forgotten.person, forgotten.digest)
+    with Redis(port=forgotten.redis.port, decode_responses=True) as client:
+        told = {key: f"{key} {contents(client, key)}" for key in client.scan_iter()}
+    assert [key for key, text in told.items() if any(mark in text for mark in marks)] == []
+    files = [path for path in program.data.rglob("*") if path.is_file()]
+    kept = [path for path in files if "postgres" not in path.relative_to(program.data).parts]
+    assert [p for p in kept if any(mark.encode() in p.read_bytes() for mark in marks)] == []
+    printed = program.complained + program.said
+    assert [line for line in printed.splitlines() if PERSON in line or WORD in line] == []
+
+
+def test_an_export_of_the_log_says_nothing_of_a_forgotten_person(
+    forgotten: Forgotten, tmp_path: Path
+) -> None:
+    for number, options in enumerate((["--with-keys"], ["--format", "cloudevents"])):
+        file = str(tmp_path / f"{number}.log")
+        ended = forgotten.program.run("events", "export", file, *options)
+        assert ended.returncode == 0, ended.stderr
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert all(forgotten.person in written[name] for name in ("0.log", "1.log"))
+    assert [name for name, text in written.items() if PERSON in text or WORD in text] == []
+
+
+def test_nobody_is_told_of_a_forgotten_person(forgotten: Forgotten) -> None:
+    root, films = forgotten.root, forgotten.films
+    paths = [
+        "/videos", f"/videos?owner={BYSTANDER}", "/analytics/trending?timeRange=all",
+        "/moderation/reports?status=dismissed", "/moderation/reports", "/audit/events?limit=200",
+        "/projections", "/admin/revocations", *(f"/videos/{film}/comments" for film in films),
+    ]  # fmt: skip
+    for path in paths:
+        answer = root.get(path)
+        assert answer.status_code == 200, (path, answer.text)
+        assert PERSON not in answer.text, path
+        assert WORD not in answer.text, path
+    assert root.get(f"/videos?owner={PERSON}").json()["items"] == []
+    parts = root.get(f"/users/{PERSON}/export").json()["parts"]
+    assert [rows for rows in parts.values() if rows] == []
+    assert forgotten.client.put(f"/videos/{films[0]}/like").status_code == 410
+
+
+def test_what_a_forgotten_person_counted_for_still_counts(forgotten: Forgotten) -> None:
+    assert forgotten.numbers() == forgotten.before
+    for name in (
+        "likes",
+        "comments",
+        "catalog",
+        "moderation",
+        "translations",
+        "dismissals",
+        "operations",
+        "analytics",
+        "feedback",
+    ):
+        ended = forgotten.program.run("projections", "verify", name, "--json")
+        assert ended.returncode == 0, (name, ended.stdout, ended.stderr)
+
+
+def test_a_certificate_of_a_forgotten_person_finds_nothing(forgotten: Forgotten) -> None:
+    certificate = certified(forgotten.program)
+    assert {part: count for part, count in counts_of(certificate).items() if count} == {}
+    assert certificate["found"] == 0
+    notes = {part["part"]: part.get("note", "") for part in certificate["parts"]}
+    assert "under a pseudonym" in notes["events"]
+    assert "name" in notes
+
+
+@pytest.mark.chaos
+def test_neither_a_dump_nor_any_file_of_the_database_says_anything(
+    forgotten: Forgotten, tmp_path: Path
+) -> None:
+    """As docs/privacy.md has it: rewritten tables, and no WAL of before."""
+    dump = tmp_path / "dump.sql"
+    database_url = forgotten.program.database_url
+    command = [str(programs() / "pg_dump"), "--file", str(dump), "--dbname", database_url]
+    subprocess.run(command, check=True, capture_output=True)
+    assert forgotten.person in dump.read_text()
+    assert [mark for mark in (PERSON, WORD) if mark in dump.read_text()] == []
+    cluster = forgotten.program.data / "postgres"
+
+    def rewritten() -> bool:
+        with psycopg.connect(database_url, autocommit=True) as conn:
+            for statement in REWRITE:
+                conn.execute(statement)
+        return not files_with(cluster, PERSON, WORD)
+
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("ALTER SYSTEM SET wal_recycle = off")
+        conn.execute("SELECT pg_reload_conf()")
+    assert files_with(cluster, forgotten.person)
+    eventually(rewritten)
+
+
+def files_with(folder: Path, *texts: str) -> list[Path]:
+    """The files that have one of the texts; what ends meanwhile has none."""
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file() and any(text.encode() in path.read_bytes() for text in texts):
+                found.append(path)
+    return found

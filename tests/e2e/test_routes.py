@@ -111,7 +111,10 @@ def test_the_walk(line: Line, callers: Mapping[As, httpx.Client], things: Things
 
 def call(client: httpx.Client, line: Line, things: Things) -> int:
     """The status of an answer, which may be a stream without an end."""
-    method, _, path = things.fill(line.call).partition(" ")
+    template = line.call
+    for name, other in line.names.items():
+        template = template.replace(f"{{{name}}}", other)
+    method, _, path = things.fill(template).partition(" ")
     options: dict[str, Any] = {"params": dict(line.query)}
     if line.body is not None:
         options["json"] = json.loads(things.fill(json.dumps(line.body)))
@@ -185,8 +188,8 @@ def test_refusals_and_reads_of_personal_data_are_in_the_security_log(server: Pro
     found = {(line["kind"], line["subject"]) for line in told}
     assert {
         ("token_refused", "127.0.0.1"),
-        ("role_refused", "eve"),
-        ("personal_data_read", "paul"),
+        ("role_refused", server.person("eve")),
+        ("personal_data_read", server.person("paul")),
     } <= found
     # A flood is a line or two, and no line has a token.
     assert len([line for line in told if line["kind"] == "token_refused"]) < 10

@@ -29,7 +29,10 @@ def refused(program: Program, *said: str, code: int = 4) -> None:
     """The program ends at once, with one line that says all of this."""
     assert program.launch().wait() == code
     assert program.said == ""
-    lines = [line for line in program.complained.splitlines() if line != "starting Backlot …"]
+    # Beside what it logs.
+    lines = [
+        line for line in program.complained.splitlines() if not line.startswith(("{", "starting "))
+    ]
     assert len(lines) == 1, program.complained
     assert lines[0].startswith("backlot: ")
     for text in said:
@@ -55,6 +58,36 @@ def test_a_taken_port(make_program: MakeProgram) -> None:
 
 def test_an_address_of_another_machine(make_program: MakeProgram) -> None:
     refused(make_program(BACKLOT_HOST="192.0.2.1"), "192.0.2.1", "BACKLOT_HOST")
+
+
+def test_a_lost_key_of_texts_has_no_successor(make_program: MakeProgram) -> None:
+    program = make_program().start()
+    key = program.data / "key-encryption-key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    video = upload(program.client("alice"))
+    assert program.stop() == 0
+    kept = key.read_text()
+    key.unlink()
+    refused(program, f"the key-encryption key {key} is missing", "KEY_ENCRYPTION_KEY_FILE")
+    assert not key.exists()
+    program.variables["KEY_ENCRYPTION_KEY"] = "f0e1d2c3b4a5968778695a4b3c2d1e0f" * 2
+    refused(program, "KEY_ENCRYPTION_KEY is another key", f"wrapped by {key}")
+    assert not key.exists()
+    # Given back in another way, it is as good.
+    program.variables["KEY_ENCRYPTION_KEY"] = kept.strip()
+    program.start()
+    assert read(program.client("alice").get(f"/videos/{video}"))["ownerId"] == "alice"
+
+
+def test_processes_with_keys_of_their_own_share_no_database(
+    make_program: MakeProgram, database_url: str
+) -> None:
+    shared = {"DATABASE_URL": database_url, "BACKLOT_ROLES": "queries", "KEY_ENCRYPTION_KEY": ""}
+    first, second = make_program(**shared).start(), make_program(**shared)
+    mine = second.data / "key-encryption-key"
+    told = f"the key-encryption key {mine} is missing"
+    refused(second, told, f"wrapped by {first.data / 'key-encryption-key'}", "every process")
+    assert not mine.exists()
 
 
 def test_a_file_in_the_place_of_the_data_folder(make_program: MakeProgram) -> None:

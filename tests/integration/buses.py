@@ -14,8 +14,8 @@ from commands.likes import ChangeLike, Wish
 from domain.model import Aggregate, Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
-from engine.command_bus import Aggregates, Command, CommandBus, Contended, Executed, IdempotencyKey
-from engine.event_store import GroupCommitRecorder, StoredAnswer
+from engine.command_bus import Aggregates, Command, CommandBus, Contended, Executed
+from engine.event_store import GroupCommitRecorder, IdempotencyKey, StoredAnswer
 from engine.log import EventMapper
 from tests.integration.event_log import logged, pass_gate, recording
 

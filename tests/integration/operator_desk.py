@@ -107,7 +107,8 @@ class Desk(NamedTuple):
 
     def events(self, operation_id: UUID | None = None) -> list[Operation.Event]:
         """What the log says of operations, or of one, in order."""
-        found = [MAPPER.to_domain_event(stored) for stored in logged(self.database_url).values()]
+        stored = [e for e in logged(self.database_url).values() if e.topic.startswith("operation.")]
+        found = [MAPPER.to_domain_event(each) for each in stored]
         return [
             event
             for event in found

@@ -79,4 +79,4 @@ class ProjectionSpec(Generic[P]):
                 return
             read = (Recorded(at, self._writer.mapper.decode(*event)) for at, *event in batch)
             if wanted := [each for each in read if type(each.event) in copy.events]:
-                copy.apply(wanted, cursor)
+                copy.apply_all(wanted, cursor)

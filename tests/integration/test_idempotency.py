@@ -12,8 +12,8 @@ from eventsourcing.persistence import OperationalError
 from structlog.testing import capture_logs
 
 from domain.errors import Conflict
-from engine.command_bus import CommandBus, Executed, IdempotencyKey, KeyReused
-from engine.event_store import GroupCommitRecorder, Save, StoredAnswer
+from engine.command_bus import CommandBus, Executed, KeyReused
+from engine.event_store import GroupCommitRecorder, IdempotencyKey, Save, StoredAnswer
 from tests.integration.buses import Look, Toggle, alternating, decided, execute, open_bus, with_bus
 from tests.integration.event_log import (
     appends_wait,

@@ -111,8 +111,8 @@ def token(key: Any, kid: str | None, algorithm: str = "RS256", user: str = "alic
 def test_published_keys_verify_and_are_fetched_once(provider: Provider) -> None:
     publish(provider, rsa_one=RSA_KEY, ec_two=EC_KEY)
     subject = trusting(provider)
-    assert call(subject, token(RSA_KEY, "rsa_one")).user_id == "alice"
-    assert call(subject, token(EC_KEY, "ec_two", "ES256", "bob")).user_id == "bob"
+    assert call(subject, token(RSA_KEY, "rsa_one")).person == "alice"
+    assert call(subject, token(EC_KEY, "ec_two", "ES256", "bob")).person == "bob"
     assert provider.asked == 1
 
 
@@ -163,7 +163,7 @@ def test_valid_tokens_get_through_a_flood_while_the_provider_hangs(provider: Pro
         # A token that was never seen before, and nobody waits for it.
         good = token(RSA_KEY, "rsa_one", user="bob")
         await asyncio.wait_for(subject.prepare(good), 1)
-        assert subject.authenticate(good).user_id == "bob"
+        assert subject.authenticate(good).person == "bob"
         provider.answering.set()
         await waiting
 
@@ -176,7 +176,7 @@ def test_a_new_key_is_found_during_a_flood(provider: Provider) -> None:
         with pytest.raises(InvalidToken):
             call(subject, token(RSA_KEY, f"made-up-{number}"))
     publish(provider, rsa_one=RSA_KEY, ec_two=EC_KEY)
-    assert call(subject, token(EC_KEY, "ec_two", "ES256")).user_id == "alice"
+    assert call(subject, token(EC_KEY, "ec_two", "ES256")).person == "alice"
 
 
 def test_each_made_up_key_is_left_alone_for_longer_and_longer(provider: Provider) -> None:
@@ -215,7 +215,7 @@ def test_old_keys_are_fetched_anew_behind_the_callers_back(provider: Provider) -
     # This one is still answered by what is known.
     call(subject, token(RSA_KEY, "rsa_one", user="bob"))
     eventually(lambda: provider.asked == 2)
-    assert call(subject, token(EC_KEY, "ec_two", "ES256")).user_id == "alice"
+    assert call(subject, token(EC_KEY, "ec_two", "ES256")).person == "alice"
     with pytest.raises(InvalidToken, match="unknown key"):
         call(subject, token(RSA_KEY, "rsa_one", user="carol"))
 
@@ -270,4 +270,4 @@ def test_after_an_outage_keys_are_asked_for_again_after_a_pause(provider: Provid
     assert provider.asked == 1
     provider.status = 200
     clock.now += 6
-    assert call(subject, good).user_id == "alice"
+    assert call(subject, good).person == "alice"

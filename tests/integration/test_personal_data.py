@@ -21,6 +21,7 @@ from domain.moderation import ActingAs, UserBlock, block_id
 from engine.inspection.index import Audit
 from engine.installation import install
 from infra.objects.folder import FolderStore
+from infra.pseudonyms import OwnNames
 from infra.redis import embedded_redis
 from infra.settings import load_settings
 from projections.comments import Comments
@@ -60,7 +61,7 @@ def run() -> Iterator[Run]:
 def data(site: str, tmp_path: Path) -> PersonalData:
     objects = FolderStore(tmp_path, b"s" * 32, HOUR, lambda: datetime.now(UTC))
     redis = embedded_redis(FakeServer(version=(7, 4)))
-    return personal_data(load_settings({}), site, redis, objects)
+    return personal_data(load_settings({}), site, redis, objects, OwnNames())
 
 
 async def found(data: PersonalData, subject: str) -> dict[str, int]:
@@ -71,7 +72,7 @@ async def found(data: PersonalData, subject: str) -> dict[str, int]:
 
 
 async def exported(data: PersonalData, subject: str) -> dict[str, Any]:
-    return dict(json.loads(b"".join([piece async for piece in document(data, subject)])))
+    return dict(json.loads(b"".join([piece async for piece in document(data, subject, subject)])))
 
 
 EVENTS_OF_ANN = {"events": 5, "events.blocked": 1}

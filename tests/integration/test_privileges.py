@@ -11,13 +11,16 @@ import pytest
 from eventsourcing.persistence import StoredEvent
 from psycopg.errors import InsufficientPrivilege
 
-from backlot.app import TablesMissing, prepare_database
+from backlot.installation import TablesMissing, prepare_database
+from domain.model import FORGOTTEN
 from engine.connections import connect
 from engine.event_store import Save, open_recorder
 from engine.privileges import UserUnfit, give_rights, running_user
+from engine.wrapping_keys import rewrap, rotate
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import load_settings
 from projections.analytics.schema import prune
+from tests.integration.person_support import KEK, opened
 from tests.integration.seal_support import make_log, seal_all
 from tests.two_users import TwoUsers, as_user, two_users
 
@@ -78,6 +81,17 @@ def test_what_the_running_user_may_do_it_can(users: TwoUsers) -> None:
     assert seal_all(users.user_url) >= 3
     with connect(users.user_url, "test") as conn:
         assert prune(conn, 60, datetime.now(UTC)) is not None
+
+
+def test_persons_and_their_keys_are_the_running_user_s_to_change(users: TwoUsers) -> None:
+    """It makes them, forgets somebody, and removes a wrapping key."""
+    with opened(users.user_url) as persons, connect(users.user_url, "test") as conn:
+        alice, bob = persons.admit("alice"), persons.admit("bob")
+        persons.fence(alice)
+        persons.destroy(alice)
+        assert rotate(conn, KEK).persons == 1
+        assert rewrap(conn, KEK, KEK).keys == 2
+        assert persons.names([alice, bob]) == {alice: FORGOTTEN, bob: "bob"}
 
 
 def test_functions_of_the_log_are_not_the_running_user_s(users: TwoUsers) -> None:

@@ -332,9 +332,9 @@ def test_translations_that_readers_asked_for(spec: Spec, writer: Writer) -> None
     removed.translate_target(1, "es", "it", "late", "model", "v1", robot)
     translations.when(removed).then(
         "translations",
-        (kept.id, "fr", video, "not_needed", None, "in_target_language"),
-        (kept.id, "de", video, "translated", "Wie schön!", None),
-        (edited.id, "de", video, "translated", "Zwei", None),
+        (kept.id, "fr", video, "not_needed", None, "in_target_language", "bob"),
+        (kept.id, "de", video, "translated", "Wie schön!", None, "bob"),
+        (edited.id, "de", video, "translated", "Zwei", None, "bob"),
     )
 
     async def query(translations: Translations, conn: AsyncConnection[Any]) -> None:

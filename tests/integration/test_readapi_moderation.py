@@ -23,6 +23,7 @@ from domain.upload import CommentPolicy
 from engine.replay.records import Purpose, ReplayOptions
 from infra.http.auth import mint_token
 from projections.catalog import Catalog
+from projections.comment_tables import FIRST_TABLES
 from projections.comments import Comments
 from projections.likes import Likes
 from projections.moderation import Moderation
@@ -207,7 +208,7 @@ class CommentsTwo(Comments):
     """As the release before made it: without tables for what is hidden."""
 
     version = 2
-    tables = Comments.tables.removesuffix(Comments.additions[3])
+    tables = FIRST_TABLES
     additions: ClassVar[Mapping[int, LiteralString]] = {}
 
 

@@ -11,6 +11,8 @@ from uuid import uuid4
 
 import pytest
 
+from domain.person import Person, VideosFate
+from domain.person import stream_id as person_stream
 from domain.upload import Visibility
 from engine.log import event_id
 from engine.telemetry import Telemetry, TelemetryEvent
@@ -76,8 +78,11 @@ def write_everything(writer: Writer) -> int:
     aborted, expired = writer.upload(), writer.upload()
     aborted.abort(origin())
     expired.expire(origin("expiry"))
-    writer.save(comment, aborted, expired)
-    return 10
+    person = Person.blank(person_stream("ann"))
+    person.request_forgetting("ann", VideosFate.DELETE, origin("root"))
+    person.finish_forgetting("ann", {}, origin("privacy"))
+    writer.save(comment, aborted, expired, person)
+    return 11
 
 
 def test_everything_is_told_under_its_topic(url: str, writer: Writer, cluster: MockCluster) -> None:

@@ -8,10 +8,12 @@ from random import Random
 import psycopg
 import pytest
 
+from engine.log import MAPPER
 from engine.projection import Projection
 from engine.replay.records import Purpose, ReplayError, ReplayOptions, ReplayState
 from projections.likes import Likes
 from tests.integration.event_log import rows
+from tests.integration.person_support import opened
 from tests.integration.projection_support import Writer
 from tests.integration.replay_support import (
     History,
@@ -98,3 +100,31 @@ def test_a_projection_that_needs_the_order_is_built_by_one(
     replay = begun(database_url, Serial(), ReplayOptions(workers=4))
     assert replay.workers == 1
     assert carried_on(database_url, replay, Serial()).state is ReplayState.SWITCHED
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_encrypted_texts_are_read_in_every_process(
+    database_url: str, writer: Writer, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """What somebody said whose key is destroyed is nothing, and everything is counted."""
+    with opened(database_url) as persons:
+        monkeypatch.setattr(MAPPER, "ciphers", persons)
+        writer.mapper = MAPPER
+        alice, bob = persons.admit("alice"), persons.admit("bob")
+        video = writer.video(alice, title="Of alice").id
+        for number in range(20):
+            writer.comment(video, bob if number % 4 else alice, f"Number {number}")
+        states = rows(database_url, "SELECT convert_from(state, 'UTF8') FROM backlot_events")
+        assert not [state for (state,) in states if "Number" in state or "Of alice" in state]
+        persons.fence(alice)
+        persons.destroy(alice)
+        projected(database_url, writer, models())
+        for projection in models().values():
+            options = ReplayOptions(workers=workers, confirmed=True)
+            assert replayed(database_url, projection, options).state is ReplayState.SWITCHED
+    said = rows(database_url, "SELECT author, content FROM comments.comments ORDER BY 2")
+    assert said == sorted(
+        [(alice, "")] * 5 + [(bob, f"Number {n}") for n in range(20) if n % 4],
+        key=lambda row: row[1],
+    )
+    assert rows(database_url, "SELECT title FROM catalog.uploads") == [("",)]

@@ -19,8 +19,8 @@ from psycopg.errors import ConnectionTimeout, QueryCanceled
 from psycopg_pool import PoolTimeout
 from structlog.testing import capture_logs
 
-from engine.command_bus import CommandBus, Executed, IdempotencyKey
-from engine.event_store import GroupCommitRecorder, open_recorder
+from engine.command_bus import CommandBus, Executed
+from engine.event_store import GroupCommitRecorder, IdempotencyKey, open_recorder
 from engine.installation import make_tables
 from engine.subscription import Notifications
 from engine.telemetry import VIEWED, Telemetry, TelemetryEvent

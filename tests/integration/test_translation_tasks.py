@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import UUID
 
+import psycopg
 import pytest
 from dramatiq import Actor, Broker
 from structlog.testing import capture_logs
@@ -22,6 +24,7 @@ from infra.tasks.queues import TRANSLATION, every
 from tests.integration.buses import decided
 from tests.integration.consuming_support import LogStage, consuming, processed, run
 from tests.integration.event_log import logged
+from tests.integration.person_support import opened
 from tests.integration.projection_support import Writer
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.task_support import QUICK
@@ -32,6 +35,7 @@ from workers.translation import TranslationConsumer
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("dramatiq")
+ARGUMENTS = ("workers.app", "--processes=1", "--threads=2", "--skip-logging")
 SPANISH = "¡Qué bonito es este vídeo, muchas gracias a todos!"
 
 
@@ -53,9 +57,12 @@ class Desk:
         self.database_url, self.writer = database_url, writer
         self.redis, self.provider, self.log = redis, provider, log
         self.video = writer.video().id
+        with psycopg.connect(database_url, autocommit=True) as conn:
+            conn.execute("INSERT INTO backlot_former_names VALUES ('alice'), ('bob')")
         self.variables = {
             **QUICK,
             "DATABASE_URL": database_url,
+            "KEY_ENCRYPTION_KEY": secrets.token_hex(32),
             "REDIS_URL": redis.url,
             "OPENAI_BASE_URL": provider.url,
             # More than the calls of a test: what is given up here was called each time.
@@ -73,15 +80,17 @@ class Desk:
     def comment(self, content: str = SPANISH) -> UUID:
         return self.writer.comment(self.video, "bob", content).id
 
+    def environment(self) -> dict[str, str]:
+        own = {"BACKLOT_PORT": str(unused_port()), "PYTHONPATH": str(ROOT)}
+        return os.environ | self.variables | own
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """A process as an operator starts it."""
-        command = [str(PROGRAM), "workers.app", "--processes=1", "--threads=2", "--skip-logging"]
-        environment = os.environ | self.variables | {"BACKLOT_PORT": str(unused_port())}
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [*command, "--path", str(ROOT)],
-                env=environment | {"PYTHONPATH": str(ROOT)},
+                [str(PROGRAM), *ARGUMENTS, "--path", str(ROOT)],
+                env=self.environment(),
                 cwd=ROOT,
                 stderr=log,
                 start_new_session=True,
@@ -106,6 +115,19 @@ class Desk:
 
     def dead(self) -> list[str]:
         return [letter.id for letter in self.queues.dead(TRANSLATION, 10)]
+
+    def refused(self) -> str:
+        """What a process says that does not start."""
+        ended = subprocess.run(
+            [str(PROGRAM), *ARGUMENTS, "--path", str(ROOT)],
+            env=self.environment(),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode != 0
+        return ended.stderr
 
 
 @pytest.fixture
@@ -189,3 +211,11 @@ def test_nothing_counts_as_handled_while_the_broker_is_away(desk: Desk) -> None:
     run(scenario)
     with desk.working():
         eventually(lambda: desk.ends(comment, "translated"))
+
+
+def test_a_process_with_another_key_of_texts_ends_with_a_line(desk: Desk) -> None:
+    with opened(desk.database_url):
+        pass
+    said = desk.refused()
+    assert "workers.app: KEY_ENCRYPTION_KEY is another key-encryption key" in said
+    assert "Traceback" not in said

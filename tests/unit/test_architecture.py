@@ -161,7 +161,7 @@ def test_the_table_of_the_log_is_named_in_one_place() -> None:
 MAKES_TABLES = {
     "engine/installation.py",
     "projections/analytics/schema.py",
-    "projections/analytics/rebuild.py",
+    "projections/analytics/staging_tables.py",
     "projections/analytics/reconciliation.py",
     "projections/feedback/rebuild.py",
     "projections/recommendations/embeddings.py",

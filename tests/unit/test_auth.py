@@ -114,7 +114,7 @@ def test_claims_that_prove_nothing(claims: dict[str, Any], reason: str) -> None:
 def test_times_of_tokens(real: RealInput) -> None:
     token = signed(claims_at(real.text, time.time()))
     if real.right == "accepted":
-        assert authenticator().authenticate(token).user_id == "alice"
+        assert authenticator().authenticate(token).person == "alice"
     else:
         assert refusal(token)
 
@@ -122,13 +122,13 @@ def test_times_of_tokens(real: RealInput) -> None:
 @each("user_ids")
 def test_user_ids(real: RealInput) -> None:
     if real.right == "accepted":
-        assert authenticator().authenticate(signed({"sub": real.text})).user_id == real.text
+        assert authenticator().authenticate(signed({"sub": real.text})).person == real.text
     else:
         assert "characters that can be seen" in refusal(signed({"sub": real.text}))
 
 
 def test_a_user_id_may_be_128_characters_of_any_script() -> None:
-    assert authenticator().authenticate(signed({"sub": "é" * 128})).user_id == "é" * 128
+    assert authenticator().authenticate(signed({"sub": "é" * 128})).person == "é" * 128
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_the_names_of_system_actors_can_not_come_from_a_token(name: str) -> None
 
 @pytest.mark.parametrize("name", ["operators", "systematic", "translation-fan", "my:operator:x"])
 def test_names_that_only_begin_alike_are_users(name: str) -> None:
-    assert authenticator().authenticate(signed({"sub": name})).user_id == name
+    assert authenticator().authenticate(signed({"sub": name})).person == name
 
 
 @pytest.mark.parametrize(
@@ -211,9 +211,9 @@ def test_a_revoked_token_is_refused_although_it_is_remembered() -> None:
     subject.authenticate(token)
     subject.revoke(RevokedTokens(tokens=frozenset({token_id(token)})))
     assert refusal(token, subject) == "token is revoked; get a new one"
-    assert subject.authenticate(other).user_id == "alice"
+    assert subject.authenticate(other).person == "alice"
     subject.revoke(RevokedTokens())
-    assert subject.authenticate(token).user_id == "alice"
+    assert subject.authenticate(token).person == "alice"
 
 
 def test_all_tokens_of_a_user_are_revoked_up_to_a_moment(clock: Clock) -> None:
@@ -225,7 +225,7 @@ def test_all_tokens_of_a_user_are_revoked_up_to_a_moment(clock: Clock) -> None:
     revoked_at(subject, "alice", now)
     for token in old:
         assert "revoked" in refusal(token, subject)
-    assert subject.authenticate(signed({"sub": "bob", "iat": now - 60})).user_id == "bob"
+    assert subject.authenticate(signed({"sub": "bob", "iat": now - 60})).person == "bob"
     clock.now += 15
     subject.authenticate(signed({"iat": clock.now, "exp": clock.now + 60}))
     for token in old:
@@ -245,7 +245,7 @@ def test_a_token_that_is_revoked_while_it_is_verified_is_not_remembered() -> Non
     revoked = RevokedTokens(tokens=frozenset({token_id(token)}))
 
     class Meanwhile(RevokedTokens):
-        def has(self, claims: Mapping[str, Any], now: float) -> bool:
+        def has(self, claims: Mapping[str, Any], person: str, now: float) -> bool:
             subject.revoke(revoked)
             return False
 
@@ -284,7 +284,7 @@ def test_a_public_key_does_not_pass_as_a_secret() -> None:
 @pytest.mark.parametrize(("key", "algorithm"), [(RSA_KEY, "RS256"), (EC_KEY, "ES256")])
 def test_a_public_key_verifies(key: Any, algorithm: str) -> None:
     subject = authenticator(JWT_PUBLIC_KEY=pem(key).replace("\n", "\\n"))
-    assert subject.authenticate(signed({}, key, algorithm)).user_id == "alice"
+    assert subject.authenticate(signed({}, key, algorithm)).person == "alice"
     assert refusal(signed({}), subject) == "algorithm is not allowed"
 
 
@@ -302,7 +302,7 @@ def test_a_key_for_other_algorithms_stops_the_start() -> None:
 def test_issuer_and_audience_are_checked_when_configured() -> None:
     subject = authenticator(JWT_ISSUER="https://id.example", JWT_AUDIENCE="backlot")
     good = {"iss": "https://id.example", "aud": "backlot"}
-    assert subject.authenticate(signed(good)).user_id == "alice"
+    assert subject.authenticate(signed(good)).person == "alice"
     assert refusal(signed({**good, "iss": "elsewhere"}), subject) == "token is from another issuer"
     assert refusal(signed({**good, "aud": "shop"}), subject) == "token is for another audience"
     assert refusal(signed({"iss": good["iss"]}), subject) == "token has no aud"
@@ -310,7 +310,7 @@ def test_issuer_and_audience_are_checked_when_configured() -> None:
 
 
 def test_an_audience_is_ignored_when_none_is_configured() -> None:
-    assert authenticator().authenticate(signed({"aud": "shop"})).user_id == "alice"
+    assert authenticator().authenticate(signed({"aud": "shop"})).person == "alice"
 
 
 @given(st.text(max_size=200) | st.binary(max_size=200).map(lambda raw: raw.decode("latin-1")))

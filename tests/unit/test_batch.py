@@ -22,12 +22,12 @@ from engine.command_bus import (
     Command,
     Executed,
     Group,
-    IdempotencyKey,
     Query,
     Request,
     Round,
     Slot,
 )
+from engine.event_store import IdempotencyKey
 from engine.log import EventMapper
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)

@@ -16,7 +16,7 @@ from typing import NoReturn
 import pytest
 from rich.console import Console
 
-from benchmarks.__main__ import BENCHMARKS, LATEST, STDOUT, keep, main, parse
+from benchmarks.__main__ import BENCHMARKS, LATEST, STDOUT, keep, main, merged, parse
 from benchmarks.bench import Scale
 from benchmarks.log import VIDEOS, like_event, uploads
 from benchmarks.results import Comparison, Result, Side, as_dict, as_table, machine
@@ -144,12 +144,41 @@ def test_the_machine_is_described_but_not_named() -> None:
 
 def test_a_whole_run_is_kept_as_the_latest() -> None:
     options = parse([])
-    assert (options.names, options.json, options.scale) == (list(BENCHMARKS), LATEST, Scale.USUAL)
+    assert (options.names, options.keep, options.scale) == (list(BENCHMARKS), True, Scale.USUAL)
 
 
-@pytest.mark.parametrize("arguments", [["--quick"], ["--large"], ["append"]])
-def test_a_partial_run_replaces_no_result(arguments: list[str]) -> None:
-    assert parse(arguments).json is None
+@pytest.mark.parametrize("arguments", [["--quick"], ["--large"], ["append"], ["--json", "x"]])
+def test_other_runs_are_not_kept(arguments: list[str]) -> None:
+    assert parse(arguments).keep is False
+
+
+@pytest.mark.parametrize("arguments", [["--quick"], ["--large"], ["--json", "x.json"]])
+def test_only_results_of_the_usual_size_are_kept(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["append", "--keep", *arguments])
+
+
+def test_kept_results_take_the_place_of_those_of_the_same_benchmarks() -> None:
+    before = {"machine": FACTS, "benchmarks": {"growth": "old", "append": "old", "gone": "old"}}
+    found = {"meaningful": True, "machine": FACTS, "benchmarks": {"growth": "new"}}
+    assert merged(before, found)["benchmarks"] == {"append": "old", "growth": "new"}
+    assert list(merged(before, found)["benchmarks"]) == ["append", "growth"]
+    elsewhere = merged(before, found | {"machine": FACTS | {"cores": 64}})
+    assert elsewhere["benchmarks"] == {"growth": "new"}
+
+
+def test_a_run_that_is_kept_leaves_the_results_of_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "latest.json"
+    monkeypatch.setattr("benchmarks.__main__.LATEST", path)
+    monkeypatch.setattr(
+        "benchmarks.__main__.measure",
+        lambda names, _: (dict(zip(names, [Result(1.0, [])], strict=True)), FACTS),
+    )
+    for name in ("growth", "append"):
+        assert main([name, "--keep"]) == 0
+    assert list(json.loads(path.read_text())["benchmarks"]) == ["append", "growth"]
 
 
 def test_named_benchmarks_run_once_and_in_order(tmp_path: Path) -> None:
@@ -232,6 +261,12 @@ def test_a_benchmark_that_breaks_costs_the_others_nothing(
     said = capsys.readouterr().err
     assert "append broke; the others go on" in said
     assert "the film tore" in said
+
+
+def test_the_kept_figures_are_of_every_benchmark_in_half_an_hour() -> None:
+    latest = json.loads(LATEST.read_text(encoding="utf-8"))
+    assert list(latest["benchmarks"]) == list(BENCHMARKS)
+    assert sum(each["minutes"] for each in latest["benchmarks"].values()) <= 30
 
 
 def test_every_benchmark_is_a_module_that_runs() -> None:

@@ -242,7 +242,7 @@ def test_a_token_is_accepted_by_the_server_of_that_folder(backlot: Run, folder: 
     code, out, _ = backlot("token", "--user", "alice", "--admin", "--ttl", "5m")
     assert code == 0
     identity = make_authenticator(load_settings({}).auth, secret).authenticate(out.strip())
-    assert (identity.user_id, identity.is_admin) == ("alice", True)
+    assert (identity.person, identity.is_admin) == ("alice", True)
 
 
 def test_a_token_has_the_roles_that_are_named(
@@ -297,7 +297,7 @@ def test_a_token_carries_the_configured_issuer_and_audience(
     printed = json.loads(out)
     assert printed["userId"] == "bob"
     subject = make_authenticator(load_settings(settings).auth)
-    assert subject.authenticate(printed["token"]).user_id == "bob"
+    assert subject.authenticate(printed["token"]).person == "bob"
 
 
 def test_tokens_of_an_identity_provider_are_not_minted_here(
@@ -345,7 +345,9 @@ def test_the_doctor_of_a_fresh_machine_finds_nothing_to_mend(
         "tasks",
         "llm",
         "embeddings",
+        "erasure",
         "seals",
+        "keys",
         "auth",
         "api",
     ]

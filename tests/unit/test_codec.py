@@ -18,6 +18,7 @@ import pytest
 from eventsourcing.persistence import MapperDeserialisationError, StoredEvent
 
 from domain.model import Aggregate, Personal
+from domain.revocations import Revocations
 from engine.log import EventMapper, later_fields, topics_of
 from tests.support import aggregates
 
@@ -173,7 +174,10 @@ class TestDeclarations:
             "blocked": "blocked",
             "reporter": "reporter",
             "detail": "reporter",
+            "person": "person",
         }
+        if issubclass(event, Revocations.Event):
+            about["reason"] = "user_id" if event is Revocations.UserRevoked else "actor"
         names = {field.name for field in dataclasses.fields(event)}
         assert personal(event) == {name: about[name] for name in about if name in names}
         assert set(personal(event).values()) <= names

@@ -33,6 +33,7 @@ PREPARING = ("migrations", "garage-init")
 LASTING = [service for service in SERVICES if service.name not in PREPARING]
 # Which secret is for whom; all that others could do with it, they can't.
 HOLDERS = {
+    "KEY_ENCRYPTION_KEY": {*map(str, Role)},
     "JWT_SECRET": {"commands", "queries"},
     "REDIS_URL": {*map(str, Role)} - {"relay"},
     "S3_ACCESS_KEY_ID": {"commands", "queries", "workers", "tasks", "garage-init"},
@@ -64,6 +65,7 @@ def test_the_variables_are_settings_that_are_accepted(service: Service) -> None:
     settings = load_settings(service.environment)
     assert settings.server.roles == {Role(service.name)}
     assert not settings.database.embedded
+    assert settings.keys.key_encryption_key is not None
     assert settings.auth.local is (service.name not in HOLDERS["JWT_SECRET"])
     assert (settings.objects.bucket is None) is (service.name not in HOLDERS["S3_ACCESS_KEY_ID"])
     assert (settings.redis.url is None) is (service.name not in HOLDERS["REDIS_URL"])

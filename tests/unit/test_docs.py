@@ -9,7 +9,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -17,24 +17,18 @@ from uuid import UUID
 
 import pytest
 
-from backlot.app import make_app
-from backlot.features import read_models
 from domain.model import Aggregate, Personal
 from engine.log import payload_fields, topics_of
 from infra import metrics
-from infra.http.auth import make_authenticator
 from infra.http.problems import TITLES
-from infra.objects.folder import FolderStore
 from infra.objects.routes import PROBLEMS
-from infra.settings import load_settings
 from tests.structure import nodes_of, parsed
 from tests.support import aggregates
-from workers.parts import Parts
+from tests.unit.unstarted import application
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 PROBLEM_MAKERS = {"Problem", "_refusal"}
-SECRET = "signs the tokens of these tests only"
 TYPES: dict[Any, str] = {
     str: "string",
     str | None: "string?",
@@ -45,6 +39,7 @@ TYPES: dict[Any, str] = {
     UUID: "UUID",
     datetime: "time",
     dict[str, object]: "object",
+    dict[str, int]: "object",
 }
 
 Fields = dict[str, tuple[str, str]]
@@ -104,15 +99,7 @@ def test_what_a_page_points_to_is_there(path: Path) -> None:
 @pytest.fixture
 def paths(tmp_path: Path) -> dict[str, Any]:
     """The paths of the OpenAPI document of a process with every role; nothing is started."""
-    settings = load_settings({})
-    store = FolderStore(tmp_path, SECRET.encode(), timedelta(1), lambda: datetime.now(UTC))
-    unused: Any = None
-    models = read_models()
-    authenticator = make_authenticator(settings.auth, SECRET)
-    parts = Parts(
-        settings, "", "", authenticator, store, unused, models, unused, None, unused, unused, None
-    )
-    found: dict[str, Any] = make_app(parts).openapi()["paths"]
+    found: dict[str, Any] = application(tmp_path).openapi()["paths"]
     return found
 
 

@@ -97,7 +97,8 @@ def posting(
 ) -> tuple[str, str | None]:
     """The standing of a new comment, and what holds it."""
     found = aggregates(*streams)
-    text = NewText(VIDEO, "alice", author.actor, content, seen_by(as_moderator), watched)
+    named = mentions(content)
+    text = NewText(VIDEO, "alice", author.actor, content, seen_by(as_moderator), watched, named)
     PostComment(STREAM, text).decide(found, author)
     comment = found.get(Comment, STREAM)
     assert comment.standing is not None

@@ -11,12 +11,20 @@ import pytest
 
 from backlot.features import PERSONAL
 from engine.inspection.persons import personal_fields, shown
-from engine.personal_data import PersonalKeys, PersonalTable, Unsearched
+from engine.personal_data import (
+    Deleted,
+    PersonalEntries,
+    PersonalKeys,
+    PersonalTable,
+    Rewritten,
+    Unsearched,
+)
 from infra.settings import Settings
 from tests.structure import ROOT
 
 PAGE = (ROOT / "docs" / "privacy.md").read_text()
-PARTS = re.findall(r"^\| `([\w.]+)` \| ([^|]+) \| (?:[^|]+) \| ([^|]+) \|$", PAGE, re.MULTILINE)
+ROW = r"^\| `([\w.]+)` \| ([^|]+) \| (?:[^|]+) \| ([^|]+) \| ([^|]+) \|$"
+PARTS = re.findall(ROW, PAGE, re.MULTILINE)
 
 
 def test_each_place_has_a_name_that_a_file_may_have() -> None:
@@ -40,10 +48,32 @@ def test_a_table_says_how_a_person_is_found_in_it() -> None:
 
 def test_the_page_for_operators_lists_every_place() -> None:
     told = {
-        place.name: (place.holds, place.kept + f" (`{place.setting}`)" * bool(place.setting))
+        place.name: (
+            place.holds,
+            place.kept + f" (`{place.setting}`)" * bool(place.setting),
+            str(place.forget),
+        )
         for place in PERSONAL
     }
-    assert {name: (holds, kept) for name, holds, kept in PARTS} == told
+    assert {name: (holds, kept, after) for name, holds, kept, after in PARTS} == told
+
+
+def test_every_place_says_what_becomes_of_it_when_the_person_is_forgotten() -> None:
+    assert [place.name for place in PERSONAL if place.forget is None] == []
+    assert [place.name for place in PERSONAL if not str(place.forget).strip()] == []
+    # What can't be deleted by key or row is deleted otherwise, and that has to be said.
+    named = (PersonalTable, PersonalKeys, PersonalEntries)
+    deleted = [place for place in PERSONAL if isinstance(place.forget, Deleted)]
+    assert [place.name for place in deleted if not isinstance(place, named)] == []
+
+
+def test_of_a_read_model_only_the_read_model_itself_purges() -> None:
+    """Else a replay would end otherwise than what is live."""
+    copies = [each for each in PERSONAL if isinstance(each, PersonalTable) and each.projection]
+    assert [each.name for each in copies if isinstance(each.forget, Rewritten)] == []
+    purged = [each for each in copies if each.purge is not None]
+    # No purge looks at what is no row of its own copy.
+    assert [each.name for each in purged if each.where and "SELECT" in each.where] == []
 
 
 @pytest.mark.parametrize("user", ["alice", "a*", "[bob]", "back\\slash", "who?", "käthe"])

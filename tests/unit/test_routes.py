@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,15 @@ import pytest
 from fastapi.routing import APIRoute
 from starlette.routing import Mount, Route
 
-from backlot.app import make_app
-from backlot.features import read_models
 from infra.http.app import HttpApp
-from infra.http.auth import make_authenticator, required_roles
-from infra.objects.folder import FolderStore
-from infra.settings import load_settings
+from infra.http.auth import required_roles
+from infra.http.shapes import Wire
 from tests.routes import ADMIN, AUDITORS, MODERATORS, ROUTES
-from workers.parts import Parts
+from tests.unit.unstarted import application
 
-SECRET = "signs the tokens of these tests only"
 ADMIN_PORT = 8001
 # Documentation and readiness are on both ports.
 ON_BOTH = {"GET /healthz", "GET /readyz", "GET /openapi.json", "GET /docs", "GET /docs/static"}
-
-
-def application(folder: Path, **variables: str) -> HttpApp:
-    """The application of a process with every role; nothing is started."""
-    settings = load_settings(variables)
-    store = FolderStore(folder, SECRET.encode(), timedelta(1), lambda: datetime.now(UTC))
-    unused: Any = None
-    models, authenticator = read_models(), make_authenticator(settings.auth, SECRET)
-    given = (settings, "", "", authenticator, store, unused, models, unused, None, unused, unused)
-    return make_app(Parts(*given, None))
 
 
 def calls(app: HttpApp) -> list[str]:
@@ -53,6 +38,17 @@ def calls(app: HttpApp) -> list[str]:
 
 def _methods(route: Route) -> set[str]:
     return set(route.methods or ())
+
+
+def test_what_can_be_repeated_says_its_shape(tmp_path: Path) -> None:
+    """What is kept of an answer has pseudonyms: the shape says where names belong."""
+    posts = [
+        route
+        for route in application(tmp_path).routes
+        if isinstance(route, APIRoute) and "POST" in _methods(route)
+    ]
+    assert posts
+    assert [route.path for route in posts if not issubclass(route.response_model, Wire)] == []
 
 
 def test_every_route_has_a_line_and_every_line_a_route(tmp_path: Path) -> None:

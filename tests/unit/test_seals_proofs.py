@@ -17,13 +17,13 @@ from cryptography.hazmat.primitives.serialization import (
 
 from engine.seals.anchors import (
     Acceptance,
-    AnchorsUnusable,
     FileAnchors,
     Head,
     HeadFile,
     anchor_of,
 )
 from engine.seals.check import Check
+from engine.seals.places import AnchorsUnusable
 from engine.seals.proofs import (
     KeyUnusable,
     Proofs,

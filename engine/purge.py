@@ -1,0 +1,169 @@
+"""Removes what is held about a person who is forgotten, place by place, as each has declared.
+
+Read models are not among these: they remove what they have when they come to the event that says
+that the person is forgotten, so that a replay ends the same. Everything else is looked for here, in
+batches that lock few rows for a short time. Whoever is interrupted begins again from the start.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import LiteralString
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from redis.asyncio import Redis
+
+from engine.connections import ThreadedConnection
+from engine.installation import drop
+from engine.personal_data import (
+    Deleted,
+    PersonalEntries,
+    PersonalKeys,
+    PersonalPlace,
+    PersonalTable,
+    Rewritten,
+    count_rows,
+    given,
+    json_bytes,
+    statements,
+)
+from infra.advisory_locks import Lock, lock_in_transaction
+
+ROWS_AT_ONCE = 5_000
+KEYS_AT_ONCE = 1_000
+BATCH: LiteralString = f" LIMIT {ROWS_AT_ONCE}))"
+
+# Beside the live one, and what a replay still brings on.
+RESTING_COPIES = b"""
+SELECT subscription FROM backlot_checkpoints AS c
+WHERE kind = 'projection' AND projection = %s AND subscription <> projection
+  AND NOT EXISTS (SELECT FROM projections.replays AS r
+                  WHERE r.schema = c.subscription AND r.finished_at IS NULL)
+ORDER BY subscription
+"""
+
+
+async def purge(
+    places: Sequence[PersonalPlace],
+    main: ThreadedConnection,
+    analytics: ThreadedConnection,
+    redis: Redis | None,
+    subject: str,
+) -> Counter[str]:
+    """Remove what all places hold about a person; return how much, by the places' names.
+
+    Twice is once. Raise psycopg.Error and RedisError where something is away: what was done by then
+    stays done. Tables come first: what is cached in Redis is made from them.
+    """
+    tables = [place for place in places if isinstance(place, PersonalTable)]
+    gone = await main.do(purge_tables, [each for each in tables if not each.analytics], subject)
+    gone += await analytics.do(purge_tables, [each for each in tables if each.analytics], subject)
+    gone += await main.do(purge_copies, tables, subject)
+    if redis is not None:
+        for place in places:
+            gone[place.name] += await _purge_redis(redis, place, subject)
+    return +gone
+
+
+def purge_tables(
+    conn: Connection[TupleRow], places: Iterable[PersonalTable], subject: str
+) -> Counter[str]:
+    """Remove what tables of one database hold about a person; return how many rows, by place.
+
+    `conn` is in autocommit mode: each batch of rows is a transaction. Raise psycopg.Error.
+    """
+    gone: Counter[str] = Counter()
+    for place in places:
+        if isinstance(place.forget, Rewritten):
+            gone[place.name] += place.forget.by(conn, subject)
+        elif place.purge is not None and place.projection is None:
+            gone[place.name] += _purge_rows(conn, place, place.purge, subject)
+    return +gone
+
+
+def _purge_rows(
+    conn: Connection[TupleRow], place: PersonalTable, change: LiteralString, subject: str
+) -> int:
+    begin: LiteralString = f"{change}ctid = ANY (ARRAY(SELECT ctid FROM {place.table} AS t WHERE "
+    gone = 0
+    for statement in statements(conn, place, begin, BATCH):
+        went = ROWS_AT_ONCE
+        while went == ROWS_AT_ONCE:
+            went = conn.execute(statement, given(subject)).rowcount
+            gone += went
+    return gone
+
+
+def purge_copies(
+    conn: Connection[TupleRow], places: Iterable[PersonalTable], subject: str
+) -> Counter[str]:
+    """Drop the copies of read models that hold something of a person, and never come to forget it.
+
+    These are what a rollback would go back to, and looks at the past. Return how many rows they
+    had of the person, by place. Raise psycopg.Error.
+    """
+    gone: Counter[str] = Counter()
+    by_projection: defaultdict[str, list[PersonalTable]] = defaultdict(list)
+    for place in places:
+        if place.projection is not None and not place.stays:
+            by_projection[place.projection].append(place)
+    for projection, tables in by_projection.items():
+        for (copy,) in conn.execute(RESTING_COPIES, (projection,)).fetchall():
+            held = {place.name: count_rows(conn, place, subject, copy) for place in tables}
+            if any(held.values()):
+                _drop_copy(conn, projection, copy)
+                gone.update(held)
+    return +gone
+
+
+def _drop_copy(conn: Connection[TupleRow], projection: str, copy: str) -> None:
+    """Drop it, unless a replay has taken it up meanwhile."""
+    with conn.transaction():
+        lock_in_transaction(conn, Lock.PROJECTION_TABLES)
+        if (copy,) in conn.execute(RESTING_COPIES, (projection,)).fetchall():
+            drop(conn, copy)
+
+
+async def _purge_redis(redis: Redis, place: PersonalPlace, subject: str) -> int:
+    match place:
+        case PersonalKeys(forget=Deleted()):
+            return await _unlink(redis, place, subject)
+        case PersonalEntries(forget=Deleted()):
+            return await _take_out(redis, place, subject)
+    return 0
+
+
+async def _unlink(redis: Redis, place: PersonalKeys, subject: str) -> int:
+    found = redis.scan_iter(match=place.of(subject), count=KEYS_AT_ONCE)
+    return sum([await redis.unlink(key) async for key in found])
+
+
+async def _take_out(redis: Redis, place: PersonalEntries, subject: str) -> int:
+    """Take the entries out of the hashes, and out of what orders them."""
+    gone = 0
+    async for name, entry, _ in entries_of(redis, place, subject):
+        order = name.removesuffix(place.suffix)
+        if await redis.type(order) in (b"zset", "zset"):
+            await redis.zrem(order, entry)
+        else:
+            await redis.lrem(order, 0, entry)
+        gone += await redis.hdel(name, entry)
+    return gone
+
+
+async def entries_of(
+    redis: Redis, place: PersonalEntries, subject: str
+) -> AsyncIterator[tuple[str, str, bytes]]:
+    """Yield the entries that name a person: hash, name and value of each. Raise RedisError."""
+    needle = json_bytes(subject)
+    async for key in redis.scan_iter(match=place.pattern, count=KEYS_AT_ONCE, _type="hash"):
+        async for entry, value in redis.hscan_iter(key):
+            held = value if isinstance(value, bytes) else value.encode()
+            if needle in held:
+                yield _text(key), _text(entry), held
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode()

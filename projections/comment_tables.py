@@ -1,0 +1,119 @@
+"""The tables of the comments, and what they hold about persons."""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+from domain.comment import Comment
+from engine.personal_data import IN_THE_LOG, Blanked, Left, PersonalEvents, PersonalTable
+from engine.projection import last_told
+
+# `counts` holds the number of rows in `comments` per video; the video ids of `removed` get no
+# rows any more, since a comment may be recorded just after its video's removal.
+FIRST_TABLES: LiteralString = """
+CREATE TABLE {schema}.comments (
+    comment_id uuid PRIMARY KEY,
+    video_id uuid NOT NULL,
+    position bigint NOT NULL,
+    author text NOT NULL,
+    content text NOT NULL,
+    edited boolean NOT NULL DEFAULT false,
+    language text,
+    confidence double precision,
+    translated_text text,
+    translation_status text NOT NULL DEFAULT 'pending',
+    reason text,
+    written_at timestamptz NOT NULL,
+    created_at timestamptz NOT NULL);
+CREATE INDEX comments_by_video ON {schema}.comments (video_id, position);
+CREATE INDEX comments_open ON {schema}.comments (translation_status, written_at)
+    WHERE translation_status IN ('pending', 'failed', 'skipped');
+CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, comments bigint NOT NULL)
+    WITH (fillfactor = 50);
+CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
+"""
+# `hidden` keeps what a comment had while not everybody sees it, so that nothing is lost when it
+# comes back. `revision` is known of what is held.
+ADD_HIDDEN: LiteralString = """
+CREATE TABLE {schema}.hidden (
+    LIKE {schema}.comments INCLUDING DEFAULTS,
+    PRIMARY KEY (comment_id),
+    standing text NOT NULL,
+    held_for text,
+    revision int,
+    video_owner text COLLATE "C",
+    removed_as text,
+    stated_reason text);
+CREATE INDEX hidden_by_video ON {schema}.hidden (video_id, position);
+CREATE INDEX hidden_by_author ON {schema}.hidden (video_id, author, position);
+CREATE INDEX hidden_held ON {schema}.hidden (position) WHERE standing = 'held';
+CREATE INDEX hidden_held_by_owner ON {schema}.hidden (video_owner, position)
+    WHERE standing = 'held';
+CREATE TABLE {schema}.policies (video_id uuid PRIMARY KEY, policy text NOT NULL)
+"""
+# Whose the reason is that is stated.
+ADD_DECIDED: LiteralString = f"""
+ALTER TABLE {{schema}}.hidden ADD COLUMN decided_by text COLLATE "C";
+UPDATE {{schema}}.hidden
+SET decided_by = {last_told("comment_id", "actor", Comment.Removed, Comment.Rejected)}
+WHERE standing = 'removed'
+"""
+COMMENTS_GO = Left("deleted by `comment.deleted` and `comment.withdrawn`, which count")
+EMPTIED: LiteralString = "content = '', translated_text = NULL"
+PERSONAL = (
+    PersonalTable(
+        name="comments.comments",
+        holds="comments that everybody sees, with their translation",
+        kept="follows the event log",
+        table="{schema}.comments",
+        projection="comments",
+        columns=("author",),
+        forget=COMMENTS_GO,
+        emptied=EMPTIED,
+    ),
+    PersonalTable(
+        name="comments.hidden",
+        holds="comments that are held or removed",
+        kept="follows the event log",
+        table="{schema}.hidden",
+        projection="comments",
+        columns=("author",),
+        shown="comment_id, video_id, content, edited, language, translated_text, created_at, "
+        "standing, held_for, removed_as, stated_reason",
+        forget=COMMENTS_GO,
+        emptied=EMPTIED,
+    ),
+    PersonalTable(
+        name="comments.decided",
+        holds="comments of others that somebody removed, with the reason",
+        kept="follows the event log",
+        table="{schema}.hidden",
+        projection="comments",
+        columns=("decided_by",),
+        shown="comment_id, removed_as, stated_reason",
+        forget=Blanked("decided_by = NULL, stated_reason = NULL", "the reason is deleted"),
+    ),
+    PersonalTable(
+        name="comments.held_for_owner",
+        holds="other people's comments that wait for the approval of a video's owner",
+        kept="follows the event log",
+        table="{schema}.hidden",
+        projection="comments",
+        columns=("video_owner",),
+        shown=None,
+        forget=Blanked("video_owner = NULL", "moderators can still approve them"),
+    ),
+    PersonalEvents(
+        name="events.held_for_owner",
+        holds="other people's comments that were held, as far as the video's owner is named",
+        kept="the event log is kept for good",
+        events=(Comment.Submitted, Comment.Withheld),
+        subject="video_owner",
+        shown=False,
+        forget=IN_THE_LOG,
+    ),
+)
+COLUMNS: LiteralString = (
+    "comment_id, video_id, position, author, content, edited, language, confidence, "
+    "translated_text, translation_status, reason, written_at, created_at"
+)
