@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -157,12 +157,16 @@ def executing(
 def working_on(operation_id: UUID) -> list[psutil.Process]:
     """The processes that carry this operation out."""
     name = str(operation_id)
-    return [
-        process
-        for process in psutil.process_iter(["cmdline", "cwd", "status"])
-        if name in (process.info["cmdline"] or ()) or Path(process.info["cwd"] or "").name == name
-        if process.info["status"] != psutil.STATUS_ZOMBIE
-    ]
+    # Of the others only the name is read: this is asked again and again.
+    python = (each for each in psutil.process_iter(["name"]) if "python" in each.info["name"])
+    return [process for process in python if _is_working_on(process, name)]
+
+
+def _is_working_on(process: psutil.Process, name: str) -> bool:
+    with suppress(psutil.Error), process.oneshot():
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return name in process.cmdline() or Path(process.cwd()).name == name
+    return False
 
 
 def await_process(operation_id: UUID) -> psutil.Process:
