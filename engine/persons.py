@@ -60,11 +60,6 @@ begun AS (
     ON CONFLICT DO NOTHING)
 SELECT fenced_at FROM fenced
 """
-FENCED = b"""
-SELECT pseudonym FROM public.backlot_persons
-WHERE fenced_at IS NOT NULL AND pseudonym = ANY (%b::text[])
-"""
-"""Asks which of so many persons are fenced: nothing is taken from them any more."""
 ALL_FORGOTTEN = b"SELECT pseudonym FROM public.backlot_persons WHERE forgotten_at IS NOT NULL"
 DESTROY = b"""
 UPDATE public.backlot_persons
@@ -365,9 +360,3 @@ def _names(known: Mapping[str, Known]) -> dict[str, str]:
 def forgotten(conn: Connection[Any]) -> list[str]:
     """Return the pseudonyms of all whose names and keys are destroyed; raise psycopg.Error."""
     return [pseudonym for (pseudonym,) in conn.execute(ALL_FORGOTTEN).fetchall()]
-
-
-def fenced(conn: Connection[Any] | Any, persons: Iterable[str]) -> set[str]:
-    """Return those of so many persons from whom nothing is taken any more."""
-    rows = conn.execute(FENCED, (sorted(set(persons)),)).fetchall()
-    return {pseudonym for (pseudonym,) in rows}

@@ -135,6 +135,9 @@ def test_everything_of_a_person_goes(play: Play) -> None:
         assert made.history(bob.posted) == ["comment.posted.v1"]
         assert await made.objects.head(object_key(bob.video)) is not None
         assert await made.redis.exists(bob.cached) == 1
+        # A process that still remembers a token of theirs does nothing with it.
+        with pytest.raises(Forgotten):
+            await execute(made.bus, Toggle(UUID(int=1)), ann.person)
         # And once is enough.
         assert await made.eraser().turn(made.conn) is None
         await whole(made, ann)
