@@ -418,6 +418,12 @@ def test_letters_lose_what_names_the_person_or_is_of_their_events(
     ]
 
 
+def test_a_database_without_tables_has_nothing_to_purge(database_url: str) -> None:
+    """As that of the analytics is before their first start."""
+    with psycopg.connect(database_url, autocommit=True) as empty:
+        assert purged(empty, "ann", [each for each in TABLES_OF_PLACES if each.analytics]) == {}
+
+
 def test_redis_loses_keys_and_tasks(conn: Connection[Any], database_url: str) -> None:
     keys = {
         place.of(who).replace("*", "x").replace("\\", ""): who
