@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from backlot import health
 from domain.comment import Comment
 from domain.errors import Forgotten
 from domain.model import FORGOTTEN, SystemActor
@@ -29,6 +30,7 @@ from engine.seals.proofs import Proofs
 from infra.http.auth import Authenticator, mint_token
 from infra.http.keys import OneKey
 from infra.objects.port import NoSuchUpload
+from infra.settings import load_settings
 from tests.integration.buses import Toggle, execute
 from tests.integration.erasure_support import LONG, NOTHING, Scene, by, scene
 from tests.integration.event_log import recording, rows
@@ -382,5 +384,23 @@ def test_the_log_names_nobody_and_says_nothing_in_the_clear(play: Play) -> None:
         assert ann.person in recorded
         assert "hello from ann" not in recorded
         assert '"ann"' not in recorded
+
+    play(act)
+
+
+def test_the_doctor_names_whose_forgetting_is_stuck(play: Play) -> None:
+    async def act(made: Scene) -> None:
+        ann, settings = await Deeds(made).do(), load_settings({"DATABASE_URL": made.database_url})
+        told = health.erasures(settings)
+        assert (told.ok, told.detail) == (True, "nobody is being forgotten")
+        await made.ask(ann.person)
+        told = health.erasures(settings)
+        assert (told.ok, told.detail) == (True, "being forgotten: 1")
+        made.purges.fails_for = {ann.person}
+        await made.eraser().turn(made.conn)
+        told = health.erasures(settings)
+        assert not told.ok
+        assert f"{ann.person} is not forgotten" in told.detail
+        assert "step `places` failed 1 times (ConnectionError)" in told.detail
 
     play(act)
