@@ -116,8 +116,8 @@ def rewrap(yes: Yes = False, as_json: Json = False) -> None:
 def _recorded(url: str, action: str) -> Iterator[tuple[Connection[Any], Recording]]:
     with (
         database_at_hand(),
-        recorded(url, action, SUBJECT, {}) as running,
         _connection(url) as conn,
+        recorded(url, action, SUBJECT, {}) as running,
     ):
         yield conn, running
 

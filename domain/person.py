@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID, uuid5
 
 from domain.errors import NotFound
@@ -59,6 +60,10 @@ class Person(Aggregate):
         self.forgotten_at: datetime | None = None
         self.videos = VideosFate.DELETE
         self.counts: dict[str, int] = {}
+
+    @classmethod
+    def stream_of(cls, fields: Mapping[str, Any]) -> UUID:
+        return stream_id(fields["person"])
 
     def request_forgetting(self, person: str, videos: VideosFate, origin: Origin) -> None:
         """Ask for the person to be forgotten; the first request decides what becomes of videos."""

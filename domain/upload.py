@@ -360,15 +360,15 @@ class Upload(Aggregate):
     def erase(self, owner: str, heir: str | None, origin: Origin) -> Status | None:
         """End it for an owner who is forgotten; return what it was, None where there was nothing.
 
-        What is under way is aborted. A video is removed, or belongs to the heir, where there is one
-        and others may see it.
+        What is under way is aborted. A video is removed, or belongs to the heir, where there is
+        one, others may see it, and its title can still be read.
         """
         found = self.status if self.owner == owner else None
         if found is Status.STARTED:
             self.record(self.Aborted, origin, owner=owner)
         elif found is not Status.COMPLETED:
             return None
-        elif heir is None or self.visibility is Visibility.PRIVATE:
+        elif heir is None or self.visibility is Visibility.PRIVATE or not self.title:
             self.record(self.Removed, origin, owner=owner)
         else:
             self.record(

@@ -20,7 +20,11 @@ from engine.personal_data import Left, PersonalTable
 
 
 class ErasureStep(StrEnum):
-    """What is done about a person, in this order; `settling` waits for what was under way."""
+    """What is done about a person, in this order.
+
+    `settling` waits for what was under way; it counts from the beginning of the step before, so
+    that a purge that takes long makes nobody wait longer.
+    """
 
     REQUEST = "request"
     COMMENTS = "comments"
@@ -75,8 +79,9 @@ OPEN = (ROWS + "WHERE finished_at IS NULL ORDER BY fenced_at, pseudonym").encode
 ONE = (ROWS + "WHERE pseudonym = %s").encode()
 ADVANCE = b"""
 UPDATE public.backlot_erasures
-SET step = %s, step_at = clock_timestamp(), counts = %s, failures = 0, error = NULL
-WHERE pseudonym = %s AND step = %s
+SET step = %(next)s, counts = %(counts)s, failures = 0, error = NULL,
+    step_at = CASE WHEN %(next)s = 'settling' THEN step_at ELSE clock_timestamp() END
+WHERE pseudonym = %(pseudonym)s AND step = %(step)s
 """
 FAIL = b"""
 UPDATE public.backlot_erasures SET failures = failures + 1, error = %s WHERE pseudonym = %s
@@ -111,7 +116,12 @@ def _erasure(step: str, **rest: Any) -> Erasure:
 def advance(conn: Connection[Any], erasure: Erasure, removed: Mapping[str, int]) -> None:
     """Go on to the next step, with what this one has removed; twice is once."""
     counts = +(Counter(erasure.counts) + Counter(removed))
-    values = (erasure.step.following, Jsonb(dict(counts)), erasure.pseudonym, erasure.step)
+    values = {
+        "next": erasure.step.following,
+        "counts": Jsonb(dict(counts)),
+        "pseudonym": erasure.pseudonym,
+        "step": erasure.step,
+    }
     conn.execute(ADVANCE, values)
 
 

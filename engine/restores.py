@@ -23,8 +23,11 @@ FORGOTTEN = b"""
 SELECT pseudonym, forgotten_at FROM public.backlot_persons
 WHERE fenced_at IS NOT NULL AND forgotten_at IS NOT NULL
 """
-# Read in parts: there may be millions of persons.
-ALIVE = b"SELECT pseudonym FROM public.backlot_persons WHERE forgotten_at IS NULL"
+# Whose key a worker is just about to destroy was not restored. There may be millions of others.
+ALIVE = b"""
+SELECT pseudonym FROM public.backlot_persons AS p WHERE forgotten_at IS NULL AND NOT EXISTS (
+    SELECT FROM public.backlot_erasures AS e WHERE e.pseudonym = p.pseudonym AND step = 'key')
+"""
 ROWS_AT_ONCE = 10_000
 
 ERASED_AGAIN = counter(

@@ -314,5 +314,10 @@ async def _session(
     database_url: str, job: str, work: Callable[[ThreadedConnection], Awaitable[Any]]
 ) -> AsyncIterator[Run]:
     """Work while no other process does."""
-    async with leading(database_url, job) as conn:
-        yield partial(work, conn)
+    try:
+        async with leading(database_url, job) as conn:
+            yield partial(work, conn)
+    finally:
+        # Whoever leads now tells how many there are.
+        ERASURES.set(0)
+        OLDEST.set(0)

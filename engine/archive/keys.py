@@ -45,9 +45,10 @@ SELECT * FROM jsonb_populate_recordset(NULL::{table}, %s)
 """
 HAS_PERSONS = b"SELECT EXISTS (SELECT FROM public.backlot_persons)"
 CLEAR = b"DELETE FROM public.backlot_wrapping_keys"
+# The running user may not set what numbers the next one.
 COUNT_ON = b"""
-SELECT setval(pg_get_serial_sequence('public.backlot_wrapping_keys', 'number'), max(number))
-FROM public.backlot_wrapping_keys
+INSERT INTO public.backlot_wrapping_keys (purpose, kek, wrapped) VALUES ('persons', '', '')
+RETURNING number
 """
 
 
@@ -139,9 +140,14 @@ def store_wrapping_keys(
 ) -> WrappingKeys:
     """Store wrapping keys in place of those that a new database has made; see `store_keys`."""
     require_no_persons(conn)
+    keys = list(rows)
+    newest = max((row["number"] for row in keys), default=0)
+    # The next key that is made must have another number than these.
+    number = 0
+    while number < newest:
+        (number,) = conn.execute(COUNT_ON).fetchone() or (newest,)
     conn.execute(CLEAR)
-    store_rows(conn, "backlot_wrapping_keys", rows)
-    conn.execute(COUNT_ON)
+    store_rows(conn, "backlot_wrapping_keys", keys)
     return load_wrapping_keys(conn, kek)
 
 

@@ -178,7 +178,7 @@ class LogRewrite:
         anew = {name: self._book.rename(person) for name, person in named.items()}
         payload |= anew
         stream = (_made_stream(topic, payload) if is_made else None) or row.stream_id
-        followed = self._follow(payload)
+        followed = self._follow(payload, named)
         if anew == named and not followed and not has_texts(topic):
             return row
         if stream != row.stream_id:
@@ -187,16 +187,23 @@ class LogRewrite:
         state = self._new.state(stream, row.version, topic, payload)
         return row._replace(stream_id=stream, state=state)
 
-    def _follow(self, payload: dict[str, Any]) -> bool:
+    def _follow(self, payload: dict[str, Any], named: Mapping[str, str]) -> bool:
         """Let an event name its cause and its conversation as the new log has them."""
-        followed = False
-        for name in ("correlation_id", "causation_id"):
-            value = payload.get(name)
-            if type(value) is str and len(value) == UUID_TEXT and self._moved:
-                moved = self._moved.get(_uuid_bytes(value))
-                if moved is not None:
-                    payload[name], followed = str(UUID(bytes=moved)), True
-        return followed
+        before = {name: payload.get(name) for name in ("correlation_id", "causation_id")}
+        after = {name: self._followed(value, named) for name, value in before.items()}
+        payload |= {name: value for name, value in after.items() if name in payload}
+        return after != before
+
+    def _followed(self, value: object, named: Mapping[str, str]) -> object:
+        """Return an id as the new log has it: of a moved event, or of what is about a person."""
+        if type(value) is not str:
+            return value
+        if len(value) == UUID_TEXT and (moved := self._moved.get(_uuid_bytes(value))):
+            return str(UUID(bytes=moved))
+        for person in named.values():
+            if value.endswith(f"-{person}"):
+                return value.removesuffix(person) + self._book.rename(person)
+        return value
 
 
 def _uuid_bytes(text: str) -> bytes:

@@ -77,6 +77,11 @@ class Outside:
                 differences += anchor_difference(
                     conn, store.name, newest, floors.get(store.name, 0)
                 )
+        for each in self.forgotten:
+            try:
+                each.read()
+            except AnchorsUnusable as error:
+                unusable.append(str(error))
         return OutsideComparison(differences, unusable)
 
     def accept(self, conn: Connection[TupleRow], acceptance: Acceptance) -> None:

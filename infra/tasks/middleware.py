@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ from dramatiq.middleware import AsyncIO, Middleware, Shutdown, raise_thread_exce
 from dramatiq.middleware import Retries as StockRetries
 
 from infra.cancellation import cancel, together
+from infra.errors import OperatorError
 from infra.logging import CORRELATION_ID
 from infra.metrics import SECONDS, counter, gauge, histogram
 from infra.settings.adapters import TaskSettings
@@ -167,6 +169,9 @@ class Resources(Middleware, Generic[T]):
         except Exception as error:
             if self._task is not None:
                 asyncio.run_coroutine_threadsafe(cancel(self._task), loop)
+            if isinstance(error, OperatorError):
+                # One line, which Dramatiq would put behind a traceback.
+                sys.exit(f"workers.app: {error}")
             raise ResourcesUnavailable(f"{type(error).__name__}: {error}") from error
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:

@@ -52,6 +52,10 @@ DROP_SESSIONS = b"""
 DELETE FROM analytics.sessions AS s USING unnest(%b::uuid[], %b::uuid[]) AS g(video_id, session)
 WHERE s.video_id = g.video_id AND s.session = g.session
 """
+# What is stored of them counts as it was judged.
+DROP_PARTICIPANTS = b"""
+DELETE FROM analytics.participants WHERE video_id = ANY (%b::uuid[]) AND viewer = %b
+"""
 RENAME_VIEWER = b"""
 UPDATE analytics.video_viewers AS v SET viewer = 'session:' || g.session
 FROM unnest(%b::uuid[], %b::uuid[]) AS g(video_id, session)
@@ -98,6 +102,7 @@ def forget_viewer(conn: Connection[TupleRow], viewer: str) -> int:
             sessions = {video: uuid4() for video in videos}
             rows = [row for video in videos for row in by_video[video]]
             _make_nameless(conn, found.shape, rows, sessions)
+            conn.execute(DROP_PARTICIPANTS, (videos, viewer))
             conn.execute(RENAME_VIEWER, (*columns(sessions.items()), viewer))
     return len(done)
 
@@ -175,7 +180,7 @@ PERSONAL = (
         table="analytics.participants",
         columns=("viewer",),
         analytics=True,
-        # What is stored of them counts as it was judged.
+        # Those whose rows are gone by their age.
         forget=Deleted(),
     ),
     PersonalTable(

@@ -40,8 +40,6 @@ ENDS = {
     "events verify --follows": {1},
     # There is no file of anchors here.
     "events prove --check": {4},
-    # It asks first, and there is no terminal.
-    "keys rewrap": {2},
     "likes reconcile": {4},
     "privacy certify": {1},
     "privacy forget": {2},

@@ -17,6 +17,7 @@ from tests.e2e import plain
 from tests.e2e.conftest import SMALL_PARTS
 from tests.e2e.halted_erasure import STEPS
 from tests.e2e.program import Program
+from tests.e2e.replicas import running_site
 from tests.e2e.videos import everything, problem, read, see, start, upload
 from tests.support import eventually, unused_port
 
@@ -202,3 +203,18 @@ def events_of(conn: psycopg.Connection[Any], pseudonym: str, twin: User) -> bool
         (twin.video,),
     ).fetchone()
     return found is not None and found[0] == pseudonym
+
+
+def test_every_process_hears_of_it(short_dir: Path, database_url: str) -> None:
+    with running_site(short_dir / "heard", 2, database_url, HALTING, {}) as site:
+        here, there = site.replicas
+        film = upload(here.client("owner"))
+        ann = there.client("ann")
+        # The other process remembers who this token is.
+        assert ann.put(f"/videos/{film}/like").status_code == 200
+        root = here.client("root", admin=True)
+        assert root.delete("/users/ann").status_code == 202
+        problem(ann.delete(f"/videos/{film}/like"), 410, "forgotten")
+        eventually(lambda: ann.get("/videos").status_code == 410)
+        forgotten(root, "ann")
+        assert read(there.client("owner").get(f"/videos/{film}"))["likes"] == 1

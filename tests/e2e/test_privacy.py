@@ -550,6 +550,18 @@ def test_redis_files_and_logs_say_nothing_of_a_forgotten_person(forgotten: Forgo
     assert [line for line in printed.splitlines() if PERSON in line or WORD in line] == []
 
 
+def test_an_export_of_the_log_says_nothing_of_a_forgotten_person(
+    forgotten: Forgotten, tmp_path: Path
+) -> None:
+    for number, options in enumerate((["--with-keys"], ["--format", "cloudevents"])):
+        file = str(tmp_path / f"{number}.log")
+        ended = forgotten.program.run("events", "export", file, *options)
+        assert ended.returncode == 0, ended.stderr
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert all(forgotten.person in written[name] for name in ("0.log", "1.log"))
+    assert [name for name, text in written.items() if PERSON in text or WORD in text] == []
+
+
 def test_nobody_is_told_of_a_forgotten_person(forgotten: Forgotten) -> None:
     root, films = forgotten.root, forgotten.films
     paths = [

@@ -20,6 +20,7 @@ from tests.e2e.program import Program
 from tests.e2e.videos import read, see
 from tests.integration.projection_support import Writer
 from tests.integration.seal_support import seal_all
+from tests.support import eventually
 
 FANS = [f"fan-{number}@example.net" for number in range(5)]
 OWNER = "owner@example.net"
@@ -101,3 +102,22 @@ def old_video(database_url: str) -> str:
             "SELECT originator_id FROM backlot_events WHERE notification_id = 1"
         ).fetchall()
     return str(video)
+
+
+def test_an_embedded_database_is_rewritten_beside_its_program(
+    make_program: Make, old: Writer, database_url: str, tmp_path: Path
+) -> None:
+    """It runs only while its program does, which finds everything there after a restart."""
+    file = str(tmp_path / "old.jsonl")
+    program = make_program(SEAL_SECONDS="0.2").start()
+    told(program, "events", "export", file, DATABASE_URL=database_url)
+    rewritten = told(program, "events", "rewrite", file)
+    assert (rewritten["ok"], rewritten["moved"]) == (True, len(FANS))
+    assert program.stop() == 0
+    program.start()
+    video, fan = old_video(database_url), program.client(FANS[1])
+    eventually(lambda: fan.get(f"/videos/{video}").status_code == 200)
+    assert read(fan.get(f"/videos/{video}/like")) == {"hasLiked": True, "likesCount": len(FANS)}
+    verified = told(program, "events", "verify", "--follows", file)
+    assert (verified["ok"], verified["follows"]) == (True, rewritten["follows"])
+    assert program.stop() == 0

@@ -35,10 +35,10 @@ from infra.objects.folder import FolderStore
 from infra.objects.port import PartRef
 from infra.redis import embedded_redis
 from tests.integration.event_log import recording
+from tests.support import KEY_ENCRYPTION_KEY
 from workers.erasure import Eraser
 from workers.translator import PREFIX, digests
 
-KEK = "5a" * 32
 WEEK = timedelta(days=7)
 NOTHING, LONG = timedelta(0), timedelta(hours=1)
 CONTENT = b"a film"
@@ -167,7 +167,7 @@ async def scene(database_url: str, folder: Path) -> AsyncIterator[Scene]:
         recorder = stack.enter_context(recording(database_url))
         with connect(database_url, "test") as installing:
             install(installing, [Audit()])
-        persons = Persons(database_url, GivenKey(KEK))
+        persons = Persons(database_url, GivenKey(KEY_ENCRYPTION_KEY))
         stack.callback(persons.close)
         persons.open()
         stack.enter_context(patch.object(MAPPER, "ciphers", persons))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
 from engine.seals.anchors import Acceptance, BucketAnchors, anchor_of
+from engine.seals.forgotten import ForgottenList, person_digest
 from engine.seals.outside import Outside
-from engine.seals.places import AnchorsUnusable
+from engine.seals.places import AnchorsUnusable, LockedObjects
 from engine.seals.proofs import Proofs, configured_anchors
 from engine.seals.sealer import LogRewritten
 from infra.settings import SettingsError, load_settings
@@ -167,3 +168,41 @@ def test_the_settings_name_files_and_buckets(s3: S3Server) -> None:
     for wrong in ("s3://proofs", "s3:///seals", "proofs", "file:", "s3://proofs/seals/"):
         with pytest.raises(SettingsError, match="SEAL_ANCHOR: must be file: and the path"):
             load_settings({"SEAL_ANCHOR": wrong})
+
+
+def forgotten(s3: S3Server) -> LockedObjects:
+    place = s3.place(bucket=BUCKET)
+    return LockedObjects(
+        place, "seals.forgotten", mode="governance", retention=RETENTION, keeps=True
+    )
+
+
+def test_of_two_who_write_down_at_once_who_was_forgotten_none_is_lost(
+    s3: S3Server, client: S3Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, bob = person_digest("ann"), person_digest("bob")
+    at, slow, quick = datetime(2026, 11, 30, tzinfo=UTC), forgotten(s3), forgotten(s3)
+    append = slow.append
+
+    def overtaken(lines: Iterable[bytes]) -> None:
+        monkeypatch.setattr(slow, "append", append)
+        ForgottenList(quick).add({bob: at})
+        append(lines)
+
+    monkeypatch.setattr(slow, "append", overtaken)
+    ForgottenList(slow).add({ann: at})
+    assert ForgottenList(forgotten(s3)).read() == {ann: at, bob: at}
+    # What was written second under the same name does not count, and cannot hide the first.
+    assert len(client.list_object_versions(Bucket=BUCKET)["Versions"]) == 3
+
+
+def test_the_anchors_beside_it_are_read_as_ever(s3: S3Server, client: S3Client) -> None:
+    seals = chain_over(log_of(10))
+    place = s3.place(bucket=BUCKET)
+    anchors = BucketAnchors(
+        place, "seals", mode="governance", retention=RETENTION, pause_seconds=0.0
+    )
+    anchors.append(seals)
+    ForgottenList(forgotten(s3)).add({person_digest("ann"): datetime.now(UTC)})
+    assert anchors.newest() == anchor_of(seals[-1])
+    assert len(list(anchors.read())) == 2

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from uuid import uuid4
 
 import orjson
 import psycopg
@@ -20,11 +23,16 @@ from cryptography.hazmat.primitives.serialization import (
 from typer.testing import CliRunner
 
 from backlot.events.archive import register
+from engine.archive.keys import keys_path
+from engine.persons import Persons
 from engine.seals.anchors import FileAnchors
 from engine.seals.proofs import SealKey
 from infra.errors import OperatorError
+from infra.key_encryption import GivenKey
+from tests.integration.projection_support import Writer
 from tests.integration.seal_support import change, make_log, seal_all
 
+KEK = secrets.token_hex(32)
 Run = Callable[..., tuple[int, str]]
 
 
@@ -81,6 +89,49 @@ def test_the_log_is_exported_verified_imported_and_verified(
     code, out = run("verify", "--json")
     # The import, and that this was asked for, are now in the log, too.
     assert (code, json.loads(out)) == (0, {**whole, "events": 34, "unsealed": 4})
+
+
+def test_keys_go_beside_an_export_on_request(
+    log_url: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY_ENCRYPTION_KEY", KEK)
+    person = encrypted(log_url, "a secret text")
+    file = tmp_path / "log.jsonl"
+    code, out = run("export", str(file), "--with-keys")
+    assert code == 0
+    assert "their keys to log.jsonl.keys: keep the two apart" in out
+    assert b"a secret text" not in file.read_bytes()
+    with psycopg.connect(log_url, autocommit=True) as conn:
+        conn.execute("TRUNCATE backlot_events, backlot_seals, backlot_verifications")
+        conn.execute("TRUNCATE backlot_persons, backlot_wrapping_keys CASCADE")
+    keys = keys_path(file)
+    kept = keys.rename(tmp_path / "elsewhere")
+    code, told = run("import", str(file))
+    assert (code, "import --without-keys" in told) == (4, True)
+    kept.rename(keys)
+    assert run("import", str(file))[0] == 0
+    with closing(Persons(log_url, GivenKey(KEK))) as persons:
+        assert persons.find("ann") == person
+        cipher = persons.cipher(person)
+    assert cipher is not None
+
+
+def encrypted(database_url: str, text: str) -> str:
+    """Have somebody write a comment whose text is encrypted; return the pseudonym."""
+    with closing(Persons(database_url, GivenKey(KEK))) as persons:
+        persons.open()
+        person, writer = persons.admit("ann"), Writer(database_url)
+        writer.mapper.ciphers = persons
+        writer.comment(uuid4(), person, text)
+        writer.close()
+    return person
+
+
+def test_a_log_that_was_not_rewritten_follows_none(log_url: str, run: Run, tmp_path: Path) -> None:
+    file = str(tmp_path / "log.jsonl")
+    assert run("export", file)[0] == 0
+    code, out = run("verify", "--follows", file, "--json")
+    assert (code, json.loads(out)["fault"]["kind"]) == (1, "link-differs")
 
 
 def test_who_exported_and_verified_is_in_the_log(log_url: str, run: Run, tmp_path: Path) -> None:

@@ -323,6 +323,23 @@ def test_what_comes_late_goes_too(play: Play) -> None:
     play(act)
 
 
+def test_the_pause_counts_from_the_beginning_of_the_purge(play: Play) -> None:
+    async def act(made: Scene) -> None:
+        ann = await Deeds(made).do()
+        await made.ask(ann.person)
+        made.purges.fails_for = {ann.person}
+        await made.eraser(settling=LONG).turn(made.conn)
+        assert (await made.erasure(ann.person)).step is ErasureStep.PLACES
+        # It takes two hours.
+        ago = "UPDATE backlot_erasures SET step_at = step_at - interval '2 hours' RETURNING 1"
+        rows(made.database_url, ago)
+        made.purges.fails_for = set()
+        await made.eraser(settling=LONG).turn(made.conn)
+        await whole(made, ann)
+
+    play(act)
+
+
 def test_for_days_it_is_purged_again_what_comes_even_later(play: Play) -> None:
     async def act(made: Scene) -> None:
         ann, bob = await Deeds(made).do(), await Deeds(made, "bob").do()

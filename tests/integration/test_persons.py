@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import repeat
 from threading import Barrier
+from uuid import UUID
 
 import psycopg
 import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from domain.comment import Comment
 from domain.errors import Forgotten
-from domain.model import FORGOTTEN
+from domain.model import FORGOTTEN, Origin
 from engine import persons as module
+from engine.command_bus import Aggregates, Command, CommandBus
+from engine.log import MAPPER, Log
 from engine.persons import Known, Persons, Remembered, fenced
 from engine.wrapping_keys import KeyDamaged, load_wrapping_keys, rotate
 from infra.key_encryption import GivenKey
 from tests.integration.person_support import KEK, opened
+from tests.integration.projection_support import Writer
 
 pytestmark = pytest.mark.no_analytics
 MANY = 24
@@ -296,6 +303,86 @@ class TestRemembered:
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(use, range(8)))
         assert len(remembered._values) <= 50
+
+
+class TestQuestions:
+    """How often the database is asked for keys; without that, texts would only be slower."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+        """Who was asked for, each time."""
+        found, read = list[set[str]](), Persons._read
+
+        def counted(self: Persons, wanted: Set[str]) -> dict[str, Known]:
+            found.append(set(wanted))
+            return read(self, wanted)
+
+        monkeypatch.setattr(Persons, "_read", counted)
+        return found
+
+    @pytest.fixture
+    def comments(
+        self, persons: Persons, writer: Writer, monkeypatch: pytest.MonkeyPatch
+    ) -> dict[UUID, str]:
+        """Comments on one video, each by another author."""
+        monkeypatch.setattr(MAPPER, "ciphers", persons)
+        writer.mapper = MAPPER
+        authors = [persons.admit(f"user {number}") for number in range(8)]
+        video = writer.video(persons.admit("owner")).id
+        return {writer.comment(video, each, "Hello.").id: each for each in authors}
+
+    def test_a_window_of_the_log_asks_once(
+        self,
+        comments: dict[UUID, str],
+        another: Persons,
+        conn: Connection[TupleRow],
+        asked: list[set[str]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(MAPPER, "ciphers", another)
+        window = Log([Comment.Posted], batch_events=100).read(conn, 0, 100)
+        assert asked == [{*comments.values()}]
+        said = [vars(stored.decode().event)["content"] for stored in window.events]
+        assert said == ["Hello."] * len(comments)
+        assert len(asked) == 1
+
+    def test_a_batch_of_commands_asks_once(
+        self,
+        comments: dict[UUID, str],
+        another: Persons,
+        writer: Writer,
+        asked: list[set[str]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(MAPPER, "ciphers", another)
+
+        async def edit_all() -> None:
+            bus = CommandBus(writer.recorder)
+            try:
+                await asyncio.gather(
+                    *(
+                        bus.execute(Edit(comment), actor=author, correlation_id="edits")
+                        for comment, author in comments.items()
+                    )
+                )
+            finally:
+                await bus.close()
+
+        asyncio.run(edit_all())
+        # The first command may be a batch of its own.
+        assert len(asked) <= 2
+        assert set().union(*asked) == {*comments.values()}
+
+
+@dataclass(frozen=True)
+class Edit(Command[None]):
+    comment: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> None:
+        aggregates.get(Comment, self.comment).edit("Hello again.", origin)
 
 
 class TestChildren:

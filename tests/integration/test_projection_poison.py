@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from engine.checkpoints import resume
 from engine.subscription import State
 from infra import metrics
+from infra.key_encryption import KeyEncryptionFailed
 from projections.likes import Likes
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Tally, Writer, caught_up, hosting, seen
@@ -170,6 +171,19 @@ def test_an_outage_is_nobodys_poison(database_url: str, writer: Writer) -> None:
         eventually(lambda: host.status()[0].state is State.UNAVAILABLE)
         assert "SerializationFailure" in (host.status()[0].detail or "")
         tally.poison = {}
+        caught_up(database_url, ["tally"], writer.head)
+    assert seen(database_url) == list(range(1, 11))
+    assert rows(database_url, "SELECT * FROM backlot_dead_letters") == []
+
+
+def test_keys_that_can_not_be_had_are_no_event_s_fault(database_url: str, writer: Writer) -> None:
+    """Nothing is set aside: it waits, and goes on once they can."""
+    tally = Parking()
+    tally.poison = {"viewer-6": KeyEncryptionFailed("Vault does not answer")}
+    writer.like(VIDEO, *VIEWERS)
+    with hosting(database_url, tally) as host:
+        eventually(lambda: host.status()[0].state is State.UNAVAILABLE)
+        tally.poison.clear()
         caught_up(database_url, ["tally"], writer.head)
     assert seen(database_url) == list(range(1, 11))
     assert rows(database_url, "SELECT * FROM backlot_dead_letters") == []

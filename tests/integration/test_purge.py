@@ -92,6 +92,7 @@ def persons(
 ) -> Iterator[Persons]:
     """What texts are encrypted with, as in the program."""
     opened = AnybodysKeys(database_url, GivenKey("ab" * 32))
+    opened.open()
     for mapper in (MAPPER, writer.mapper):
         monkeypatch.setattr(mapper, "ciphers", opened)
     yield opened

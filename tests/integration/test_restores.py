@@ -72,6 +72,17 @@ def test_whoever_is_alive_again_is_found(
     assert compared(database_url, places) == sorted([alive, fenced])
 
 
+def test_whom_a_worker_is_just_forgetting_is_none_of_them(
+    database_url: str, persons: Persons, places: list[ForgottenList]
+) -> None:
+    person = persons.admit("ann")
+    persons.fence(person)
+    record_forgotten(proofs(places), person, AT)
+    assert compared(database_url, places) == [person]
+    rows(database_url, "UPDATE backlot_erasures SET step = 'key' RETURNING 1")
+    assert compared(database_url, places) == []
+
+
 def test_who_is_known_in_one_place_only_is_found(
     database_url: str, persons: Persons, places: list[ForgottenList]
 ) -> None:
@@ -109,6 +120,18 @@ def test_a_list_that_was_changed_stops_it(
     (tmp_path / "far").write_bytes(lines[1])
     with pytest.raises(AnchorsUnusable, match="the list was changed"):
         compared(database_url, places)
+
+
+def test_a_list_that_was_changed_is_told_by_verifications_and_doctor(
+    database_url: str, persons: Persons, places: list[ForgottenList], tmp_path: Path
+) -> None:
+    forget(persons, places, "ann")
+    outside = Outside(forgotten=places)
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        assert outside.compare(conn).unusable == []
+        (tmp_path / "far").write_bytes(b"something else\n")
+        (told,) = outside.compare(conn).unusable
+    assert "far, line 1 is no entry of who was forgotten" in told
 
 
 def test_a_place_that_takes_nothing_is_only_told(

@@ -34,6 +34,7 @@ from domain.moderation import (
     report_id,
 )
 from domain.operation import Operation
+from domain.person import Person, VideosFate, stream_id
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
 from engine.archive.keys import KeysUnusable, export_keys, keys_path, read_keys
@@ -43,8 +44,10 @@ from engine.archive.transfer import ImportRefused, export_log, import_log
 from engine.installation import install as install_projections
 from engine.log import MAPPER, event_id
 from engine.persons import Persons
+from engine.privileges import give_rights, make_user
 from engine.seals.chain import connect, last_seal, seals
 from engine.seals.proofs import Proofs
+from engine.wrapping_keys import rotate
 from infra.key_encryption import GivenKey, KeyEncryptionFailed
 from infra.postgres.embedded import EmbeddedPostgres
 from projections.catalog import Catalog
@@ -188,7 +191,9 @@ def test_streams_are_those_that_the_pseudonyms_make(
         old.film: 2,
         old.text.id: 2,
     }
-    found = dict(rows(new_url, "SELECT originator_id, count(*) FROM backlot_events GROUP BY 1"))
+    found: dict[UUID, int] = dict(
+        rows(new_url, "SELECT originator_id, count(*) FROM backlot_events GROUP BY 1")
+    )
     assert {stream: found.get(stream) for stream in expected} == expected
 
 
@@ -346,6 +351,10 @@ class Upgraded:
         persons.admit(GONE)
         persons.fence(GONE)
         persons.destroy(GONE)
+        person = Person.blank(stream_id(GONE))
+        asked = Origin(SystemActor.PRIVACY, origin().at, f"forget-{GONE}", f"forget-{GONE}")
+        person.request_forgetting(GONE, VideosFate.DELETE, asked)
+        old.save(person)
         persons.close()
         seal_all(database_url, key=KEY)
 
@@ -397,12 +406,30 @@ class TestKeys:
         known = persons.look_up(GONE)
         assert known
         assert known.pseudonym != GONE
+        (asked,) = events(new_url, stream_id(known.pseudonym))
+        assert (asked.person, asked.correlation_id) == (
+            known.pseudonym,
+            f"forget-{known.pseudonym}",
+        )
         ((step, finished),) = rows(
             new_url,
             "SELECT step, finished_at FROM backlot_erasures WHERE pseudonym = %s",
             (known.pseudonym,),
         )
         assert (step, finished) == ("request", None)
+
+    def test_the_running_user_can_do_it(self, with_keys: Path, new_url: str) -> None:
+        user = f"runner_{os.getpid()}"
+        with psycopg.connect(new_url, autocommit=True) as owner:
+            make_user(owner, user, None)
+            give_rights(owner, user)
+            try:
+                rewrite(new_url.replace("//postgres@", f"//{user}@"), with_keys)
+            finally:
+                owner.execute(SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(Identifier(user)))
+            newest = "SELECT max(number) FROM backlot_wrapping_keys"
+            ((before,),) = owner.execute(newest).fetchall()
+            assert rotate(owner, KEK).newest > before
 
     def test_without_the_keys_nothing_is_rewritten(self, with_keys: Path, new_url: str) -> None:
         keys_path(with_keys).unlink()

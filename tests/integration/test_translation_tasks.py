@@ -24,6 +24,7 @@ from infra.tasks.queues import TRANSLATION, every
 from tests.integration.buses import decided
 from tests.integration.consuming_support import LogStage, consuming, processed, run
 from tests.integration.event_log import logged
+from tests.integration.person_support import opened
 from tests.integration.projection_support import Writer
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.task_support import QUICK
@@ -34,6 +35,7 @@ from workers.translation import TranslationConsumer
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("dramatiq")
+ARGUMENTS = ("workers.app", "--processes=1", "--threads=2", "--skip-logging")
 SPANISH = "¡Qué bonito es este vídeo, muchas gracias a todos!"
 
 
@@ -78,15 +80,17 @@ class Desk:
     def comment(self, content: str = SPANISH) -> UUID:
         return self.writer.comment(self.video, "bob", content).id
 
+    def environment(self) -> dict[str, str]:
+        own = {"BACKLOT_PORT": str(unused_port()), "PYTHONPATH": str(ROOT)}
+        return os.environ | self.variables | own
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """A process as an operator starts it."""
-        command = [str(PROGRAM), "workers.app", "--processes=1", "--threads=2", "--skip-logging"]
-        environment = os.environ | self.variables | {"BACKLOT_PORT": str(unused_port())}
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [*command, "--path", str(ROOT)],
-                env=environment | {"PYTHONPATH": str(ROOT)},
+                [str(PROGRAM), *ARGUMENTS, "--path", str(ROOT)],
+                env=self.environment(),
                 cwd=ROOT,
                 stderr=log,
                 start_new_session=True,
@@ -111,6 +115,19 @@ class Desk:
 
     def dead(self) -> list[str]:
         return [letter.id for letter in self.queues.dead(TRANSLATION, 10)]
+
+    def refused(self) -> str:
+        """What a process says that does not start."""
+        ended = subprocess.run(
+            [str(PROGRAM), *ARGUMENTS, "--path", str(ROOT)],
+            env=self.environment(),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode != 0
+        return ended.stderr
 
 
 @pytest.fixture
@@ -194,3 +211,11 @@ def test_nothing_counts_as_handled_while_the_broker_is_away(desk: Desk) -> None:
     run(scenario)
     with desk.working():
         eventually(lambda: desk.ends(comment, "translated"))
+
+
+def test_a_process_with_another_key_of_texts_ends_with_a_line(desk: Desk) -> None:
+    with opened(desk.database_url):
+        pass
+    said = desk.refused()
+    assert "workers.app: KEY_ENCRYPTION_KEY is another key-encryption key" in said
+    assert "Traceback" not in said

@@ -345,7 +345,9 @@ def test_the_doctor_of_a_fresh_machine_finds_nothing_to_mend(
         "tasks",
         "llm",
         "embeddings",
+        "erasure",
         "seals",
+        "keys",
         "auth",
         "api",
     ]

@@ -141,6 +141,12 @@ def test_a_private_video_is_kept_for_nobody() -> None:
     assert upload.visibility is Visibility.PRIVATE
 
 
+def test_a_video_whose_title_nobody_can_read_is_not_kept() -> None:
+    # A restored database forgets the key at its start, and the rest afterwards.
+    unread = fact(Upload.Started, ANN, **{**STARTED.fields, "title": "", "filename": ""})
+    given(Upload, unread, COMPLETED).when(keep).then(GONE)
+
+
 @pytest.mark.parametrize("how", [delete, keep])
 def test_what_is_under_way_is_given_up(how: object) -> None:
     aborted = fact(Upload.Aborted, PRIVACY, owner=PERSON)

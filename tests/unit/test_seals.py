@@ -302,3 +302,18 @@ def test_kinds_are_what_the_contract_calls_them() -> None:
         "head-differs",
         "link-differs",
     ]
+
+
+def test_a_first_seal_may_follow_the_last_one_of_another_log() -> None:
+    rows, other = log_of(8), bytes(range(32))
+    first, second = chain_over(rows)
+    linked = hashed(replace(first, previous=other))
+    after = hashed(
+        replace(second, previous=linked.hash, peaks=peaks_after(linked)),
+    )
+    report = checked(rows, [linked, after])
+    assert (report.fault, report.follows) == (None, other)
+    assert checked(rows, [first, second]).follows is None
+    # Nothing recorded such a link in the format of before.
+    old = hashed(replace(chain_over(rows, old=2)[0], previous=other))
+    assert fault_of(rows, [old]).kind is FaultKind.SEAL_MISSING
