@@ -19,7 +19,7 @@ from engine.connections import LeaderLock, ThreadedConnection, is_outage
 from engine.dead_letters import LetterStatus, count
 from engine.log import LogWindow
 from engine.projection import Applier, Projection, Step
-from engine.replay.records import ReplayState, newest
+from engine.replay.records import Replay, ReplayState, newest
 from engine.subscription import (
     EVENTS,
     Handler,
@@ -237,10 +237,9 @@ class ProjectionHandler(Handler[Turn]):
 
     async def look_aside(self, conn: ThreadedConnection) -> None:
         """Tell what other processes do here: operators retry what is parked, replays go on."""
-        name, schema = self._projection.name, self._projection.schema
-        of = SubscriptionKind.PROJECTION, schema, [LetterStatus.PARKED]
-        PROJECTION_PARKED.labels(name).set(await conn.do(count, *of))
-        replay = await conn.do(newest, name)
+        name = self._projection.name
+        parked, replay = await conn.do(self._parked_and_newest)
+        PROJECTION_PARKED.labels(name).set(parked)
         if replay is None:
             return
         present = PAUSED if replay.paused and not replay.finished else str(replay.state)
@@ -250,6 +249,10 @@ class ProjectionHandler(Handler[Turn]):
         REPLAY_EVENTS.labels(name).set(replay.events_applied)
         REPLAY_RATE.labels(name).set(0 if replay.rests else replay.rate or 0)
         REPLAY_SECONDS.labels(name).set(replay.seconds)
+
+    def _parked_and_newest(self, conn: Connection[TupleRow]) -> tuple[int, Replay | None]:
+        of = SubscriptionKind.PROJECTION, self._projection.schema, [LetterStatus.PARKED]
+        return count(conn, *of), newest(conn, self._projection.name)
 
     async def stop(self) -> None:
         self._withdraw()

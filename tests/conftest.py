@@ -146,6 +146,8 @@ def postgres() -> Iterator[EmbeddedPostgres]:
         "full_page_writes": "off",
         "shared_buffers": "64MB",
         "max_wal_size": "128MB",
+        # A database is a copy of some 560 files: let the kernel copy them.
+        "file_copy_method": "clone",
     }
     with (
         _short_dir(_memory()) as folder,

@@ -19,6 +19,8 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # A user and a database of that name are no commands: they follow an option.
 CALL = re.compile(r"(?<![\w./-])(?<!-U )(?<!-Fc )(?:\.venv/bin/)?backlot +([^|;&)`\n]+)")
 SPAN = re.compile(r"`(?:\.venv/bin/)?backlot ([^`\n]+)`")
+# The beginning of such a span in source, be it cut into several strings: to parse is slow.
+NAMING = re.compile(r"`[^\w`]*f?[^\w`]*(?:\.venv/bin/)?backlot\b")
 # The reference: compared with the program elsewhere.
 REFERENCE = re.compile(r"^\| `backlot .*$", re.MULTILINE)
 UUID = "5f0c2f0a-0000-4000-8000-000000000001"
@@ -53,7 +55,7 @@ def in_messages() -> Iterator[Named]:
     """Each command that a text of the program names, docstrings included."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            for node in nodes_of(path) if "`" in path.read_text() else ():
+            for node in nodes_of(path) if NAMING.search(path.read_text()) else ():
                 if isinstance(node, ast.Constant | ast.JoinedStr):
                     yield from _spans(str(path.relative_to(ROOT)), _text(node))
 

@@ -95,6 +95,8 @@ def _run(
     module: str, arguments: Sequence[str], cwd: Path, env: dict[str, str], streams: Sequence[Path]
 ) -> None:
     """Become what a new interpreter would be, and run the module."""
+    # Its own children are forked there, too: without this it would start a server of its own.
+    vars(forkserver)["_forkserver"].ensure_running = lambda: None
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

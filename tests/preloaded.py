@@ -7,8 +7,11 @@ import importlib
 from functools import cache
 
 import typer.main
+from fakeredis import FakeServer
 
 from backlot.cli import app
+from tests.forked_children import ChildrenOfForked
+from workers.operations import executor
 
 # What a start of the server, the commands of operators and the features load when they need it.
 MODULES = (
@@ -31,6 +34,9 @@ for name in MODULES:
 # The tree of commands never changes.
 typer.main.get_command = cache(typer.main.get_command)
 typer.main.get_command(app)
+# Its first one reads which commands there are.
+FakeServer()
+executor.Children = ChildrenOfForked  # type: ignore[misc]
 # What is here stays: a collection in a child would copy all of it.
 gc.collect()
 gc.freeze()

@@ -133,6 +133,7 @@ class MessageHandler(Handler[MessageBatch]):
         self._source = source
         self._hurried = hurried
         self._unwritten: dict[Place, int] = {}
+        self._places: Mapping[Place, int] = {}
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
         install(conn)
@@ -147,7 +148,7 @@ class MessageHandler(Handler[MessageBatch]):
         """Have messages handled and what became of them written; return it, `dead` included."""
 
     async def start(self, conn: ThreadedConnection) -> None:
-        self._unwritten = {}
+        self._unwritten, self._places = {}, {}
         log.info("consumer_active", consumer=self._name, source=self._source.kind)
 
     async def handle(self, conn: ThreadedConnection, batch: MessageBatch) -> None:
@@ -155,7 +156,9 @@ class MessageHandler(Handler[MessageBatch]):
         self._hurried.clear()
         CONSUMER_LAG.labels(self._name).set(batch.lag + len(batch.received))
         CONSUMER_LAG_SECONDS.labels(self._name).set(batch.lag_seconds)
-        self._unwritten |= batch.places
+        if batch.places != self._places:
+            self._unwritten |= batch.places
+            self._places = batch.places
         if not batch.is_empty:
             await self._settle(conn, batch)
         CONSUMER_LAG.labels(self._name).set(batch.lag)
@@ -177,12 +180,17 @@ class MessageHandler(Handler[MessageBatch]):
 
     async def look_aside(self, conn: ThreadedConnection) -> None:
         """Redrive, write down places without messages, and count what is dead."""
-        of = SubscriptionKind.CONSUMER, self._name
-        if wanted := await conn.do(dead_letters.wanted, *of, REDRIVE_MESSAGES):
+        dead, wanted = await conn.do(self._dead_and_wanted)
+        if wanted:
             await self._redrive(conn, wanted)
-        dead = await conn.do(dead_letters.count, *of, dead_letters.MESSAGES)
+            dead, _ = await conn.do(self._dead_and_wanted)
         CONSUMER_DEAD.labels(self._name).set(dead)
         await self._write_places(conn)
+
+    def _dead_and_wanted(self, conn: Connection[TupleRow]) -> tuple[int, Sequence[DeadLetter]]:
+        of = SubscriptionKind.CONSUMER, self._name
+        dead = dead_letters.count(conn, *of, dead_letters.MESSAGES)
+        return dead, dead_letters.wanted(conn, *of, REDRIVE_MESSAGES)
 
     async def stop(self) -> None:
         """Withdraw the gauges: the process that is active next sets them."""

@@ -14,14 +14,15 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from threading import Lock
+from queue import Empty, PriorityQueue
+from threading import Event, Lock
 from typing import Any, cast
 
 import structlog
-from dramatiq import Broker, Message
+from dramatiq import Broker, Message, Worker
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
-from dramatiq.common import dq_name, xq_name
+from dramatiq.common import compute_backoff, dq_name, xq_name
 from dramatiq.errors import ConnectionClosed, DecodeError
 from dramatiq.middleware import Middleware, TimeLimit
 from redis import Redis, RedisError
@@ -53,13 +54,15 @@ from infra.tasks.queues import (
 log = structlog.get_logger(__name__)
 
 NAMESPACE = "backlot"
-# How long a new task may wait when nothing else does: the queue is polled, not pushed.
+# How long a new task may wait when nothing else does and another process has sent it: its queue is
+# polled, not pushed.
 POLL_MS = 100
 LIMIT_CHECK_MS = 200
 # How often an empty queue is fetched from all the same, which tells that this worker is alive and
-# looks for dead ones. In between it is asked for its length: that costs a tenth of the script,
-# which most of an idle program's work with the Redis of its own would be.
+# looks for dead ones. In between it is asked for its length: that costs a tenth of the script.
 FETCH_SECONDS = 0.5
+# How long a consumer rests while its worker stops.
+LAST_REST_SECONDS = 0.02
 # Of a million commands so many look for dead workers: with the stock 1,000 an idle program, which
 # fetches twice a second, takes eight minutes to find one.
 MAINTENANCE_CHANCE = 300_000
@@ -96,7 +99,8 @@ def _as_lost_connection() -> Iterator[None]:
 class TaskRedisBroker(RedisBroker):
     """Raises ConnectionClosed for every failure of Redis, and takes back what was fetched."""
 
-    def __init__(self, client: Redis, *, heartbeat_seconds: float) -> None:
+    def __init__(self, client: Redis, *, heartbeat_seconds: float, alone: bool = False) -> None:
+        """`alone`: no other process sends here, nor waits for a sign that this one lives."""
         super().__init__(
             client=client,
             middleware=[],
@@ -108,6 +112,10 @@ class TaskRedisBroker(RedisBroker):
         self._in_hand: dict[str, set[str]] = {}
         self._mutex = Lock()
         self._fetched: dict[str, float] = {}
+        self._fetch_seconds = heartbeat_seconds / 4 if alone else FETCH_SECONDS
+        self._polls = not alone
+        self._sent = {name: Event() for queue in QUEUES for name in (queue, dq_name(queue))}
+        self._stopping = False
 
     @property
     def consumer_class(self) -> type[TaskRedisConsumer]:
@@ -115,24 +123,40 @@ class TaskRedisBroker(RedisBroker):
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         with _as_lost_connection():
-            return super().enqueue(message, delay=delay)
+            sent = super().enqueue(message, delay=delay)
+        self._sent[sent.queue_name].set()
+        return sent
+
+    def rest(self, queue_name: str, seconds: float) -> None:
+        """Wait until this process sends something into the queue, at most that long."""
+        if self._stopping:
+            time.sleep(min(seconds, LAST_REST_SECONDS))
+        elif self._sent[queue_name].wait(seconds):
+            self._sent[queue_name].clear()
+
+    def hurry(self, hurried: bool) -> None:
+        """Have consumers rest as long as they like, or hardly at all, now and from now on."""
+        self._stopping = hurried
+        for sent in self._sent.values() if hurried else ():
+            sent.set()
 
     def do_fetch(self, queue_name: str, prefetch: int) -> list[bytes]:
         """Take up to so many messages of a queue."""
         now = time.monotonic()
-        recent = now - self._fetched.get(queue_name, -FETCH_SECONDS) < FETCH_SECONDS
-        if recent and not self.client.llen(_key(queue_name)):
+        fetched = self._fetched.get(queue_name, float("-inf"))
+        if now - fetched < self._fetch_seconds and not self.client.llen(_key(queue_name)):
             return []
         self._fetched[queue_name] = now
-        fetch = cast("Callable[[str, int], list[bytes]]", self._dispatch("fetch"))
-        return fetch(queue_name, prefetch)
+        fetch = cast("Callable[[str, int], list[bytes | None]]", self._dispatch("fetch"))
+        # A message that Redis has lost comes as None, once.
+        return [data for data in fetch(queue_name, prefetch) if data is not None]
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return a consumer, after putting back what an earlier one had not passed on."""
         if queue_name == dq_name(queue_name):
             # Dramatiq forgets the delayed messages that it held when the connection broke.
             self._in_hand[queue_name] = set()
-        else:
+        elif self._polls:
             timeout = min(timeout, POLL_MS)
         with _as_lost_connection():
             if stray := self._stray(queue_name):
@@ -173,21 +197,35 @@ class TaskRedisBroker(RedisBroker):
 
 
 class TaskRedisConsumer(_RedisConsumer):
-    """Tells the broker which messages are in the hands of a thread."""
+    """Tells the broker which messages are in the hands of a thread.
+
+    Where nothing waits, it rests as long as the stock one, but until something is sent.
+    """
 
     broker: TaskRedisBroker
     queue_name: str
 
     def __next__(self) -> MessageProxy | None:
         with _as_lost_connection():
-            try:
-                message: MessageProxy | None = super().__next__()
-            except DecodeError as error:
-                log.error("task_unreadable", queue=self.queue_name, error=str(error.error))
-                self.broker.bury(self.queue_name, error.data)
+            room = self.prefetch - self.outstanding_message_count
+            if not self.message_cache and room > 0:
+                self.message_cache = self.broker.do_fetch(self.queue_name, room)
+            if not self.message_cache:
+                self.misses, pause_ms = compute_backoff(self.misses, max_backoff=self.timeout)
+                self.broker.rest(self.queue_name, pause_ms / 1000)
                 return None
-        if message is not None:
-            self.broker.took(self.queue_name, message)
+            self.misses = 0
+            return self._read(self.message_cache.pop(0))
+
+    def _read(self, data: bytes) -> MessageProxy | None:
+        try:
+            message = MessageProxy(Message.decode(data))
+        except DecodeError as error:
+            log.error("task_unreadable", queue=self.queue_name, error=str(error.error))
+            self.broker.bury(self.queue_name, error.data)
+            return None
+        self.queued_message_ids.add(message.message_id)
+        self.broker.took(self.queue_name, message)
         return message
 
     def ack(self, message: MessageProxy) -> None:
@@ -206,6 +244,46 @@ class TaskRedisConsumer(_RedisConsumer):
         with _as_lost_connection():
             super().requeue(messages)
         self.broker.gave(self.queue_name, *messages)
+
+
+class WorkQueue(PriorityQueue[Any]):
+    """What consumers hand to the threads of a worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._closed = False
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Return the first item; raise Empty after that time, once closed, or woken for nothing."""
+        with self.not_empty:
+            if block and not self._closed and not self._qsize():
+                self.not_empty.wait(timeout)
+            if not self._qsize():
+                raise Empty
+            return self._get()
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        with self.not_empty:
+            self._closed = True
+            self.not_empty.notify_all()
+
+
+class PromptStop(Middleware):
+    """Wakes the resting threads of a worker that stops: the stock ones rest on for a second."""
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        worker.work_queue = WorkQueue()
+        if isinstance(broker, TaskRedisBroker):
+            broker.hurry(False)
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        for thread in worker.workers:
+            thread.stop()
+        if isinstance(worker.work_queue, WorkQueue):
+            worker.work_queue.close()
+        if isinstance(broker, TaskRedisBroker):
+            broker.hurry(True)
 
 
 def _key(name: str) -> str:
@@ -315,6 +393,7 @@ def make_broker(
         Retries(settings, on_dead),
         TimeLimit(time_limit=settings.time_limit_seconds * 1000, interval=LIMIT_CHECK_MS),
         GraceThenInterrupt(settings.stop_seconds),
+        PromptStop(),
     )
     broker = _bare_broker(settings)
     for each in middleware:
@@ -339,7 +418,8 @@ def _bare_broker(settings: TaskSettings) -> Broker:
         from infra.tasks.rabbitmq import TaskRabbitmqBroker
 
         return TaskRabbitmqBroker(url)
-    return TaskRedisBroker(_client(url), heartbeat_seconds=settings.heartbeat_seconds)
+    alive = settings.heartbeat_seconds
+    return TaskRedisBroker(_client(url), heartbeat_seconds=alive, alone=not url)
 
 
 def task_queues(settings: TaskSettings) -> TaskQueues:

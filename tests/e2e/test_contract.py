@@ -10,7 +10,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from hypothesis.configuration import storage_directory
 
+from commands.feedback import LONGEST_ID
 from infra.data_folder import secret_path
 from tests.e2e import plain
 from tests.e2e.conftest import SMALL_PARTS
@@ -54,6 +56,9 @@ def schemathesis(server: Program, folder: Path, *options: str) -> subprocess.Com
         "CONTRACT_LAST_TOKEN": server.token(f"last-{uuid4()}"),
         "CONTRACT_SECRET": secret_path(server.data).read_text().strip(),
         "CONTRACT_SEEN": str(folder / "seen"),
+        "CONTRACT_LONGEST_LIST_ID": str(LONGEST_ID),
+        # Where hypothesis keeps which characters there are: to find out takes it seconds.
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(storage_directory().path),
     }
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run"]
     header = f"Authorization: Bearer {token}"

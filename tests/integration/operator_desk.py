@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import psutil
@@ -31,7 +30,7 @@ from engine.operations import load, request
 from engine.replay.records import Replay, tell_nobody
 from projections.operations import Operations
 from tests.e2e.program import OWN_VARIABLES
-from tests.fork_server import ForkedProcess
+from tests.forked_children import ForkedChildren
 from tests.integration.event_log import logged, recording
 from tests.integration.projection_support import ThreadedHost
 from tests.integration.replay_support import replays
@@ -121,40 +120,6 @@ class Desk(NamedTuple):
 def desk(database_url: str) -> Iterator[Desk]:
     with recording(database_url) as recorder:
         yield Desk(database_url, recorder)
-
-
-class ForkedChild(ForkedProcess):
-    """A process that carries an operation out, in a working folder of that name."""
-
-    def __init__(self, work: UUID, folder: Path, environment: Mapping[str, str]) -> None:
-        folder.mkdir(parents=True)
-        os.mkfifo(folder / "in")
-        self.stdin = open(os.open(folder / "in", os.O_RDWR), "wb")  # noqa: PTH123, SIM115
-        super().__init__(
-            "backlot",
-            [*CHILD[3:], str(work)],
-            cwd=folder,
-            env=environment,
-            stdin=folder / "in",
-            stdout=Path(os.devnull),
-            stderr=folder / "err",
-            start_new_session=True,
-        )
-
-
-class ForkedChildren(Children):
-    """Those of the executor, but forked: to import the program takes longer than most of them."""
-
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        super().__init__((), environment)
-        self._folder = folder
-
-    def start(self, work: UUID) -> None:
-        self._started[work] = time.monotonic()
-        folder = self._folder / uuid4().hex / str(work)
-        self.running[work] = cast(
-            "subprocess.Popen[bytes]", ForkedChild(work, folder, self._environment)
-        )
 
 
 @contextmanager

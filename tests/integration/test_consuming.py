@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 
 from engine import telemetry
+from engine.connections import ThreadedConnection, connected
 from engine.log import event_id
+from engine.messages import MessageBatch
 from infra import metrics
 from infra.settings.adapters import KafkaSettings
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import (
     TERMINATE,
+    TOPICS,
     VIDEO,
     KafkaStage,
     LogStage,
@@ -34,7 +38,8 @@ from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin
 from tests.kafka_cluster import kafka_cluster
 from tests.support import until
-from workers.consumers import forget_processed
+from workers.consumers import ConsumerHandler, forget_processed
+from workers.sources import LogSource, feeds
 
 
 @pytest.fixture(params=["log", "kafka"])
@@ -292,3 +297,28 @@ def test_what_was_handled_long_ago_is_forgotten(stage: Stage) -> None:
     with psycopg.connect(stage.database_url, autocommit=True) as conn:
         assert forget_processed(conn) == 1
     assert processed(stage.database_url) == {new}
+
+
+def test_a_place_is_written_down_once_however_long_nothing_comes(database_url: str) -> None:
+    places = "SELECT position, xmin::text FROM backlot_checkpoints WHERE kind = 'consumer'"
+
+    async def scenario() -> None:
+        source = LogSource(feeds(TOPICS, batch_events=50), wake=asyncio.Event())
+        handler = ConsumerHandler(Tasks(), source)
+
+        async def stand(conn: ThreadedConnection, position: int) -> list[tuple[Any, ...]]:
+            batch = MessageBatch([], [], {("events", 0): position}, lag=0, lag_seconds=0.0)
+            await handler.handle(conn, batch)
+            await handler.look_aside(conn)
+            return rows(database_url, places)
+
+        async with connected(database_url, "test") as conn:
+            await conn.do(handler.prepare)
+            await handler.start(conn)
+            ((position, _),) = written = await stand(conn, 7)
+            assert position == 7
+            assert await stand(conn, 7) == written
+            assert [found for found, _ in await stand(conn, 8)] == [8]
+        await handler.stop()
+
+    run(scenario)

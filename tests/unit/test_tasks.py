@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from queue import Empty
+from threading import Thread
 
 import dramatiq
 import pytest
 from dramatiq import Message
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Shutdown
+from fakeredis import FakeRedis
 
 from infra.settings import load_settings
 from infra.settings.adapters import TaskSettings
-from infra.tasks.broker import TaskRedisBroker, make_broker, shared_queues
+from infra.tasks.broker import TaskRedisBroker, WorkQueue, make_broker, shared_queues
 from infra.tasks.middleware import Retries, was_interrupted
 from infra.tasks.queues import (
     ERROR_CHARACTERS,
+    TRANSLATION,
     Depth,
     ExtraMissing,
     NoSharedBroker,
@@ -25,6 +30,7 @@ from infra.tasks.queues import (
     read,
     revived,
 )
+from tests.support import DEADLINE_SECONDS, eventually
 
 FAILED: Message[None] = Message(
     "translation",
@@ -105,6 +111,57 @@ def test_redis_carries_the_tasks_unless_another_broker_is_named() -> None:
         assert isinstance(make_broker(load_settings(given).tasks), TaskRedisBroker)
     with pytest.raises(NoSharedBroker, match="inside the running server"):
         shared_queues(TaskSettings())
+
+
+def resting(rest: Callable[[], object]) -> Thread:
+    """A thread that rests for longer than any test takes."""
+    thread = Thread(target=rest, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_consumer_rests_until_something_is_sent_or_its_worker_stops() -> None:
+    broker = TaskRedisBroker(FakeRedis(), heartbeat_seconds=60, alone=True)
+    broker.declare_queue(TRANSLATION)
+
+    def rest() -> None:
+        broker.rest(TRANSLATION, 10 * DEADLINE_SECONDS)
+
+    first, elsewhere = resting(rest), resting(lambda: broker.rest("speech", 10 * DEADLINE_SECONDS))
+    broker.enqueue(FAILED.copy(queue_name=TRANSLATION))
+    first.join(DEADLINE_SECONDS)
+    assert not first.is_alive()
+    assert elsewhere.is_alive()
+    second = resting(rest)
+    broker.hurry(True)
+    for thread in (second, elsewhere, resting(rest)):
+        thread.join(DEADLINE_SECONDS)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("alone", "pause_ms"), [(True, 1000), (False, 100)])
+def test_a_queue_is_polled_where_another_process_may_send(alone: bool, pause_ms: int) -> None:
+    broker = TaskRedisBroker(FakeRedis(), heartbeat_seconds=60, alone=alone)
+    assert vars(broker.consume(TRANSLATION, timeout=1000))["timeout"] == pause_ms
+
+
+def test_who_waits_for_work_is_told_when_there_will_be_none() -> None:
+    queue = WorkQueue()
+    told: list[object] = []
+
+    def wait() -> None:
+        try:
+            told.append(queue.get(timeout=10 * DEADLINE_SECONDS))
+        except Empty:
+            told.append("empty")
+
+    waiting = [resting(wait) for _ in range(2)]
+    queue.put("work")
+    eventually(lambda: told == ["work"])
+    queue.close()
+    for thread in waiting:
+        thread.join(DEADLINE_SECONDS)
+    assert told == ["work", "empty"]
 
 
 def test_rabbitmq_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
