@@ -357,6 +357,8 @@ def test_for_days_it_is_purged_again_what_comes_even_later(play: Play) -> None:
         made.purges.of.clear()
         await eraser.sweep(made.conn)
         assert made.purges.of == [ann.person]
+        # The command bus asks for the newest alone, so that it is given few.
+        assert rows(made.database_url, erasures.FENCED.decode()) == [(ann.person,)]
 
     play(act)
 
