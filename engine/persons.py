@@ -285,6 +285,9 @@ class Persons:
 
     def _take(self, conn: Connection[Any], rows: list[Any]) -> list[Known]:
         """Return what rows say, in their order, and remember it."""
+        if not rows:
+            # Nobody's key is needed, also where none can be had.
+            return []
         keys = self._keys(conn)
         while any(number is not None and number not in keys for _, _, number, _ in rows):
             # Others rotate the wrapping keys: what was read may be as old as what is known here.
