@@ -21,9 +21,9 @@ from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.checkpoints import Waiting
 from engine.command_bus import CommandBus, Lookup, Reader
+from engine.erasures import FENCED
 from engine.event_store import open_recorder
 from engine.log import MAPPER
-from engine.persons import FENCED
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job, run_job
 from engine.seals.chain import Seal

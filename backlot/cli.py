@@ -24,7 +24,7 @@ from typer.exceptions import TyperException
 
 from backlot import keys, likes, privacy, tasks, topics
 from backlot.arguments import SIZES, CommandGroup
-from backlot.database import signing_secret
+from backlot.database import close_persons, signing_secret
 from backlot.events import commands
 from backlot.output import Json, show
 from backlot.projections import commands as projections
@@ -305,4 +305,6 @@ def _run() -> int:
     except Exception:  # noqa: BLE001 - Python's own code would be 1: something was found.
         traceback.print_exc()
         return ExitCode.FAILED
+    finally:
+        close_persons()
     return code if isinstance(code, int) else ExitCode.DONE

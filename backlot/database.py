@@ -79,9 +79,16 @@ def _database_url(settings: Settings) -> str:
 
 def persons_of(settings: Settings, database_url: str) -> Persons:
     """Return the persons of a database, whose keys events are encrypted with from now on."""
+    close_persons()
     persons = Persons(database_url, key_encryption(settings))
     MAPPER.ciphers = persons
     return persons
+
+
+def close_persons() -> None:
+    """Close the connections over which keys were asked for; whoever goes on asking opens others."""
+    if isinstance(MAPPER.ciphers, Persons):
+        MAPPER.ciphers.close()
 
 
 def key_encryption(settings: Settings) -> KeyEncryption:

@@ -229,7 +229,7 @@ def erasures(settings: Settings) -> DoctorPart:
         told += f" failed {first.failures} times ({first.error})" if first.failures else ""
         told += f"; so are {len(stuck) - 1} more" if len(stuck) > 1 else ""
         return failure("erasure", kind, None, told, SEE_ERASURE)
-    told = f"{len(found)} users are being forgotten" if found else "nobody is being forgotten"
+    told = f"being forgotten: {len(found)}" if found else "nobody is being forgotten"
     return DoctorPart("erasure", kind, None, True, told)
 
 

@@ -169,7 +169,7 @@ router = APIRouter(tags=["privacy"])
     "/users/me",
     status_code=202,
     response_model=Forgetting,
-    responses=problems(401, 403, 409, 410, 422, 503),
+    responses=problems(401, 403, 409, 422, 503),
     summary="Forget the caller, where a setting allows that",
 )
 async def forget_me(

@@ -318,7 +318,7 @@ class CommandBus:
         *,
         readers: Mapping[type[Lookup[Any]], Reader] | None = None,
         telemetry: bytes = b"SELECT 0",
-        fenced: bytes = b"SELECT unnest(%b::text[]) LIMIT 0",
+        fenced: bytes = b"SELECT '' LIMIT 0",
         max_batch: int = 256,
         max_waiting: int = 10_000,
         retries: int = 5,
@@ -328,7 +328,7 @@ class CommandBus:
         """`readers` answer the commands' lookups, by their type; without one, the default holds.
 
         `telemetry` asks for the head of what is recorded beside the log: a position has both.
-        `fenced` asks which of so many actors are being forgotten: their commands are refused.
+        `fenced` asks for the actors who are being forgotten: their commands are refused.
         """
         self._recorder = recorder
         self._readers = dict(readers or {})
@@ -442,8 +442,7 @@ class CommandBus:
     def _beside(
         self, cursor: Cursor[TupleRow], requests: Sequence[Request]
     ) -> tuple[int, list[str], dict[Lookup[Any], Any]]:
-        actors = (list({request.actor for request in requests}),)
-        ((telemetry, fenced),) = cursor.execute(self._heads, actors, prepare=True).fetchall()
+        ((telemetry, fenced),) = cursor.execute(self._heads, prepare=True).fetchall()
         lookups = [each for request in requests for each in request.command.lookups()]
         found: dict[Lookup[Any], Any] = {}
         for kind, read in self._readers.items():

@@ -139,7 +139,10 @@ OR EXISTS (
                                    THEN (headers->>'position')::bigint END
       AND position(%(needle)s::bytea IN e.state) > 0)
 """
-HAS_LOG = f"SELECT to_regclass('{EVENTS}') IS NOT NULL"
+# A database of the analytics alone has no log, and before its first start no letters.
+HAS_TABLES = f"""
+SELECT to_regclass('backlot_dead_letters') IS NOT NULL, to_regclass('{EVENTS}') IS NOT NULL
+""".encode()
 # Of a parked event the row stays, with the kind of its error; who has decided was nobody.
 FORGET_PARKED = f"""
 UPDATE backlot_dead_letters
@@ -160,7 +163,9 @@ def forget_letters(conn: Connection[Any], subject: str) -> int:
 
     Messages go: what they tell is forgotten. Raise psycopg.Error.
     """
-    ((has_log,),) = conn.execute(HAS_LOG.encode()).fetchall()
+    ((has_letters, has_log),) = conn.execute(HAS_TABLES).fetchall()
+    if not has_letters:
+        return 0
     named = NAMED + OF_PERSON * has_log
     with conn.transaction():
         return sum(

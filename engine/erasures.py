@@ -17,6 +17,7 @@ from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
 
 from engine.personal_data import Left, PersonalTable
+from infra.http.auth import REMEMBER_SECONDS
 
 
 class ErasureStep(StrEnum):
@@ -91,9 +92,17 @@ UPDATE public.backlot_erasures
 SET finished_at = coalesce(finished_at, clock_timestamp()), counts = %s, failures = 0, error = NULL
 WHERE pseudonym = %s
 """
+# A process remembers a token for less than that: afterwards nobody who is fenced gets here.
+LONGEST_MEMORY = timedelta(seconds=2 * REMEMBER_SECONDS)
+FENCED = f"""
+SELECT pseudonym FROM public.backlot_erasures WHERE finished_at IS NULL
+UNION ALL SELECT pseudonym FROM public.backlot_erasures
+WHERE finished_at > now() - interval '{LONGEST_MEMORY.total_seconds():.0f} s'
+""".encode()
+"""Asks who is fenced and might still be taken for a user by some process: few, at any time."""
 LATELY = b"""
 SELECT pseudonym FROM public.backlot_erasures
-WHERE finished_at > clock_timestamp() - %s::interval ORDER BY pseudonym
+WHERE finished_at > now() - %s::interval ORDER BY pseudonym
 """
 
 

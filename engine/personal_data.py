@@ -33,7 +33,12 @@ COPIES = b"""
 SELECT subscription FROM backlot_checkpoints WHERE kind = 'projection' AND projection = %s
 ORDER BY subscription <> projection, subscription
 """
-EXISTS = b"SELECT to_regclass(%s) IS NOT NULL"
+# A copy that an earlier release made may lack a column.
+EXISTS = b"""
+SELECT to_regclass(%(table)s) IS NOT NULL AND NOT EXISTS (
+    SELECT unnest(%(columns)s::text[]) EXCEPT
+    SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%(table)s))
+"""
 GLOB = re.compile(r"([\\*?\[\]^-])")
 
 
@@ -332,7 +337,7 @@ def statements(
 ) -> Iterable[Composed]:
     """Yield a statement per copy of the table, with the condition between its two parts.
 
-    None where a database lacks the table; with a `copy`, for that one alone.
+    None where a database lacks the table or a column; with a `copy`, for that one alone.
     """
     schemas = ["public"]
     if place.projection is not None:
@@ -340,7 +345,8 @@ def statements(
         schemas = [schema for (schema,) in copies if copy in (None, schema)]
     for schema in schemas:
         name = SQL(place.table).format(schema=Identifier(schema))
-        (exists,) = conn.execute(EXISTS, (name.as_string(),)).fetchone() or (False,)
+        asked = {"table": name.as_string(), "columns": list(place.columns)}
+        (exists,) = conn.execute(EXISTS, asked).fetchone() or (False,)
         if exists:
             text = SQL(begin + place.condition + end)
             yield text.format(schema=Identifier(schema))

@@ -60,11 +60,6 @@ begun AS (
     ON CONFLICT DO NOTHING)
 SELECT fenced_at FROM fenced
 """
-FENCED = b"""
-SELECT pseudonym FROM public.backlot_persons
-WHERE fenced_at IS NOT NULL AND pseudonym = ANY (%b::text[])
-"""
-"""Asks which of so many persons are fenced: nothing is taken from them any more."""
 ALL_FORGOTTEN = b"SELECT pseudonym FROM public.backlot_persons WHERE forgotten_at IS NOT NULL"
 DESTROY = b"""
 UPDATE public.backlot_persons
@@ -290,6 +285,9 @@ class Persons:
 
     def _take(self, conn: Connection[Any], rows: list[Any]) -> list[Known]:
         """Return what rows say, in their order, and remember it."""
+        if not rows:
+            # Nobody's key is needed, also where none can be had.
+            return []
         keys = self._keys(conn)
         while any(number is not None and number not in keys for _, _, number, _ in rows):
             # Others rotate the wrapping keys: what was read may be as old as what is known here.
@@ -365,9 +363,3 @@ def _names(known: Mapping[str, Known]) -> dict[str, str]:
 def forgotten(conn: Connection[Any]) -> list[str]:
     """Return the pseudonyms of all whose names and keys are destroyed; raise psycopg.Error."""
     return [pseudonym for (pseudonym,) in conn.execute(ALL_FORGOTTEN).fetchall()]
-
-
-def fenced(conn: Connection[Any] | Any, persons: Iterable[str]) -> set[str]:
-    """Return those of so many persons from whom nothing is taken any more."""
-    rows = conn.execute(FENCED, (sorted(set(persons)),)).fetchall()
-    return {pseudonym for (pseudonym,) in rows}

@@ -35,13 +35,14 @@ ROWS_AT_ONCE = 5_000
 KEYS_AT_ONCE = 1_000
 BATCH: LiteralString = f" LIMIT {ROWS_AT_ONCE}))"
 
-# Beside the live one, and what a replay still brings on.
+# Neither live nor brought on by a replay; and whether they are of the version of the live one.
 RESTING_COPIES = b"""
-SELECT subscription FROM backlot_checkpoints AS c
-WHERE kind = 'projection' AND projection = %s AND subscription <> projection
+SELECT c.subscription, c.version = live.version FROM backlot_checkpoints AS c
+JOIN backlot_checkpoints AS live ON live.kind = c.kind AND live.subscription = c.projection
+WHERE c.kind = 'projection' AND c.projection = %s AND c.subscription <> c.projection
   AND NOT EXISTS (SELECT FROM projections.replays AS r
                   WHERE r.schema = c.subscription AND r.finished_at IS NULL)
-ORDER BY subscription
+ORDER BY c.subscription
 """
 
 
@@ -101,8 +102,9 @@ def purge_copies(
 ) -> Counter[str]:
     """Drop the copies of read models that hold something of a person, and never come to forget it.
 
-    These are what a rollback would go back to, and looks at the past. Return how many rows they
-    had of the person, by place. Raise psycopg.Error.
+    These are what a rollback would go back to, and looks at the past. What another release made
+    can't be searched, and goes. Return how many rows they had of the person, by place. Raise
+    psycopg.Error.
     """
     gone: Counter[str] = Counter()
     by_projection: defaultdict[str, list[PersonalTable]] = defaultdict(list)
@@ -110,9 +112,9 @@ def purge_copies(
         if place.projection is not None and not place.stays:
             by_projection[place.projection].append(place)
     for projection, tables in by_projection.items():
-        for (copy,) in conn.execute(RESTING_COPIES, (projection,)).fetchall():
+        for copy, is_alike in conn.execute(RESTING_COPIES, (projection,)).fetchall():
             held = {place.name: count_rows(conn, place, subject, copy) for place in tables}
-            if any(held.values()):
+            if any(held.values()) or not is_alike:
                 _drop_copy(conn, projection, copy)
                 gone.update(held)
     return +gone
@@ -122,7 +124,8 @@ def _drop_copy(conn: Connection[TupleRow], projection: str, copy: str) -> None:
     """Drop it, unless a replay has taken it up meanwhile."""
     with conn.transaction():
         lock_in_transaction(conn, Lock.PROJECTION_TABLES)
-        if (copy,) in conn.execute(RESTING_COPIES, (projection,)).fetchall():
+        resting = conn.execute(RESTING_COPIES, (projection,)).fetchall()
+        if any(name == copy for name, _ in resting):
             drop(conn, copy)
 
 

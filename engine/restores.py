@@ -24,9 +24,13 @@ SELECT pseudonym, forgotten_at FROM public.backlot_persons
 WHERE fenced_at IS NOT NULL AND forgotten_at IS NOT NULL
 """
 # Whose key a worker is just about to destroy was not restored. There may be millions of others.
+# Whom an old log names has no row before it is asked for.
 ALIVE = b"""
 SELECT pseudonym FROM public.backlot_persons AS p WHERE forgotten_at IS NULL AND NOT EXISTS (
     SELECT FROM public.backlot_erasures AS e WHERE e.pseudonym = p.pseudonym AND step = 'key')
+UNION ALL
+SELECT f.name FROM public.backlot_former_names AS f WHERE NOT EXISTS (
+    SELECT FROM public.backlot_persons AS p WHERE p.pseudonym = f.name)
 """
 ROWS_AT_ONCE = 10_000
 
@@ -84,6 +88,7 @@ def erase_again(
     `purge` removes what tables and caches say of a person. What else forgetting is, the worker
     does for everybody who is fenced.
     """
+    persons.prepare(pseudonyms)
     for pseudonym in pseudonyms:
         persons.fence(pseudonym)
         # The key last: until then, another start finds the person alive, and does all of this.

@@ -43,6 +43,11 @@ WRAPPED_BY = b"""
 SELECT pseudonym, wrapping_key, key FROM public.backlot_persons
 WHERE wrapping_key = ANY (%s::int[]) AND pseudonym > %s ORDER BY pseudonym LIMIT %s FOR UPDATE
 """
+# What the first pass has left: no order, so that it need not look at every person.
+LEFT = b"""
+SELECT pseudonym, wrapping_key, key FROM public.backlot_persons
+WHERE wrapping_key = ANY (%s::int[]) LIMIT %s FOR UPDATE
+"""
 WRAP_PERSONS = b"""
 UPDATE public.backlot_persons AS p SET wrapping_key = %s, key = w.key
 FROM unnest(%s::text[], %s::bytea[]) AS w (pseudonym, key) WHERE p.pseudonym = w.pseudonym
@@ -190,33 +195,43 @@ def rotate(conn: Connection[Any], kek: KeyEncryption) -> Rotation:
         if begun:
             _add(conn, kek, PERSONS)
             keys = load_wrapping_keys(conn, kek)
-        persons = _rewrap_persons(conn, keys)
+        persons = _rewrap_all(conn, keys) + _rewrap_left(conn, keys)
         with conn.transaction():
             conn.execute(LOCK_KEYS, (keys.outdated,))
             # Whom others have made meanwhile, by an older key.
-            persons += _rewrap_persons(conn, keys)
+            persons += _rewrap_left(conn, keys)
             conn.execute(REMOVE, (keys.outdated,))
     log.info("wrapping_keys_rotated", newest=keys.newest, persons=persons)
     return Rotation(keys.newest, begun, persons, keys.outdated)
 
 
-def _rewrap_persons(conn: Connection[Any], keys: WrappingKeys) -> int:
-    """Wrap the keys that older wrapping keys have wrapped by the newest; return how many."""
+def _rewrap_all(conn: Connection[Any], keys: WrappingKeys) -> int:
+    """Wrap what older keys have wrapped by the newest, in the order of persons; return how many."""
     count, after = 0, ""
-    while True:
-        with conn.transaction():
-            given = (keys.outdated, after, BATCH_PERSONS)
-            rows = conn.execute(WRAPPED_BY, given).fetchall()
-            wrapped = [
-                keys.wrap(keys.unwrap(WrappedKey(number, bytes(key)), pseudonym), pseudonym).wrapped
-                for pseudonym, number, key in rows
-            ]
-            pseudonyms = [pseudonym for pseudonym, _, _ in rows]
-            conn.execute(WRAP_PERSONS, (keys.newest, pseudonyms, wrapped))
-        count += len(rows)
-        if len(rows) < BATCH_PERSONS:
-            return count
-        after = pseudonyms[-1]
+    while batch := _rewrap(conn, keys, WRAPPED_BY, keys.outdated, after, BATCH_PERSONS):
+        count, after = count + len(batch), batch[-1]
+    return count
+
+
+def _rewrap_left(conn: Connection[Any], keys: WrappingKeys) -> int:
+    """The same in no order, where few are left."""
+    count = 0
+    while batch := _rewrap(conn, keys, LEFT, keys.outdated, BATCH_PERSONS):
+        count += len(batch)
+    return count
+
+
+def _rewrap(conn: Connection[Any], keys: WrappingKeys, query: bytes, *given: object) -> list[str]:
+    """Wrap anew what the query finds, in one transaction; return whose keys these are."""
+    with conn.transaction():
+        rows = conn.execute(query, given).fetchall()
+        wrapped = [
+            keys.wrap(keys.unwrap(WrappedKey(number, bytes(key)), pseudonym), pseudonym).wrapped
+            for pseudonym, number, key in rows
+        ]
+        pseudonyms = [pseudonym for pseudonym, _, _ in rows]
+        conn.execute(WRAP_PERSONS, (keys.newest, pseudonyms, wrapped))
+    return pseudonyms
 
 
 class Rewrapped(NamedTuple):

@@ -53,6 +53,7 @@ class Program:
     _process: Process | None = None
     _runs: Iterator[int] = field(default_factory=count)
     _open: ExitStack = field(default_factory=ExitStack)
+    _persons: Persons | None = None
 
     @property
     def url(self) -> str:
@@ -175,15 +176,19 @@ class Program:
         return self._open.enter_context(plain.client(base_url=self.url, headers=headers))
 
     def persons(self) -> Persons:
-        """Who is who in this program's database, also past the program; closed with it."""
-        settings = load_settings(self.environment())
-        url = settings.database.url
-        found = Persons(
-            url.get_secret_value() if url is not None else self.database_url,
-            key_encryption(settings),
-        )
-        self._open.callback(found.close)
-        return found
+        """Who is who in this program's database, asked past the program; closed with it."""
+        if self._persons is None:
+            settings = load_settings(self.environment())
+            url = settings.database.url
+            whole = self.database_url if url is None else url.get_secret_value()
+            self._persons = Persons(whole, key_encryption(settings))
+            self._open.callback(self._leave_persons)
+        return self._persons
+
+    def _leave_persons(self) -> None:
+        persons, self._persons = self._persons, None
+        if persons is not None:
+            persons.close()
 
     def person(self, user: str) -> str:
         """The pseudonym of a user who was here."""

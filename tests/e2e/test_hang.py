@@ -187,6 +187,6 @@ def connections(program: Program) -> dict[str, int]:
         found = conn.execute(
             "SELECT application_name, count(*) FROM pg_stat_activity "
             "WHERE application_name LIKE 'backlot %%' AND application_name <> ALL (%s) GROUP BY 1",
-            (["backlot queries", "backlot events"],),
+            (["backlot queries", "backlot events", "backlot persons"],),
         )
         return dict(found.fetchall())

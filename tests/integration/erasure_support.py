@@ -23,12 +23,12 @@ from domain.person import VideosFate, stream_id
 from domain.upload import Upload, object_key
 from engine.command_bus import CommandBus
 from engine.connections import ThreadedConnection, connect, connected
-from engine.erasures import Erasure, find_erasure
+from engine.erasures import FENCED, Erasure, find_erasure
 from engine.event_store import GroupCommitRecorder
 from engine.inspection.index import Audit
 from engine.installation import install
 from engine.log import MAPPER
-from engine.persons import FENCED, Persons
+from engine.persons import Persons
 from engine.seals.proofs import NO_PROOFS
 from infra.key_encryption import GivenKey
 from infra.objects.folder import FolderStore

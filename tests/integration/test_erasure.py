@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from backlot import health
 from domain.comment import Comment
 from domain.errors import Forgotten
 from domain.model import FORGOTTEN, SystemActor
@@ -29,6 +30,7 @@ from engine.seals.proofs import Proofs
 from infra.http.auth import Authenticator, mint_token
 from infra.http.keys import OneKey
 from infra.objects.port import NoSuchUpload
+from infra.settings import load_settings
 from tests.integration.buses import Toggle, execute
 from tests.integration.erasure_support import LONG, NOTHING, Scene, by, scene
 from tests.integration.event_log import recording, rows
@@ -133,6 +135,9 @@ def test_everything_of_a_person_goes(play: Play) -> None:
         assert made.history(bob.posted) == ["comment.posted.v1"]
         assert await made.objects.head(object_key(bob.video)) is not None
         assert await made.redis.exists(bob.cached) == 1
+        # A process that still remembers a token of theirs does nothing with it.
+        with pytest.raises(Forgotten):
+            await execute(made.bus, Toggle(UUID(int=1)), ann.person)
         # And once is enough.
         assert await made.eraser().turn(made.conn) is None
         await whole(made, ann)
@@ -352,6 +357,8 @@ def test_for_days_it_is_purged_again_what_comes_even_later(play: Play) -> None:
         made.purges.of.clear()
         await eraser.sweep(made.conn)
         assert made.purges.of == [ann.person]
+        # The command bus asks for the newest alone, so that it is given few.
+        assert rows(made.database_url, erasures.FENCED.decode()) == [(ann.person,)]
 
     play(act)
 
@@ -382,5 +389,23 @@ def test_the_log_names_nobody_and_says_nothing_in_the_clear(play: Play) -> None:
         assert ann.person in recorded
         assert "hello from ann" not in recorded
         assert '"ann"' not in recorded
+
+    play(act)
+
+
+def test_the_doctor_names_whose_forgetting_is_stuck(play: Play) -> None:
+    async def act(made: Scene) -> None:
+        ann, settings = await Deeds(made).do(), load_settings({"DATABASE_URL": made.database_url})
+        told = health.erasures(settings)
+        assert (told.ok, told.detail) == (True, "nobody is being forgotten")
+        await made.ask(ann.person)
+        told = health.erasures(settings)
+        assert (told.ok, told.detail) == (True, "being forgotten: 1")
+        made.purges.fails_for = {ann.person}
+        await made.eraser().turn(made.conn)
+        told = health.erasures(settings)
+        assert not told.ok
+        assert f"{ann.person} is not forgotten" in told.detail
+        assert "step `places` failed 1 times (ConnectionError)" in told.detail
 
     play(act)

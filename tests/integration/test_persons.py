@@ -22,8 +22,9 @@ from domain.errors import Forgotten
 from domain.model import FORGOTTEN, Origin
 from engine import persons as module
 from engine.command_bus import Aggregates, Command, CommandBus
+from engine.erasures import FENCED
 from engine.log import MAPPER, Log
-from engine.persons import Known, Persons, Remembered, fenced
+from engine.persons import Known, Persons, Remembered
 from engine.wrapping_keys import KeyDamaged, load_wrapping_keys, rotate
 from infra.key_encryption import GivenKey
 from tests.integration.person_support import KEK, opened
@@ -160,23 +161,12 @@ class TestFence:
             assert each.find("alice") is None
         assert another.look_up("alice") == (alice, since, None)
         assert persons.fence(alice) == since
-        assert fenced(conn, [alice, bob, alice, "nobody"]) == {alice}
+        assert conn.execute(FENCED).fetchall() == [(alice,)]
         assert persons.admit("bob") == bob
         # What they said is still read, until the key is destroyed.
         assert persons.cipher(alice) is not None
         with pytest.raises(KeyError):
             persons.fence("nobody")
-
-    def test_fenced_persons_are_found_without_reading_the_others(
-        self, persons: Persons, conn: Connection[TupleRow]
-    ) -> None:
-        """The index has the fenced alone: a bus asks with every batch."""
-        for number in range(200):
-            persons.admit(f"user {number}")
-        conn.execute("ANALYZE backlot_persons")
-        plan = "EXPLAIN " + module.FENCED.decode().replace("%b::text[]", "'{a,b,c}'::text[]")
-        told = "\n".join(line for (line,) in conn.execute(plan.encode()).fetchall())
-        assert "backlot_persons_fenced" in told
 
 
 class TestDestruction:

@@ -275,6 +275,15 @@ def test_a_copy_that_rests_is_dropped_with_what_it_holds(
     found = conn.execute("SELECT subscription FROM backlot_checkpoints WHERE kind = 'projection'")
     copies = {name for (name,) in found if name.endswith("__previous")}
     assert copies == {"dismissals__previous"}
+    # One of another release lacks what persons are found by.
+    translations = replayed(database_url, every()["translations"], ReplayOptions())
+    assert translations.state is ReplayState.SWITCHED
+    conn.execute("ALTER TABLE translations__previous.translations DROP COLUMN author")
+    checkpoints.set_version(conn, "translations__previous", 1)
+    assert count_rows(conn, place("translations.translations"), "ann") == 0
+    assert purge.purge_copies(conn, TABLES_OF_PLACES, "ann") == {}
+    assert checkpoints.look(conn, "translations__previous") is None
+    assert checkpoints.look(conn, "translations") is not None
     # What is live forgets by itself, and what a replay builds.
     assert count_rows(conn, place("likes.likes"), "ann") == 1
     assert purge.purge_copies(conn, TABLES_OF_PLACES, "ann") == {}
@@ -407,6 +416,12 @@ def test_letters_lose_what_names_the_person_or_is_of_their_events(
         ("others", "broke", None, None),
         ("two", "DataError", "forgotten", None),
     ]
+
+
+def test_a_database_without_tables_has_nothing_to_purge(database_url: str) -> None:
+    """As that of the analytics is before their first start."""
+    with psycopg.connect(database_url, autocommit=True) as empty:
+        assert purged(empty, "ann", [each for each in TABLES_OF_PLACES if each.analytics]) == {}
 
 
 def test_redis_loses_keys_and_tasks(conn: Connection[Any], database_url: str) -> None:

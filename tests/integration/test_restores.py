@@ -166,6 +166,22 @@ def test_the_restored_are_purged_and_have_neither_name_nor_key(
     assert compared(database_url, places) == []
 
 
+def test_whom_only_an_old_log_names_is_erased_before_they_come(
+    database_url: str, persons: Persons, places: list[ForgottenList]
+) -> None:
+    """A backup of the release before pseudonyms has nobody but in its log."""
+    for name in ("ann", "bob"):
+        rows(database_url, "INSERT INTO backlot_former_names VALUES (%s) RETURNING 1", (name,))
+    record_forgotten(proofs(places), "ann", AT)
+    found = compared(database_url, places)
+    assert found == ["ann"]
+    erase_again(persons, found, lambda pseudonym: None)
+    with pytest.raises(Forgotten):
+        persons.admit("ann")
+    assert persons.admit("bob") == "bob"
+    assert compared(database_url, places) == []
+
+
 def test_a_start_that_was_cut_off_is_done_again_by_the_next(
     database_url: str, persons: Persons, places: list[ForgottenList]
 ) -> None:

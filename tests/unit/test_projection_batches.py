@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from domain.comment import Comment
 from domain.model import Aggregate, Origin
+from domain.person import Person
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
 from engine.log import Recorded
@@ -108,4 +109,5 @@ def test_each_projection_wants_what_it_can_write() -> None:
         VideoLikes.Unliked,
         Upload.VisibilityChanged,
         Upload.Removed,
+        Person.Forgotten,
     }
