@@ -96,7 +96,7 @@ def _run(
 ) -> None:
     """Become what a new interpreter would be, and run the module."""
     # Its own children are forked there, too: without this it would start a server of its own.
-    vars(forkserver)["_forkserver"].ensure_running = lambda: None
+    forkserver.ensure_running = vars(forkserver)["_forkserver"].ensure_running = lambda: None
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
