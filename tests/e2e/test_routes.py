@@ -96,6 +96,8 @@ def callers(server: Program) -> Mapping[As, httpx.Client]:
 def things(server: Program, callers: Mapping[As, httpx.Client]) -> Things:
     for number in range(3):
         upload(server.client(f"owner-{number}"))
+    # Who is named in paths was here before.
+    read(server.client("mallory").get("/videos"))
     return Things(callers[As.USER])
 
 
