@@ -7,8 +7,10 @@ batches that lock few rows for a short time. Whoever is interrupted begins again
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import LiteralString
 
 from psycopg import Connection
@@ -84,6 +86,14 @@ def purge_tables(
     return +gone
 
 
+@contextmanager
+def shared_time() -> Iterator[None]:
+    """Leave the database to others for as long as the block took; blocks."""
+    began = time.monotonic()
+    yield
+    time.sleep(time.monotonic() - began)
+
+
 def _purge_rows(
     conn: Connection[TupleRow], place: PersonalTable, change: LiteralString, subject: str
 ) -> int:
@@ -92,7 +102,8 @@ def _purge_rows(
     for statement in statements(conn, place, begin, BATCH):
         went = ROWS_AT_ONCE
         while went == ROWS_AT_ONCE:
-            went = conn.execute(statement, given(subject)).rowcount
+            with shared_time():
+                went = conn.execute(statement, given(subject)).rowcount
             gone += went
     return gone
 

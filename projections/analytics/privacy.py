@@ -16,6 +16,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.personal_data import Blanked, Deleted, Left, PersonalTable, Rewritten
+from engine.purge import shared_time
 from infra.advisory_locks import Lock, lock_in_transaction
 from projections.analytics.ingest import NO_LIMIT
 from projections.analytics.rules import columns
@@ -94,7 +95,7 @@ def forget_viewer(conn: Connection[TupleRow], viewer: str) -> int:
         # Of these the rows are gone, by their age.
         by_video.setdefault(video, [])
     for videos in _batches(by_video):
-        with conn.transaction():
+        with shared_time(), conn.transaction():
             conn.execute(PLANNING)
             lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
             if found.shape is Shape.TIMESCALE:
