@@ -42,7 +42,7 @@ def ann(program: Program) -> httpx.Client:
     return program.client(ANN)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def film(ann: httpx.Client) -> str:
     return upload(ann)
 
