@@ -37,9 +37,9 @@ from psycopg.rows import TupleRow
 from domain.model import EVENTS as EVENT_CLASSES
 from domain.model import ActorKind, Aggregate, Personal, Upcast, actor_kind
 from engine.event_store import EVENTS
+from infra.key_encryption import KEY_BYTES, NONCE_BYTES
 
 COLUMNS = frozenset(("originator_id", "originator_version"))
-KEY_BYTES, NONCE_BYTES = 32, 12
 SEALED = "aes256gcm"
 """The one member of an object that stands for an encrypted value: base64 of nonce and text."""
 SEALED_BYTES = f'{{"{SEALED}":'.encode()

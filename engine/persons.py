@@ -28,6 +28,7 @@ from engine.personal_data import Left, PersonalTable
 from engine.wrapping_keys import KeyDamaged, WrappedKey, WrappingKeys, load_wrapping_keys
 from infra.key_encryption import KEY_BYTES, KeyEncryption, decrypt, encrypt
 from infra.postgres.connection import SHORT_WORK, Limits, ThreadPool, thread_pool
+from infra.pseudonyms import new_pseudonym
 
 log = structlog.get_logger(__name__)
 
@@ -151,6 +152,11 @@ class Persons:
     def __reduce__(self) -> tuple[Callable[..., Persons], tuple[Any, ...]]:
         return Persons, self._given
 
+    @property
+    def database_url(self) -> str:
+        """The libpq URL of their database."""
+        return self._given[0]
+
     def open(self) -> None:
         """Unwrap the wrapping keys, which are made in a new database; what a start does.
 
@@ -174,7 +180,7 @@ class Persons:
         found = self.look_up(user_id)
         if found is None:
             with self._connection() as conn:
-                self._make(conn, secrets.token_hex(16), user_id)
+                self._make(conn, new_pseudonym(), user_id)
             # Another process may have been first.
             return self.admit(user_id)
         if found.fenced_at is not None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from secrets import token_hex
 from typing import Protocol
 
 from domain.model import ActorKind, actor_kind
 
 UNKNOWN = "0" * 32
 """Stands for a user whom nobody here knows: whatever is asked about it is empty."""
+
+
+def new_pseudonym() -> str:
+    """Return one that nobody has: 32 random hexadecimal digits."""
+    return token_hex(16)
 
 
 class Pseudonyms(Protocol):

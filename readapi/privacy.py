@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from secrets import token_hex
 from tempfile import TemporaryFile
 from typing import IO, Annotated, Any
 
@@ -50,7 +49,7 @@ from infra.http.problems import Problem, problems
 from infra.http.shapes import Time, Wire, rfc3339
 from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable
 from infra.postgres.connection import open_connection
-from infra.pseudonyms import UNKNOWN, OwnNames, Pseudonyms
+from infra.pseudonyms import UNKNOWN, OwnNames, Pseudonyms, new_pseudonym
 from infra.security_log import SecurityEvent, record
 from readapi.queries import ReadModelUnavailable, storable
 
@@ -124,7 +123,7 @@ class PersonalData:
 
         What is kept for all whom nobody knows here is nobody's.
         """
-        subject = token_hex(16) if subject == UNKNOWN else subject
+        subject = new_pseudonym() if subject == UNKNOWN else subject
         opened: list[Connection[TupleRow]] = []
 
         def open_both() -> None:

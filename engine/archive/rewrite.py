@@ -35,9 +35,9 @@ from engine.seals.report import Report
 from engine.seals.sealer import make_seal
 from engine.wrapping_keys import KeyDamaged, WrappedKey, WrappingKeys, load_wrapping_keys
 from infra.key_encryption import KEY_BYTES, KeyEncryption, encrypt
+from infra.pseudonyms import new_pseudonym
 
 ROWS_AT_ONCE = 2_000
-PSEUDONYM_BYTES = 16
 UUID_TEXT = 36
 
 make_cipher = lru_cache(maxsize=10_000)(AESGCM)
@@ -87,7 +87,7 @@ class PersonBook:
             except KeyDamaged as error:
                 raise key_file.KeysUnusable(str(error)) from error
         if is_former or key is None:
-            row = {**row, "pseudonym": secrets.token_hex(PSEUDONYM_BYTES)}
+            row = {**row, "pseudonym": new_pseudonym()}
             if key is not None:
                 row |= self._wrap(key, row["pseudonym"])
         self._add(name, RewrittenPerson(row["pseudonym"], key), row)
@@ -102,7 +102,7 @@ class PersonBook:
         self._unstored.clear()
 
     def _make(self, name: str) -> RewrittenPerson:
-        made = RewrittenPerson(secrets.token_hex(PSEUDONYM_BYTES), secrets.token_bytes(KEY_BYTES))
+        made = RewrittenPerson(new_pseudonym(), secrets.token_bytes(KEY_BYTES))
         row = {
             "pseudonym": made.pseudonym,
             "lookup": _hex(self._wrapping.digest(name)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
 from tempfile import mkstemp
@@ -83,7 +84,7 @@ def decrypt(key: bytes, sealed: bytes, about: bytes) -> bytes:
     return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], about)
 
 
-class LocalKey:
+class LocalKey(ABC):
     """A key that this process itself has."""
 
     name: str
@@ -97,11 +98,9 @@ class LocalKey:
         except (InvalidTag, ValueError) as error:
             raise WrongKey(f"{self.name} is another key-encryption key") from error
 
-    def make(self) -> None:
-        """Nothing is made where a key was given."""
-
+    @abstractmethod
     def _key(self) -> bytes:
-        raise NotImplementedError
+        """Return the key itself."""
 
 
 class GivenKey(LocalKey):
@@ -110,6 +109,9 @@ class GivenKey(LocalKey):
     def __init__(self, digits: str, name: str = "KEY_ENCRYPTION_KEY") -> None:
         self._digits = digits
         self.name = name
+
+    def make(self) -> None:
+        """Nothing is made where a key was given."""
 
     def _key(self) -> bytes:
         return _parsed(self._digits, self.name)
