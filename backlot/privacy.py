@@ -16,7 +16,7 @@ from uuid import uuid4
 import typer
 
 from backlot.arguments import group
-from backlot.database import database_at_hand, database_url, operator_name, persons_at_hand
+from backlot.database import database_at_hand, operator_name, persons_at_hand
 from backlot.output import Json, show, show_table
 from backlot.screen import Screen, Yes, require_yes
 from backlot.signals import run
@@ -44,10 +44,6 @@ INDEX, UNFINISHED = "index.json", "unfinished.json"
 app = group("Personal data: what is held about a person, and forgetting one.")
 
 User = Annotated[str, typer.Argument(metavar="USER", help="A user id.", show_default=False)]
-
-
-class NoSuchUser(OperatorError):
-    """Nobody was ever here under that name."""
 
 
 class FolderTaken(OperatorError):
@@ -133,15 +129,14 @@ def forget(
 
     settings = load_settings()
     with database_at_hand(), closing(persons_at_hand(settings)) as persons:
-        url = database_url(settings)
         try:
             found = look_up(persons, user)
         except NotFound as error:
-            raise NoSuchUser(f"nobody was ever here as {user!r}") from error
+            raise NobodyHere(f"nobody was ever here as {user!r}") from error
         if found.fenced_at is None:
             require_yes(f"Forget {user}? There is no way back.", yes=yes)
-        _request_forgetting(settings, url, persons, found.pseudonym, videos)
-        search = ErasureSearch(persons, url)
+        _request_forgetting(settings, persons, found.pseudonym, videos)
+        search = ErasureSearch(persons, persons.database_url)
         progress = progress_of(user, _finished(search, user) if wait else _found(search, user))
     counts = [f"{count:,} {part}" for part, count in sorted(progress.counts.items())]
     first = f"{user} is forgotten"
@@ -152,7 +147,7 @@ def forget(
 
 
 def _request_forgetting(
-    settings: Settings, url: str, persons: Persons, person: str, videos: VideosFate | None
+    settings: Settings, persons: Persons, person: str, videos: VideosFate | None
 ) -> None:
     """Fence the person, and have it on record why; what is requested already records nothing."""
     from commands.erasure import RequestForgetting
@@ -170,7 +165,7 @@ def _request_forgetting(
         finally:
             await bus.close()
 
-    with closing(open_recorder(url)) as recorder:
+    with closing(open_recorder(persons.database_url)) as recorder:
         persons.fence(person)
         run(request())
 
@@ -313,7 +308,7 @@ def personal_data(
 async def _opened(settings: Settings, persons: Persons) -> AsyncIterator[PersonalData]:
     from infra.redis import connect_redis
 
-    url, redis = database_url(settings), settings.redis.url
+    url, redis = persons.database_url, settings.redis.url
     async with AsyncExitStack() as stack:
         client = None
         if redis is not None:
