@@ -36,6 +36,7 @@ from engine.seals.proofs import (
 )
 from engine.seals.sealer import Sealer
 from engine.subscription import EVENTS, Notifications
+from engine.tail import LogTail
 from engine.viewers import ViewerKeys
 from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
@@ -66,11 +67,13 @@ from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
+from readapi.comment_cache import CommentCache
 from readapi.comments import TranslationRequests
 from readapi.erasure import ErasureSearch
 from readapi.likes import LikeCounts, LiveCounts, LiveLimits
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
+from readapi.video_cache import VideoCache
 from workers.likes import open_counters
 from workers.parts import Parts
 from workers.recommendations import open_preparing
@@ -314,11 +317,21 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     pool = make_pool(parts.database_url, limits=parts.limits)
     await pool.open()
     stack.push_async_callback(pool.close)
+    tail = LogTail(pool, (each.schema for each in parts.models.all()))
+    stack.push_async_callback(tail.aclose)
     ttl = settings.likes.counter_ttl_seconds
-    counts = LikeCounts(likes, AsyncCounters(parts.redis, ttl) if parts.counters else None)
+    counts = LikeCounts(AsyncCounters(parts.redis, ttl) if parts.counters else None)
     quotas = settings.quotas
     slots = LiveLimits(quotas.live_streams_per_user, quotas.live_streams_per_address)
-    live = LiveCounts(pool, catalog, counts, slots if settings.rate_limits.on else None)
+    cache = VideoCache(
+        pool,
+        tail,
+        parts.persons,
+        likes,
+        ranking_seconds=min(1.0, settings.trending.invalidate_seconds),
+        offer_seconds=settings.recommendations.invalidate_seconds,
+    )
+    live = LiveCounts(tail, cache, slots if settings.rate_limits.on else None)
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
     analytics = await AnalyticsQueries.open(
@@ -342,8 +355,10 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         waiting=Waiting(pool, parts.models.all()),
         counts=counts,
         live=live,
+        tail=tail,
+        cache=cache,
+        comment_cache=CommentCache(pool, tail, parts.persons),
         objects=parts.objects,
-        views=telemetry.Views(),
         analytics=analytics,
         recommendations=recommendations,
         requests=TranslationRequests(parts.redis, settings.translation),

@@ -271,7 +271,8 @@ SHORTEST_WAIT_SECONDS = 0.1
 # A call may come just before what is waited for can be read (from Kafka, say): hence again.
 CALL_SECONDS = 0.1
 READ_MODELS = b"""
-SELECT subscription, position, 0, version FROM backlot_checkpoints WHERE kind = 'projection'
+SELECT subscription, position, 0, version, status = 'running' FROM backlot_checkpoints
+WHERE kind = 'projection'
 """
 # A process of the release before that takes over from another one needs less.
 UNFED_SECONDS = 2.0
@@ -298,12 +299,14 @@ class ReadModelBehind(Exception):
 class Freshness:
     """What an answer has to include, and until when it may wait for that (by `time.monotonic`).
 
-    `admit` hears how far in the log the answer is, where that is less and can't be changed.
+    `tell` hears how far the answer is, and `admit` how far in the log it is where that is less than
+    was asked for and can't be changed.
     """
 
     position: Position = BEGINNING
     deadline: float = 0.0
     admit: Callable[[int], None] = lambda position: None
+    tell: Callable[[Position], None] = lambda position: None
 
     @property
     def is_asked(self) -> bool:
@@ -324,6 +327,8 @@ class Wait:
 
     wanted: Mapping[str, Position]
     reached: asyncio.Future[None]
+    # Whether it ends, too, where what it waits for stands still.
+    settles: bool = False
 
 
 class Waiting:
@@ -349,6 +354,10 @@ class Waiting:
         self._versions = {each.schema: each.versions for each in projections}
         # Copies of versions that this program can't feed, and since when none does.
         self._unfed: dict[str, float] = {}
+        # Copies that were stopped or paused.
+        self._resting: frozenset[str] = frozenset()
+        # How far those had come that were waited for in vain.
+        self._given_up: dict[str, int] = {}
         self._poll_seconds = poll_seconds
         self._waits: set[Wait] = set()
         self._positions: Mapping[str, Position] = {}
@@ -357,14 +366,18 @@ class Waiting:
         self._uncalled = False
         self._called = float("-inf")
 
-    async def until(self, wanted: Mapping[str, Position], timeout_seconds: float) -> int | None:
+    async def until(
+        self, wanted: Mapping[str, Position], timeout_seconds: float, *, settles: bool = False
+    ) -> int | None:
         """Return when each of these (by schema, or by consumer) has taken its position in.
 
         A copy that no process can feed until its replay has ended is not waited for: then this
         returns how far in the log the one that is farthest behind has come; otherwise None. Raise
         ReadModelBehind after the timeout, and what the database raises when it is away.
         """
-        wait = Wait(wanted, asyncio.get_running_loop().create_future())
+        if self.covers(wanted):
+            return None
+        wait = Wait(wanted, asyncio.get_running_loop().create_future(), settles)
         self._waits.add(wait)
         self._uncalled = True
         if self._poller is None:
@@ -382,6 +395,26 @@ class Waiting:
             return None
         STALE_ANSWERS.inc()
         return min(behind)
+
+    def covers(self, wanted: Mapping[str, Position]) -> bool:
+        """Return whether each of these was seen to have come so far."""
+        return all(self._covers(name, position) for name, position in wanted.items())
+
+    async def settle(self, wanted: Mapping[str, Position], timeout_seconds: float) -> int | None:
+        """Return as `until` does, and without an error when one does not come so far in time.
+
+        What rests is not waited for, nor what was waited for in vain, until it moves.
+        """
+        try:
+            return await self.until(wanted, timeout_seconds, settles=True)
+        except ReadModelBehind as behind:
+            self._given_up |= {name: at.events for name, at in behind.positions.items()}
+            STALE_ANSWERS.inc()
+            log.warning("read_models_behind", wanted=behind.wanted, positions=behind.positions)
+            return min(at.events for at in behind.positions.values())
+
+    def _stands(self, name: str) -> bool:
+        return name in self._resting or self._given_up.get(name) == self._at(name).events
 
     async def _poll(self) -> None:
         try:
@@ -405,10 +438,11 @@ class Waiting:
             except UndefinedTable:
                 # None of them has ever begun.
                 rows = []
-            self._positions = {name: Position(*numbers) for name, *numbers, _ in rows}
+            self._positions = {name: Position(*numbers) for name, *numbers, _, _ in rows}
+            self._resting = frozenset(name for name, *_, runs in rows if not runs)
             # Copies of read models of this program, of versions that it can't feed.
             fed = self._versions
-            foreign = [name for name, *_, at in rows if name in fed and at not in fed[name]]
+            foreign = [name for name, *_, at, _ in rows if name in fed and at not in fed[name]]
             self._unfed = await self._without_runner(conn, foreign) if foreign else {}
 
     async def _call(self) -> None:
@@ -443,7 +477,9 @@ class Waiting:
     def _is_over(self, wait: Wait, standing: Collection[str]) -> bool:
         """Return whether each that is waited for has come as far as is wanted, or stands still."""
         return all(
-            name in standing or self._covers(name, position)
+            name in standing
+            or self._covers(name, position)
+            or (wait.settles and self._stands(name))
             for name, position in wait.wanted.items()
         )
 

@@ -2,55 +2,43 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
-from hashlib import blake2b
-from typing import Annotated, Any, Literal
+from functools import lru_cache
+from typing import Annotated, Literal, NamedTuple
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Response
+import orjson
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
+from pydantic.alias_generators import to_camel
+from starlette.types import Scope
 
-from engine.checkpoints import Freshness
 from infra.cache import CachedValue
-from infra.http.app import TOKEN_OPTIONAL, wire
+from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, hot
 from infra.http.auth import MODERATORS, Identity, MaybeCaller, require_known
 from infra.http.problems import Problem, problems
-from infra.http.shapes import VIDEO_ID, Time, Video, Wire
+from infra.http.shapes import VIDEO_ID, Time, Video, Wire, rfc3339
+from projections.analytics.calendar import start_of_hour
 from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range
 from projections.catalog import VideoRow
 from projections.trending import Ranked, Ranking, Window
 from readapi.catalog import InCategory
-from readapi.queries import DEFAULT_LIMIT, Fresh, Limit, Queries, Read, present, require_video
-
-TAG = re.compile(r'(?:W/)?("[^"]*")')
-IfNoneMatch = Annotated[
-    str | None,
-    Header(
-        alias="If-None-Match",
-        description="An `ETag` received before: the answer is 304 while nothing is new.",
-    ),
-]
-
-
-def respond_with_tag(body: Wire, parts: Iterable[Wire], if_none_match: str | None) -> Response:
-    """Return the answer, or 304 without a body where the client has one with the same parts.
-
-    The answer is the caller's own, and is asked for again each time.
-    """
-    digest = blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part.to_json() + b"\n")
-    tag, known = f'"{digest.hexdigest()}"', (if_none_match or "").strip()
-    headers = {"ETag": f"W/{tag}", "Cache-Control": "private, no-cache", "Vary": "Authorization"}
-    # The weak comparison.
-    if known == "*" or tag in TAG.findall(known):
-        return Response(status_code=304, headers=headers)
-    return wire(body, headers=headers)
-
-
-NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "As the client knows it"}}
+from readapi.queries import (
+    DEFAULT_LIMIT,
+    MOST_LIMIT,
+    NO_VIDEOS,
+    Asked,
+    Fresh,
+    IfNoneMatch,
+    Limit,
+    Read,
+    ShownVideos,
+    asked,
+    person_of,
+    plain_query,
+)
+from readapi.video_cache import CachedStats
 
 InRange = Annotated[Range, Query(alias="timeRange", description="How far back, until now.")]
 InBuckets = Annotated[
@@ -108,6 +96,9 @@ class TrendingComponents(Wire):
     age_penalty: Annotated[float, Field(description="What the video's age has taken away.")]
 
 
+COMPONENTS = tuple(TrendingComponents.model_fields)
+
+
 class TrendingVideo(Wire):
     """A video that trends, and why."""
 
@@ -128,39 +119,76 @@ class TrendingVideos(Wire):
 router = APIRouter(tags=["analytics"])
 
 
+async def show_stats(video_id: UUID, request: Request) -> Response | None:
+    """Answer who wants the stats of a video."""
+    known, given = await asked(request), plain_query(request.scope)
+    if known is None or given is None:
+        return None
+    try:
+        range_ = Range(given.pop("timeRange", Range.WEEK))
+        bucket = Bucket(given.pop("bucket")) if "bucket" in given else None
+    except ValueError:
+        return None
+    return None if given else await _get_stats(request.scope, known, video_id, range_, bucket)
+
+
 @router.get(
     "/videos/{video_id}/stats",
     response_model=VideoStats,
-    responses=problems(401, 403, 404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     openapi_extra=TOKEN_OPTIONAL,
     summary="What happened around the video: totals and a series",
 )
+@hot(show_stats)
 async def get_stats(
     video_id: UUID,
+    request: Request,
     queries: Read,
     fresh: Fresh,
     caller: MaybeCaller,
     range_: InRange = Range.WEEK,
     bucket: InBuckets = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """To its owner, moderators, auditors and admins, and to everybody with `STATS_PUBLIC=true`."""
+    known = Asked(queries, fresh, caller)
+    return await _get_stats(request.scope, known, video_id, range_, bucket)
+
+
+async def _get_stats(
+    scope: Scope, known: Asked, video_id: UUID, range_: Range, bucket: Bucket | None
+) -> Response:
+    queries, fresh, caller = known
     bucket = bucket or (Bucket.HOUR if range_ is Range.DAY else Bucket.DAY)
-    async with queries.reading(fresh, queries.catalog) as conn:
-        video = await require_video(queries, conn, video_id, caller)
+    video = await queries.require(fresh, video_id, caller)
     if not queries.stats_public:
-        _require_insight(video, require_known(caller))
-    stats = await queries.analytics.stats(
-        video_id, range_, bucket, began=video.completed_at, fresh=fresh
+        _require_insight(video.row, require_known(caller))
+    # As the hour goes on, what is in it comes as events; with the next one, the range begins later.
+    key = video_id, range_, bucket, start_of_hour(datetime.now(UTC))
+    found = queries.cache.stats.get(key)
+    if found is None or not found.includes.covers(queries.cache.counted_at(video_id)):
+        found = await _read_stats(known, video.row, range_, bucket)
+        queries.cache.stats.put(key, found)
+    fresh.tell(found.includes)
+    return conditional(scope, found.body, private=not queries.stats_public or caller is not None)
+
+
+async def _read_stats(known: Asked, video: VideoRow, range_: Range, bucket: Bucket) -> CachedStats:
+    queries, fresh, caller = known
+    if caller is not None and not fresh.is_asked:
+        await queries.analytics.settle(fresh, queries.tail.own(caller.person))
+    stats, includes = await queries.analytics.stats(
+        video.video_id, range_, bucket, began=video.completed_at, fresh=fresh
     )
     body = VideoStats(
-        video_id=video_id,
+        video_id=video.video_id,
         time_range=range_.value,
         bucket=bucket.value,
         since=stats.totals.at,
         totals=Figures.model_validate(stats.totals, from_attributes=True),
         series=[FiguresAt.model_validate(point, from_attributes=True) for point in stats.series],
     )
-    return wire(body)
+    return CachedStats(body.to_json(), includes)
 
 
 def _require_insight(video: VideoRow, caller: Identity) -> None:
@@ -173,6 +201,21 @@ def _require_insight(video: VideoRow, caller: Identity) -> None:
         raise Problem(403, "forbidden", detail)
 
 
+async def show_trending(request: Request) -> Response | None:
+    """Answer who wants to know what trends, in a window and so many at most."""
+    known, given = await asked(request), plain_query(request.scope)
+    if known is None or given is None:
+        return None
+    try:
+        window = Window(given.pop("timeRange", Window.WEEK))
+        limit = int(given.pop("limit", DEFAULT_LIMIT))
+    except ValueError:
+        return None
+    if given or not 1 <= limit <= MOST_LIMIT:
+        return None
+    return await _list_trending(request.scope, known, window, limit, None)
+
+
 @router.get(
     "/analytics/trending",
     response_model=TrendingVideos,
@@ -180,7 +223,9 @@ def _require_insight(video: VideoRow, caller: Identity) -> None:
     openapi_extra=TOKEN_OPTIONAL,
     summary="Which videos trend, and why",
 )
+@hot(show_trending)
 async def list_trending(
+    request: Request,
     queries: Read,
     fresh: Fresh,
     caller: MaybeCaller,
@@ -189,62 +234,73 @@ async def list_trending(
     category: InCategory = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    ranking, cached, pairs = await _get_ranking(queries, fresh, caller, window, limit, category)
-    items = [_item(place, each, video) for place, (each, video) in enumerate(pairs, start=1)]
-    body = TrendingVideos(items=items, generated_at=ranking.at, cached=cached)
-    return respond_with_tag(body, items, if_none_match)
+    known = Asked(queries, fresh, caller)
+    return await _list_trending(request.scope, known, window, limit, category)
 
 
-Shown = tuple[Ranking, bool, list[tuple[Ranked, Video]]]
-"""A ranking, whether it was cached, and those of it that are there."""
+async def _list_trending(
+    scope: Scope, known: Asked, window: Window, limit: int, category: str | None
+) -> Response:
+    ranking, cached, videos = await _get_ranking(known, window, limit, category)
+    items = b",".join(
+        b'%b,"video":%b}' % (_ranked(place, each)[:-1], videos.told(each.video_id))
+        for place, each in enumerate(ranking.value, start=1)
+    )
+    told = {"generatedAt": rfc3339(ranking.at), "cached": cached}
+    body = b'{"items":[%b],%b' % (items, orjson.dumps(told)[1:])
+    return conditional(scope, body, private=known.caller is not None, tagged=items)
 
 
-async def _get_ranking(
-    queries: Queries,
-    fresh: Freshness,
-    caller: Identity | None,
-    window: Window,
-    limit: int,
-    category: str | None,
-) -> Shown:
+class Shown(NamedTuple):
+    """A ranking of those that are there, whether it was cached, and these videos."""
+
+    ranking: Ranking
+    cached: bool
+    videos: ShownVideos
+
+
+async def _get_ranking(known: Asked, window: Window, limit: int, category: str | None) -> Shown:
     """Return what is shown of the ranking.
 
     Where it has what the catalog does not list any more, those behind take its place. Raise
     ReadModelBehind, AnalyticsUnavailable and ReadModelUnavailable.
     """
+    queries, fresh, caller = known
+    await queries.confirm(fresh, *queries.projections)
     if category is not None:
         async with queries.reading(fresh, queries.catalog) as conn:
             if not await queries.catalog.has_category(conn, category):
                 # Whoever makes up categories fills no cache and has nothing counted.
-                return CachedValue((), datetime.now(UTC), None), False, []
+                return Shown(CachedValue((), datetime.now(UTC), None), False, NO_VIDEOS)
     gone: set[UUID] = set()
     shown: Shown | None = None
     while True:
         try:
-            ranking, cached = await queries.analytics.ranking(
-                window, limit, category, fresh=fresh, without=gone
-            )
+            ranking, cached = await queries.ranking(window, limit, category, fresh, gone)
         except AnalyticsUnavailable:
             if shown is None:
                 raise
             # With a gap it is better than nothing.
             return shown
-        async with queries.reading(fresh, *queries.projections) as conn:
-            rows = await queries.catalog.videos(conn, [each.video_id for each in ranking.value])
-            there = [
-                each
-                for each in ranking.value
-                if (row := rows.get(each.video_id))
-                and row.is_public
-                and category in (None, row.category)
-            ]
-            videos = await present(queries, conn, [rows[each.video_id] for each in there], caller)
-        shown = ranking, cached, list(zip(there, videos, strict=True))
-        if len(there) == len(ranking.value) or len(gone) >= MOST_GONE:
+        ranked = [each.video_id for each in ranking.value]
+        videos = await queries.shown(fresh, ranked, person_of(caller))
+        there = tuple(
+            each
+            for each in ranking.value
+            if (video := videos.videos.get(each.video_id))
+            and video.row.is_public
+            and category in (None, video.row.category)
+        )
+        if len(there) == len(ranking.value):
+            return Shown(ranking, cached, videos)
+        shown = Shown(replace(ranking, value=there), cached, videos)
+        if len(gone) >= MOST_GONE:
             return shown
-        gone |= {each.video_id for each in ranking.value} - {each.video_id for each in there}
+        gone |= set(ranked) - {each.video_id for each in there}
 
 
-def _item(place: int, ranked: Ranked, video: Video) -> TrendingVideo:
-    components = TrendingComponents.model_validate(ranked, from_attributes=True)
-    return TrendingVideo(rank=place, score=ranked.score, components=components, video=video)
+@lru_cache(4096)
+def _ranked(place: int, ranked: Ranked) -> bytes:
+    """Return a place in the ranking as JSON, without the video."""
+    components = {to_camel(name): getattr(ranked, name) for name in COMPONENTS}
+    return orjson.dumps({"rank": place, "score": ranked.score, "components": components})

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AfterValidator
 
-from domain.upload import CommentPolicy
-from infra.http.app import TOKEN_OPTIONAL, wire
-from infra.http.auth import Caller, MaybeCaller, person_named, require_known
+from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, hot, wire
+from infra.http.auth import Caller, Identity, MaybeCaller, person_named, require_known
 from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
 from projections.catalog import UploadRow
 from readapi.queries import (
+    Asked,
     Fresh,
+    IfNoneMatch,
     Page,
     Paged,
+    PageRequest,
     Read,
-    present,
-    require_video,
+    asked,
+    decode_cursor,
+    page_of,
+    person_of,
+    plain_page,
     storable,
     viewer_of,
 )
+from readapi.video_cache import VideoPage
 
 Owner = Annotated[
     str | None,
@@ -50,67 +55,133 @@ InCategory = Annotated[
 router = APIRouter(tags=["videos"])
 
 
+async def list_newest(request: Request) -> Response | None:
+    """Answer who wants a page of all videos."""
+    page, known = plain_page(request.scope), await asked(request)
+    if page is None or known is None:
+        return None
+    return await _list_videos(request, known, page, None, None)
+
+
 @router.get(
     "/videos",
     response_model=Page[Video],
-    responses=problems(401, 422, 503),
+    responses=problems(401, 422, 503) | NOT_MODIFIED,
     openapi_extra=TOKEN_OPTIONAL,
     summary="Videos, newest first",
 )
+@hot(list_newest)
 async def list_videos(
+    request: Request,
     queries: Read,
     fresh: Fresh,
     caller: MaybeCaller,
     page: Paged,
     owner: Annotated[str | None, Depends(owner_named)],
     category: InCategory = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Public ones; where callers ask for their own, with those that are not."""
+    return await _list_videos(request, Asked(queries, fresh, caller), page, owner, category)
+
+
+async def _list_videos(
+    request: Request, known: Asked, page: PageRequest, owner: str | None, category: str | None
+) -> Response:
+    queries, fresh, caller = known
+    before = decode_cursor("videos", page.cursor)
     viewer = viewer_of(caller)
-    async with queries.reading(fresh, *queries.projections) as conn:
-        videos = partial(queries.catalog.page, conn, viewer, owner, category)
-        shown, following = await page.read("videos", videos, lambda row: row.completed_position)
-        items = await present(queries, conn, shown, caller)
-    return wire(Page[Video](items=items, next_cursor=following))
+    await queries.confirm(fresh, *queries.projections)
+    pages = queries.cache.pages
+    key = owner, owner is not None and owner == viewer.user_id, category, before, page.limit
+    found = pages.get(key)
+    if found is None:
+        changes = pages.changes
+        async with queries.reading(fresh, queries.catalog) as conn:
+            rows = await queries.catalog.page(conn, viewer, owner, category, before, page.rows)
+        shown, following = page.cut("videos", rows, lambda row: row.completed_position)
+        found = VideoPage([row.video_id for row in shown], following)
+        if queries.knows_all(queries.catalog):
+            pages.put(key, found, changes)
+    videos = await queries.shown(fresh, found.videos, person_of(caller))
+    # Of those that are gone or hidden since, nothing is told.
+    items = [videos.told(each) for each in found.videos if videos.lists(each, viewer)]
+    body = page_of(items, found.next_cursor)
+    return conditional(request.scope, body, private=caller is not None)
+
+
+async def list_newest_likes(request: Request) -> Response | None:
+    """Answer who wants a page of what they like."""
+    page, known = plain_page(request.scope), await asked(request)
+    if page is None or known is None:
+        return None
+    return await _list_liked(request, known, require_known(known.caller), page)
 
 
 # Before `/videos/{video_id}`, which would take the word for an id.
 @router.get(
     "/videos/liked",
     response_model=Page[Video],
-    responses=problems(401, 422, 503),
+    responses=problems(401, 422, 503) | NOT_MODIFIED,
     summary="Videos that the caller likes, newest like first",
 )
-async def list_liked(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
+@hot(list_newest_likes)
+async def list_liked(
+    request: Request,
+    queries: Read,
+    caller: Caller,
+    fresh: Fresh,
+    page: Paged,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     """Those that are public, or the caller's own."""
-    async with queries.reading(fresh, *queries.projections) as conn:
-        likes = partial(queries.likes.liked_page, conn, caller.person)
-        shown, following = await page.read("liked", likes, lambda like: like.position)
-        videos = await queries.catalog.videos(conn, [like.video_id for like in shown])
-        rows = [
-            row
-            for like in shown
-            if (row := videos.get(like.video_id)) and row.listed_for(caller.viewer)
-        ]
-        items = await present(queries, conn, rows, caller)
-    return wire(Page[Video](items=items, next_cursor=following))
+    return await _list_liked(request, Asked(queries, fresh, caller), caller, page)
+
+
+async def _list_liked(
+    request: Request, known: Asked, caller: Identity, page: PageRequest
+) -> Response:
+    queries, fresh, _ = known
+    before = decode_cursor("liked", page.cursor)
+    likes = await queries.likes_of(fresh, caller.person, before, page.rows)
+    shown, following = page.cut("liked", likes, lambda like: like.position)
+    videos = await queries.shown(fresh, [like.video_id for like in shown], caller.person)
+    liked = [like.video_id for like in shown]
+    items = [videos.told(each) for each in liked if videos.lists(each, caller.viewer)]
+    return conditional(request.scope, page_of(items, following), private=True)
+
+
+async def show_video(video_id: UUID, request: Request) -> Response | None:
+    """Answer who wants a video."""
+    known = await asked(request)
+    return None if known is None else await _get_video(request, known, video_id)
 
 
 @router.get(
     "/videos/{video_id}",
     response_model=Video,
-    responses=problems(401, 404, 422, 503),
+    responses=problems(401, 404, 422, 503) | NOT_MODIFIED,
     openapi_extra=TOKEN_OPTIONAL,
     summary="A video",
 )
-async def get_video(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCaller) -> Response:
-    async with queries.reading(fresh, *queries.projections) as conn:
-        row = await require_video(queries, conn, video_id, caller)
-        (item,) = await present(queries, conn, [row], caller)
-        policy = await queries.comments.policy(conn, video_id)
-    if policy is not CommentPolicy.OPEN:
-        item.comment_policy = policy
-    return wire(item)
+@hot(show_video)
+async def get_video(
+    video_id: UUID,
+    request: Request,
+    queries: Read,
+    fresh: Fresh,
+    caller: MaybeCaller,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    return await _get_video(request, Asked(queries, fresh, caller), video_id)
+
+
+async def _get_video(request: Request, known: Asked, video_id: UUID) -> Response:
+    queries, fresh, caller = known
+    videos = await queries.show(fresh, (video_id,), person_of(caller))
+    video = videos.require(video_id, caller)
+    body = video.alone(videos.has_liked(video_id))
+    return conditional(request.scope, body, private=caller is not None)
 
 
 uploads = APIRouter(tags=["uploads"])

@@ -26,7 +26,7 @@ from domain.moderation import Standing
 from engine.checkpoints import Freshness
 from engine.personal_data import Deleted, PersonalKeys
 from infra.cache import OptionalRedis
-from infra.http.app import TOKEN_OPTIONAL, wire
+from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, hot, wire
 from infra.http.auth import Identity, MaybeCaller, require_identity
 from infra.http.problems import Problem, problems
 from infra.http.requests import header, request_id_of
@@ -38,15 +38,22 @@ from infra.tasks.queues import BrokerAway, enqueue
 from projections.catalog import VideoRow
 from projections.comments import CommentRow
 from projections.translation import TranslationRow, Translations
+from readapi.comment_cache import MOST_COMMENTS
 from readapi.moderation import present_hidden
 from readapi.queries import (
+    Asked,
     Fresh,
+    IfNoneMatch,
     Page,
     Paged,
     PageRequest,
     Queries,
     Read,
+    asked,
     decode_cursor,
+    encode_cursor,
+    page_of,
+    plain_page,
     require_video,
 )
 
@@ -337,13 +344,23 @@ HIDDEN = "Those that are held, or removed; for the video's owner and moderators.
 router = APIRouter(tags=["comments"])
 
 
+async def show_comments(video_id: UUID, request: Request) -> Response | None:
+    """Answer who wants the newest comments, in the usual language."""
+    page, known = plain_page(request.scope), await asked(request)
+    if page is None or known is None:
+        return None
+    choice = known.queries.requests.choice(request, None)
+    return await _list_newest(request, known, video_id, page, choice)
+
+
 @router.get(
     "/videos/{video_id}/comments",
     response_model=Page[Comment],
-    responses=problems(401, 403, 404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     openapi_extra=TOKEN_OPTIONAL,
     summary="The video's comments, newest first",
 )
+@hot(show_comments)
 async def list_comments(
     video_id: UUID,
     request: Request,
@@ -353,6 +370,7 @@ async def list_comments(
     page: Paged,
     lang: Lang = None,
     status: Annotated[Literal["held", "removed"] | None, Query(description=HIDDEN)] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """With translations into `lang`, or else into the language that `Accept-Language` likes best
     among those that comments are translated to. What is asked for the first time is `pending`.
@@ -361,8 +379,35 @@ async def list_comments(
     if status is not None:
         await require_identity(request)
         return await _list_hidden(queries, fresh, caller, video_id, Standing(status), page)
+    known, choice = Asked(queries, fresh, caller), queries.requests.choice(request, lang)
+    at_once = await _list_newest(request, known, video_id, page, choice)
+    return at_once or await _list_page(request, known, video_id, page, choice)
+
+
+async def _list_newest(
+    request: Request, known: Asked, video_id: UUID, page: PageRequest, choice: Choice
+) -> Response | None:
+    """Return the newest comments as they are for everybody; None where other ones are wanted."""
+    queries, fresh, caller = known
+    if choice.on_demand is not None or page.cursor is not None or page.limit > MOST_COMMENTS:
+        return None
+    await queries.require(fresh, video_id, caller)
+    newest = await queries.newest_comments(fresh, video_id)
+    if newest.hidden and caller is not None:
+        return None
+    shown = newest.items[: page.limit]
+    more = newest.more or len(shown) < len(newest.items)
+    following = encode_cursor("comments", shown[-1][0]) if more else None
+    body = page_of((item for _, item in shown), following)
+    private = caller is not None
+    return conditional(request.scope, body, private=private, headers=choice.headers)
+
+
+async def _list_page(
+    request: Request, known: Asked, video_id: UUID, page: PageRequest, choice: Choice
+) -> Response:
+    queries, fresh, caller = known
     before = decode_cursor("comments", page.cursor)
-    choice = queries.requests.choice(request, lang)
     translations = queries.models[Translations]
     models = [queries.catalog, queries.comments, *([translations] if choice.on_demand else [])]
     async with queries.reading(fresh, *models) as conn:

@@ -18,31 +18,28 @@ import orjson
 import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from psycopg import AsyncConnection, Error
-from psycopg.rows import TupleRow
+from psycopg import Error
 from psycopg_pool import PoolTimeout
 from redis import RedisError
 from starlette.types import Receive, Scope, Send
 
-from domain.upload import VideoViewer
-from engine.checkpoints import Pool
+from domain.upload import VideoViewer, Visibility
+from engine.tail import LogTail
 from infra.cancellation import cancel
 from infra.http.app import TOKEN_OPTIONAL, hot, wire
 from infra.http.auth import MaybeCaller
 from infra.http.problems import Problem, problems
-from infra.http.requests import client_address, header, subscriber
+from infra.http.requests import client_address, subscriber
 from infra.http.shapes import LikeState
 from infra.metrics import counter, gauge
-from projections.catalog import Catalog, VideoRow
 from projections.like_counters import (
     COUNTER_FAILURES,
     GONE,
     AsyncCounters,
     Counter,
-    read_counters_async,
 )
-from projections.likes import Likes
-from readapi.queries import Fresh, Queries, Read, no_such_video, require_video, viewer_of
+from readapi.queries import Asked, Fresh, Read, asked, person_of, viewer_of
+from readapi.video_cache import VideoCache
 
 log = structlog.get_logger(__name__)
 
@@ -61,9 +58,8 @@ COUNTER_READS = counter(
 class LikeCounts:
     """The counts of one process; to be used from one event loop."""
 
-    def __init__(self, likes: Likes, counters: AsyncCounters | None) -> None:
+    def __init__(self, counters: AsyncCounters | None) -> None:
         """Without counters every count comes from the read model."""
-        self._likes = likes
         self._counters = counters
         self._rest_until = 0.0
 
@@ -76,21 +72,6 @@ class LikeCounts:
         found = {video: counter.likes for video, counter in pairs if counter is not None}
         COUNTER_READS.labels("redis").inc(len(found))
         return {video: count for video, count in found.items() if count != GONE}
-
-    async def read(
-        self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
-    ) -> dict[UUID, int]:
-        """Return the counts of these videos in the read model; fill missing counters on the way.
-
-        A private video has a count here, for those who may see it, and none in Redis.
-        """
-        _, counters = await read_counters_async(conn, self._likes, videos)
-        for video, held in counters.items():
-            await self.fill(video, held)
-        found = {video: counter.likes for video, counter in counters.items()}
-        if hidden := [video for video, count in found.items() if count == GONE]:
-            found |= dict.fromkeys(hidden, 0) | await self._likes.counts(conn, hidden)
-        return found
 
     async def fill(self, video_id: UUID, held: Counter) -> None:
         """Put what was read from the read model into the counter, where that is missing."""
@@ -146,14 +127,14 @@ class Watch:
 
 
 class LiveCounts:
-    """Looks at all watched videos together, a few times a second, while anybody watches."""
+    """Tells all who watch of what changes, a few times a second, while anybody watches.
 
-    def __init__(
-        self, pool: Pool, catalog: Catalog, counts: LikeCounts, limits: LiveLimits | None = None
-    ) -> None:
-        self._pool = pool
-        self._catalog = catalog
-        self._counts = counts
+    What changed is in memory by then: however many watch, the log is asked once.
+    """
+
+    def __init__(self, tail: LogTail, cache: VideoCache, limits: LiveLimits | None = None) -> None:
+        self._tail = tail
+        self._cache = cache
         self._limits = limits or LiveLimits()
         self._watches: set[Watch] = set()
         self._slots: dict[str, int] = {}
@@ -239,20 +220,17 @@ class LiveCounts:
             self._poller = None
 
     async def _look(self) -> None:
-        videos = list({watch.video_id for watch in self._watches})
-        counts = await self._counts.hot(videos)
-        # Videos whose counter is gone, with the video or with Redis; private ones have none.
-        missing = {video for video in videos if video not in counts}
-        rows: Mapping[UUID, VideoRow] = {}
-        if missing:
-            async with self._pool.connection() as conn:
-                counts |= await self._counts.read(conn, list(missing))
-                rows = await self._catalog.videos(conn, list(missing))
+        await self._tail.confirm()
+        found = await self._cache.videos({watch.video_id for watch in self._watches})
         for watch in list(self._watches):
-            count = counts.get(watch.video_id, watch.count)
-            if watch.video_id in missing:
-                row = rows.get(watch.video_id)
-                watch.removed |= row is None or not row.visible_to(watch.viewer)
+            if watch.video_id not in found:
+                continue
+            video, behind = found[watch.video_id]
+            if behind:
+                # The read models are on their way: next time.
+                continue
+            watch.removed |= video is None or not video.visible_to(watch.viewer)
+            count = watch.count if video is None else video.likes
             if watch.removed or count != watch.count:
                 watch.count = count
                 watch.changed.set()
@@ -294,17 +272,10 @@ class EventStream(StreamingResponse):
             self._live.leave(self._watch)
 
 
-# What makes an answer depend on more than the counter.
-ASKS_MORE = (b"authorization", b"backlot-min-position", b"backlot-timeout-ms")
-
-
-async def hot_count(video_id: UUID, request: Request) -> Response | None:
-    """Return the count alone, from its counter, where nothing else is asked for."""
-    if any(header(request.scope, name) is not None for name in ASKS_MORE):
-        return None
-    queries: Queries = request.app.state.queries
-    counts = await queries.counts.hot([video_id])
-    return wire(LikeState(likes_count=counts[video_id])) if video_id in counts else None
+async def show_like(video_id: UUID, request: Request) -> Response | None:
+    """Answer who wants the likes of a video."""
+    known = await asked(request)
+    return None if known is None else await _get_like(known, video_id)
 
 
 @router.get(
@@ -314,21 +285,27 @@ async def hot_count(video_id: UUID, request: Request) -> Response | None:
     openapi_extra=TOKEN_OPTIONAL,
     summary="How many like the video, and whether the caller does",
 )
-@hot(hot_count)
+@hot(show_like)
 async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCaller) -> Response:
-    if caller is None:
-        counts = await queries.counts.hot([video_id], fresh.position.events)
+    return await _get_like(Asked(queries, fresh, caller), video_id)
+
+
+async def _get_like(known: Asked, video_id: UUID) -> Response:
+    queries, fresh, caller = known
+    await queries.confirm(fresh, queries.catalog, queries.likes)
+    in_memory = video_id in queries.cache
+    if caller is None and not in_memory:
+        # For everybody: what another process has counted is enough, if it knows as much.
+        counts = await queries.counts.hot([video_id], queries.cache.changed_at(video_id))
         if video_id in counts:
             return wire(LikeState(likes_count=counts[video_id]))
-    viewer = None if caller is None else caller.person
-    async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
-        found = await queries.likes.of_video(conn, video_id, viewer)
-    if found is None or not found.visible_to(viewer_of(caller)):
-        raise no_such_video()
-    held = GONE if found.private else found.likes
-    await queries.counts.fill(video_id, Counter(held, found.position))
-    liked = None if viewer is None else found.liked
-    return wire(LikeState(has_liked=liked, likes_count=found.likes))
+    parts = (queries.catalog, queries.likes)
+    videos = await queries.shown(fresh, (video_id,), person_of(caller), parts)
+    video = videos.require(video_id, caller)
+    if not in_memory and video_id in queries.cache:
+        held = GONE if video.row.visibility == Visibility.PRIVATE else video.likes
+        await queries.counts.fill(video_id, Counter(held, video.likes_at))
+    return wire(LikeState(has_liked=videos.has_liked(video_id), likes_count=video.likes))
 
 
 @router.get(
@@ -341,8 +318,7 @@ async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCal
 async def follow(
     video_id: UUID, request: Request, queries: Read, fresh: Fresh, caller: MaybeCaller
 ) -> EventStream:
-    async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
-        await require_video(queries, conn, video_id, caller)
+    await queries.require(fresh, video_id, caller)
     live = queries.live
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     address = subscriber(client_address(request.scope))

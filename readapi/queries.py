@@ -8,35 +8,53 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
 from uuid import UUID
 
 from fastapi import Depends, Header, Query, Request
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
+from starlette.types import Scope
 
 from domain.upload import NOBODY, VideoViewer
 from engine.checkpoints import Freshness, Pool, Waiting
 from engine.inspection.index import Audit
-from engine.log import END_OF_LOG
+from engine.log import END_OF_LOG, topics_of
 from engine.overview import Rates
 from engine.projection import Projection, ReadModels
-from engine.telemetry import Views
-from infra.http.auth import Identity
+from engine.tail import LogTail
+from infra.http.auth import Identity, maybe_identity
 from infra.http.problems import Problem
-from infra.http.requests import add_header
-from infra.http.shapes import Position, Video, Wire, decode_position, encode_position
+from infra.http.requests import ADDED, add_header, header
+from infra.http.shapes import BEGINNING, Position, Wire, encode_position, latest_position
 from infra.objects.port import ObjectStore
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog, VideoRow
 from projections.comments import Comments
-from projections.likes import Likes
+from projections.feedback.reports import key_of_lists
+from projections.likes import LikedVideo, Likes
 from projections.operations import Operations
 from projections.recommendations.recommender import Recommender
+from projections.trending import Ranking, Window
+from readapi.comment_cache import CommentCache, CommentPage
+from readapi.video_cache import TELEMETRY, CachedVideo, VideoCache
 
 if TYPE_CHECKING:
     from readapi.comments import TranslationRequests
@@ -44,10 +62,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+DEFAULT_LIMIT, MOST_LIMIT, MOST_CURSOR = 20, 100, 100
 DEFAULT_TIMEOUT_MS = 2_000
 MAX_TIMEOUT_MS = 30_000
-MAX_TOKEN_LENGTH = 200
-STALE = b"backlot-stale-position"
+MAX_TOKEN_LENGTH = 1_000
+PLAIN_LIMIT = re.compile("[1-9][0-9]?|100", re.ASCII)
+MIN_POSITION, TIMEOUT_MS = b"backlot-min-position", b"backlot-timeout-ms"
+REACHED, STALE = b"backlot-position", b"backlot-stale-position"
 
 
 class ReadModelUnavailable(Exception):
@@ -60,8 +81,9 @@ async def freshness(
         str | None,
         Header(
             alias="Backlot-Min-Position",
-            description="A `Backlot-Position` received before: the answer includes that command. "
-            "Where an upgrade keeps it from that, `Backlot-Stale-Position` says how far it is.",
+            description="A `Backlot-Position` received before, or several with commas: the answer "
+            "includes those commands. Where an upgrade keeps it from that, "
+            "`Backlot-Stale-Position` says how far it is.",
             max_length=MAX_TOKEN_LENGTH,
         ),
     ] = None,
@@ -75,16 +97,35 @@ async def freshness(
     ] = DEFAULT_TIMEOUT_MS,
 ) -> Freshness:
     """Return what the headers ask for; raise InvalidPosition."""
-    if backlot_min_position is None:
-        return Freshness()
-    timeout_seconds = min(backlot_timeout_ms, MAX_TIMEOUT_MS) / 1000
+    return _freshness(request.scope, backlot_min_position, backlot_timeout_ms)
+
+
+def freshness_of(scope: Scope) -> Freshness | None:
+    """Return the same without the framework; None where that has to look at the headers."""
+    token = header(scope, MIN_POSITION)
+    if header(scope, TIMEOUT_MS) is not None or len(token or "") > MAX_TOKEN_LENGTH:
+        return None
+    return _freshness(scope, token, DEFAULT_TIMEOUT_MS)
+
+
+def _freshness(scope: Scope, token: str | None, timeout_ms: int) -> Freshness:
+    told: Position | None = None
+
+    def tell(position: Position) -> None:
+        # Of what one request reads, the oldest counts.
+        nonlocal told
+        if told is None or position.events < told.events:
+            told = position
+            scope.setdefault(ADDED, {})[REACHED] = encode_position(*position).encode()
 
     def admit(position: int) -> None:
         # What is read later in the same request is never older, so the first one counts.
-        add_header(request.scope, STALE, encode_position(position))
+        add_header(scope, STALE, encode_position(position))
+        tell(Position(position))
 
-    deadline = time.monotonic() + timeout_seconds
-    return Freshness(decode_position(backlot_min_position), deadline, admit)
+    wanted = BEGINNING if token is None else latest_position(token)
+    deadline = time.monotonic() + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
+    return Freshness(wanted, deadline, admit, tell)
 
 
 Fresh = Annotated[Freshness, Depends(freshness)]
@@ -99,14 +140,18 @@ class Queries:
     waiting: Waiting
     counts: LikeCounts
     live: LiveCounts
+    tail: LogTail
+    cache: VideoCache
+    comment_cache: CommentCache
     objects: ObjectStore
-    views: Views
     analytics: AnalyticsQueries
     recommendations: Recommender
     requests: TranslationRequests
     # Whether everybody sees the stats of every public video.
     stats_public: bool = False
     rates: Rates = field(default_factory=Rates)
+    # That of lists of recommendations, once it was read.
+    signing_keys: list[bytes] = field(default_factory=list)
 
     @property
     def catalog(self) -> Catalog:
@@ -137,23 +182,227 @@ class Queries:
     async def reading(
         self, fresh: Freshness, *projections: Projection
     ) -> AsyncIterator[AsyncConnection[TupleRow]]:
-        """Yield a connection, once these projections have come as far as was asked.
+        """Yield a connection, once these projections know all that was acknowledged by now.
 
-        Where no process can feed one of them, the answer is admitted to be older than that.
-        Raise ReadModelBehind, and ReadModelUnavailable when the database is away, now or while
-        the connection is used.
+        Where no process can feed one of them, the answer is admitted to be older than that; where
+        it takes too long, too, if no position was asked for. Raise ReadModelBehind, and
+        ReadModelUnavailable when the database is away, now or while the connection is used.
         """
-        try:
-            if fresh.position.events:
-                wanted = Position(fresh.position.events)
-                schemas = {projection.schema: wanted for projection in projections}
-                reached = await self.waiting.until(schemas, fresh.seconds_left)
-                if reached is not None:
-                    fresh.admit(reached)
+        with outage_as_unavailable():
+            await self._confirm(fresh, projections)
+            last = {each.schema: self.tail.last_of(topics_wanted(each)) for each in projections}
+            await self._require(fresh, last)
+            await self._settle(fresh, last)
             async with self.pool.connection() as conn:
                 yield conn
-        except (OperationalError, InterfaceError) as error:
-            raise ReadModelUnavailable(str(error)) from error
+
+    async def show(
+        self, fresh: Freshness, ids: Sequence[UUID], person: str | None = None
+    ) -> ShownVideos:
+        """Return those of the videos that are there, whoever may see them, as they are now.
+
+        With which of them a person likes. Raise as `reading` does.
+        """
+        await self.confirm(fresh, *self.projections)
+        return await self.shown(fresh, ids, person)
+
+    async def require(
+        self, fresh: Freshness, video_id: UUID, caller: Identity | None
+    ) -> CachedVideo:
+        """Return the video; raise Problem 404 where there is none, or none that the caller may see.
+
+        Its numbers may be older than what was asked for.
+        """
+        await self.confirm(fresh, self.catalog)
+        videos = await self.shown(fresh, (video_id,), parts=(self.catalog,))
+        return videos.require(video_id, caller)
+
+    async def shown(
+        self,
+        fresh: Freshness,
+        ids: Sequence[UUID],
+        person: str | None = None,
+        parts: Iterable[Projection] | None = None,
+    ) -> ShownVideos:
+        """Return the same for a request that has confirmed how far the log is.
+
+        What is told of the videos comes from these `parts`; all of them, if that is not said.
+        """
+        with outage_as_unavailable():
+            wanted = {each.schema for each in parts or self.projections}
+            shown, lacking = await self._look(ids, person, wanted)
+            if lacking:
+                await self._require(fresh, lacking)
+                await self._settle(fresh, lacking)
+                shown, _ = await self._look(ids, person, wanted)
+            return shown
+
+    async def confirm(self, fresh: Freshness, *projections: Projection) -> None:
+        """Have what is in memory know all that was acknowledged by now.
+
+        Wait for a position that the log has not come to, and raise ReadModelBehind then; raise
+        ReadModelUnavailable.
+        """
+        with outage_as_unavailable():
+            await self._confirm(fresh, projections)
+
+    async def likes_of(
+        self, fresh: Freshness, person: str, before: int, limit: int
+    ) -> Sequence[LikedVideo]:
+        """Return a person's likes given before a position, newest first; confirm first."""
+        await self.confirm(fresh, *self.projections)
+        with outage_as_unavailable():
+            likes = await self.cache.newest_likes(person)
+            if likes is not None and likes.behind:
+                await self._require(fresh, likes.behind)
+                await self._settle(fresh, likes.behind)
+                likes = await self.cache.newest_likes(person)
+        if likes is None:
+            async with self.reading(fresh, self.likes) as conn:
+                return await self.likes.liked_page(conn, person, before, limit)
+        found = (LikedVideo(*like) for like in likes.videos.items() if like[1] < before)
+        return list(islice(found, limit))
+
+    async def ranking(
+        self,
+        window: Window,
+        limit: int,
+        category: str | None,
+        fresh: Freshness,
+        without: Collection[UUID],
+    ) -> tuple[Ranking, bool]:
+        """Return what trends, as `AnalyticsQueries.ranking` does.
+
+        One that was just told is told again while the catalog does not change.
+        """
+        if without or fresh.is_asked:
+            return await self.analytics.ranking(
+                window, limit, category, fresh=fresh, without=without
+            )
+        key, changes = (window, limit, category), self.cache.rankings.changes
+        found = self.cache.rankings.get(key)
+        if found is None:
+            ranking, cached = await self.analytics.ranking(window, limit, category, fresh=fresh)
+            self.cache.rankings.put(key, ranking, changes)
+            return ranking, cached
+        return found, True
+
+    async def newest_comments(self, fresh: Freshness, video_id: UUID) -> CommentPage:
+        """Return the newest comments of a video; confirm first. Raise as `reading` does."""
+        with outage_as_unavailable():
+            page = await self.comment_cache.newest(video_id)
+            if page.is_behind:
+                wanted = {self.comments.schema: page.wanted}
+                await self._require(fresh, wanted)
+                await self._settle(fresh, wanted)
+                page = await self.comment_cache.newest(video_id)
+            return page
+
+    async def key_of_lists(self) -> bytes:
+        """Return the key with which lists of recommendations are signed."""
+        if not self.signing_keys:
+            with outage_as_unavailable():
+                async with self.pool.connection() as conn:
+                    self.signing_keys.append(await key_of_lists(conn))
+        return self.signing_keys[0]
+
+    def knows_all(self, projection: Projection) -> bool:
+        """Return whether a read model was seen to have all that it wants of what is confirmed."""
+        last = self.tail.last_of(topics_wanted(projection))
+        return self.waiting.covers({projection.schema: Position(last)})
+
+    async def _look(
+        self, ids: Sequence[UUID], person: str | None, parts: Collection[str]
+    ) -> tuple[ShownVideos, dict[str, int]]:
+        """Return what is known of the videos, and up to where which part has to come for it."""
+        found = await self.cache.videos(ids)
+        lacking: dict[str, int] = {}
+        liked = None
+        if person is not None:
+            likes = await self.cache.liked(person, ids)
+            liked, lacking = likes.videos.keys(), dict(likes.behind)
+        videos = {}
+        for each, (video, behind) in found.items():
+            for schema, position in behind.items():
+                if schema in parts or schema == TELEMETRY:
+                    lacking[schema] = max(position, lacking.get(schema, 0))
+            if video is not None:
+                videos[each] = video
+        return ShownVideos(videos, liked), lacking
+
+    async def _confirm(self, fresh: Freshness, projections: Iterable[Projection]) -> None:
+        now = await self.tail.confirm()
+        fresh.tell(now)
+        if fresh.position.events > now.events:
+            wanted = Position(fresh.position.events)
+            schemas = {each.schema: wanted for each in projections}
+            await self.waiting.until(schemas, fresh.seconds_left)
+            await self.tail.confirm()
+
+    async def _require(self, fresh: Freshness, last: Mapping[str, int]) -> None:
+        """Wait for what was asked for; raise ReadModelBehind."""
+        if not fresh.is_asked:
+            return
+        wanted = {
+            schema: Position(min(position, fresh.position.events))
+            for schema, position in last.items()
+            if schema != TELEMETRY
+        }
+        reached = await self.waiting.until(wanted, fresh.seconds_left)
+        if reached is not None:
+            fresh.admit(reached)
+
+    async def _settle(self, fresh: Freshness, last: Mapping[str, int]) -> None:
+        """Wait for all that is known; tell where it does not come so far."""
+        wanted = {name: Position(at) for name, at in last.items() if name != TELEMETRY}
+        reached = await self.waiting.settle(wanted, fresh.seconds_left) if wanted else None
+        if reached is not None:
+            fresh.tell(Position(reached))
+
+
+class ShownVideos(NamedTuple):
+    """Videos by id; of whom that was asked, the likes among them."""
+
+    videos: Mapping[UUID, CachedVideo]
+    liked: Collection[UUID] | None
+
+    def has_liked(self, video_id: UUID) -> bool | None:
+        """Return whether the person that was asked about likes the video."""
+        return None if self.liked is None else video_id in self.liked
+
+    def told(self, video_id: UUID) -> bytes:
+        """Return one of the videos as JSON, as it stands in lists."""
+        return self.videos[video_id].told(self.has_liked(video_id))
+
+    def lists(self, video_id: UUID, viewer: VideoViewer) -> bool:
+        """Return whether a list shows the video to this viewer."""
+        video = self.videos.get(video_id)
+        return video is not None and video.row.listed_for(viewer)
+
+    def require(self, video_id: UUID, caller: Identity | None) -> CachedVideo:
+        """Return a video; raise Problem 404 where there is none that the caller may see."""
+        video = self.videos.get(video_id)
+        if video is None or not video.visible_to(viewer_of(caller)):
+            raise no_such_video()
+        return video
+
+
+NO_VIDEOS = ShownVideos({}, None)
+
+
+@cache
+def topics_wanted(projection: Projection) -> tuple[str, ...]:
+    """Return the topics of the events that a projection wants."""
+    return tuple(topic for event in projection.events for topic in topics_of(event))
+
+
+@contextmanager
+def outage_as_unavailable() -> Iterator[None]:
+    """Raise ReadModelUnavailable where the database does not answer."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise ReadModelUnavailable(str(error)) from error
 
 
 async def _queries(request: Request) -> Queries:
@@ -162,6 +411,30 @@ async def _queries(request: Request) -> Queries:
 
 
 Read = Annotated[Queries, Depends(_queries)]
+
+
+class Asked(NamedTuple):
+    """What a hot route knows of a request, as others get it from the framework."""
+
+    queries: Queries
+    fresh: Freshness
+    caller: Identity | None
+
+
+async def asked(request: Request) -> Asked | None:
+    """Return who asks whom; None where the framework has to look at the headers.
+
+    Raise Problem and InvalidPosition.
+    """
+    fresh = freshness_of(request.scope)
+    if fresh is None:
+        return None
+    return Asked(request.app.state.queries, fresh, await maybe_identity(request))
+
+
+def person_of(caller: Identity | None) -> str | None:
+    """Return whose likes an answer tells: those of a caller who is known."""
+    return None if caller is None else caller.person
 
 
 def viewer_of(caller: Identity | None) -> VideoViewer:
@@ -184,37 +457,22 @@ def no_such_video() -> Problem:
     return Problem(404, "not-found", "There is no such video.")
 
 
-async def present(
-    queries: Queries, conn: AsyncConnection[Any], rows: Sequence[VideoRow], caller: Identity | None
-) -> list[Video]:
-    """Return the videos with their counts, in the same order; four queries for however many."""
-    ids = [row.video_id for row in rows]
-    if not ids:
-        return []
-    likes = await queries.likes.counts(conn, ids)
-    comments = await queries.comments.counts(conn, ids)
-    views = await queries.views.views(conn, ids)
-    liked = await queries.likes.liked(conn, caller.person, ids) if caller else None
-    return [
-        Video(
-            **row._asdict(),
-            owner_id=row.owner,
-            created_at=row.completed_at,
-            likes=likes.get(row.video_id, 0),
-            comments=comments.get(row.video_id, 0),
-            views=views.get(row.video_id, 0),
-            has_liked=None if liked is None else row.video_id in liked,
-        )
-        for row in rows
-    ]
-
+IfNoneMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-None-Match",
+        description="An `ETag` received before: the answer is 304 while nothing is new.",
+    ),
+]
+"""Documents what `conditional` reads."""
 
 Cursor = Annotated[
     str | None,
-    Query(description="`nextCursor` of the page before; none: the first page.", max_length=100),
+    Query(
+        description="`nextCursor` of the page before; none: the first page.", max_length=MOST_CURSOR
+    ),
 ]
-Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=100)]
-DEFAULT_LIMIT = 20
+Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=MOST_LIMIT)]
 
 
 class Page(Wire, Generic[T]):
@@ -222,6 +480,12 @@ class Page(Wire, Generic[T]):
 
     items: list[T]
     next_cursor: str | None = None
+
+
+def page_of(items: Iterable[bytes], next_cursor: str | None) -> bytes:
+    """Return a page as JSON, given its items as JSON."""
+    following = "" if next_cursor is None else f',"nextCursor":"{next_cursor}"'
+    return b'{"items":[%b]%b}' % (b",".join(items), following.encode())
 
 
 def storable(text: str | None) -> str | None:
@@ -296,6 +560,29 @@ class PageRequest(NamedTuple):
             return rows, None
         shown = rows[: self.limit]
         return shown, encode_cursor(kind, position(shown[-1]))
+
+
+def plain_query(scope: Scope) -> dict[str, str] | None:
+    """Return the parameters of a query by name; None where the framework has to look at it."""
+    if not scope["query_string"]:
+        return {}
+    try:
+        given = parse_qsl(scope["query_string"].decode("ascii"), True, True)
+    except ValueError:
+        return None
+    found = dict(given)
+    return found if len(found) == len(given) else None
+
+
+def plain_page(scope: Scope) -> PageRequest | None:
+    """Return the page that a query asks for which says nothing else; None for any other query."""
+    given = plain_query(scope)
+    if given is None:
+        return None
+    limit, cursor = given.pop("limit", str(DEFAULT_LIMIT)), given.pop("cursor", None)
+    if given or len(cursor or "") > MOST_CURSOR or not PLAIN_LIMIT.fullmatch(limit):
+        return None
+    return PageRequest(cursor, int(limit))
 
 
 async def _page_request(cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PageRequest:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 from uuid import UUID
 
+import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -21,20 +22,31 @@ from domain.video_likes import stream_id as likes_of
 from engine.checkpoints import Freshness
 from engine.event_store import EVENTS
 from engine.log import topics_of
-from infra.http.app import wire
-from infra.http.auth import Caller, Identity, person_named
+from infra.http.app import PRIVATE, JsonResponse, hot, wire
+from infra.http.auth import Caller, person_named, require_known
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
 from infra.security_log import SecurityEvent, record
 from projections.analytics.calendar import start_of_hour
-from projections.catalog import Catalog, VideoRow
+from projections.catalog import VideoRow
 from projections.dismissals import Dismissals
-from projections.feedback.reports import key_of_lists
 from projections.recommendations.blend import interleave
 from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.model import RankedVideo
 from projections.recommendations.recommender import MOST
-from readapi.queries import Fresh, Queries, Read, present, storable
+from readapi.queries import (
+    PLAIN_LIMIT,
+    Asked,
+    Fresh,
+    Queries,
+    Read,
+    ShownVideos,
+    asked,
+    person_of,
+    plain_query,
+    storable,
+)
+from readapi.video_cache import Offers
 
 DEFAULT_LIMIT = 10
 
@@ -141,23 +153,31 @@ router = APIRouter(tags=["recommendations"])
 async def list_recommendations(
     queries: Read, caller: Caller, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
 ) -> Response:
-    made, cached = await _made(queries, user_id, fresh)
-    now = datetime.now(UTC)
-    async with queries.reading(fresh, queries.catalog) as conn:
-        shown = await display(conn, queries.catalog, user_id, made, limit, now)
-        list_id = await _list_id(conn, caller, _given(user_id, made, shown, now))
+    shown = await _shown(Asked(queries, fresh, caller), user_id, limit)
     items = [
         Recommendation(
-            video=VideoReference(video_id=row.video_id, title=row.title),
+            video=VideoReference(video_id=each.video_id, title=shown.row(each).title),
             reason=each.reason,
             score=each.score,
             source=each.source,
             variant=_team(each),
         )
-        for each, row in shown
+        for each in shown.items
     ]
-    source = made.source.value
-    return wire(Recommendations(source=source, cached=cached, list_id=list_id, items=items))
+    told = {"source": shown.source, "cached": shown.cached, "list_id": shown.list_id}
+    return wire(Recommendations.model_validate({**told, "items": items}))
+
+
+async def recommend(request: Request) -> Response | None:
+    """Answer who wants recommendations of their own."""
+    known, given = await asked(request), plain_query(request.scope)
+    if known is None or given is None:
+        return None
+    limit = given.pop("limit", str(DEFAULT_LIMIT))
+    if given or not PLAIN_LIMIT.fullmatch(limit) or int(limit) > MOST:
+        return None
+    caller = require_known(known.caller)
+    return await _list_recommended_videos(known, caller.person, int(limit))
 
 
 # Before `/videos/{video_id}`, which would take the word for an id.
@@ -167,55 +187,84 @@ async def list_recommendations(
     responses=ANSWERS,
     summary="The same, with all that is known of the videos",
 )
+@hot(recommend)
 async def list_recommended_videos(
     queries: Read, caller: Caller, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
 ) -> Response:
-    made, cached = await _made(queries, user_id, fresh)
-    now = datetime.now(UTC)
-    async with queries.reading(fresh, *queries.projections) as conn:
-        shown = await display(conn, queries.catalog, user_id, made, limit, now)
-        videos = await present(queries, conn, [row for _, row in shown], caller)
-        list_id = await _list_id(conn, caller, _given(user_id, made, shown, now))
+    return await _list_recommended_videos(Asked(queries, fresh, caller), user_id, limit)
+
+
+async def _list_recommended_videos(known: Asked, user_id: str, limit: int) -> Response:
+    shown = await _shown(known, user_id, limit)
     items = [
-        RecommendedVideo(
-            video=video,
-            reason=each.reason,
-            score=each.score,
-            source=each.source,
-            variant=_team(each),
-        )
-        for (each, _), video in zip(shown, videos, strict=True)
+        b'{"video":%b,%b' % (shown.videos.told(each.video_id), _told(each)) for each in shown.items
     ]
-    source = made.source.value
-    return wire(RecommendedVideos(source=source, cached=cached, list_id=list_id, items=items))
+    told = {"source": shown.source, "cached": shown.cached}
+    if shown.list_id is not None:
+        told["listId"] = shown.list_id
+    body = b'{"items":[%b],%b' % (b",".join(items), orjson.dumps(told)[1:])
+    return JsonResponse(body, 200, {"Cache-Control": PRIVATE})
 
 
-async def _made(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Made, bool]:
-    """Return recommendations as fresh as was asked, and whether they were cached.
+def _told(each: RankedVideo) -> bytes:
+    """Return why a video is recommended as JSON, without the brace before it."""
+    told: dict[str, object] = {"reason": each.reason, "score": each.score, "source": each.source}
+    if (team := _team(each)) is not None:
+        told["variant"] = team
+    return orjson.dumps(told)[1:]
 
-    Raise ReadModelBehind.
-    """
+
+class Shown(NamedTuple):
+    """The recommendations that can still be told, and the videos of them."""
+
+    source: str
+    cached: bool
+    list_id: str | None
+    items: Sequence[RankedVideo]
+    videos: ShownVideos
+
+    def row(self, each: RankedVideo) -> VideoRow:
+        """Return what the catalog has of a recommended video."""
+        return self.videos.videos[each.video_id].row
+
+
+async def _shown(known: Asked, user_id: str, limit: int) -> Shown:
+    """Return recommendations as fresh as was asked; raise ReadModelBehind."""
+    queries, fresh, caller = known
+    await queries.confirm(fresh, *queries.projections)
     if fresh.is_asked:
-        dismissals = queries.models[Dismissals]
-        async with queries.reading(fresh, *queries.projections, dismissals):
+        async with queries.reading(fresh, *queries.projections, queries.models[Dismissals]):
             pass
-    return await queries.recommendations.get(user_id, fresh)
+    made, cached, out = await _offered(queries, user_id, fresh)
+    now = datetime.now(UTC)
+    asked_for = [*made.told, *(each.video_id for each in made.offered)]
+    videos = await queries.shown(fresh, asked_for, person_of(caller))
+    items = display(videos, out, user_id, made, limit, now)
+    list_id = None
+    if caller is not None and caller.person == user_id:
+        list_id = _given(user_id, made, items, now).signed(await queries.key_of_lists())
+    return Shown(made.source.value, cached, list_id, items, videos)
 
 
-def _given(
-    user_id: str, made: Made, shown: Sequence[tuple[RankedVideo, VideoRow]], at: datetime
-) -> GivenList:
-    offers = [Offer(each.video_id, each.source, each.variant) for each, _ in shown]
+async def _offered(
+    queries: Queries, user_id: str, fresh: Freshness
+) -> tuple[Made, bool, Collection[UUID]]:
+    """Return a user's recommendations, whether they were cached, and what to leave out of them."""
+    offers = queries.cache.offers
+    if not fresh.is_asked and (kept := offers.get(user_id)) is not None:
+        return kept.made, True, kept.out
+    mark = offers.mark(user_id)
+    made, cached = await queries.recommendations.get(user_id, fresh)
+    videos = list(dict.fromkeys(each.video_id for each in made.offered))
+    async with queries.reading(fresh) as conn:
+        out = await left_out(conn, user_id, videos)
+    offers.put(user_id, Offers(made, out), mark)
+    return made, cached, out
+
+
+def _given(user_id: str, made: Made, shown: Sequence[RankedVideo], at: datetime) -> GivenList:
+    offers = [Offer(each.video_id, each.source, each.variant) for each in shown]
     return GivenList.given(user_id, at, offers, made.experiment)
-
-
-async def _list_id(
-    conn: AsyncConnection[TupleRow], caller: Identity, given: GivenList
-) -> str | None:
-    """Return the id of a list; None where it is not given to its user."""
-    if caller.person != given.user_id:
-        return None
-    return given.signed(await key_of_lists(conn))
 
 
 def _team(each: RankedVideo) -> Variant | None:
@@ -247,27 +296,16 @@ PLAIN = "Picked for you"
 """In the place of a reason that names what has changed since."""
 
 
-async def display(
-    conn: AsyncConnection[TupleRow],
-    catalog: Catalog,
-    user_id: str,
-    made: Made,
-    limit: int,
-    at: datetime,
-) -> list[tuple[RankedVideo, VideoRow]]:
-    """Return the first `limit` that can still be recommended: those behind fill the gaps.
+async def left_out(
+    conn: AsyncConnection[TupleRow], user_id: str, videos: Sequence[UUID]
+) -> set[UUID]:
+    """Return which of these videos are not to be recommended to a user.
 
-    Nothing that was removed or is not public, that is the user's own, or that the user has watched,
-    liked or dismissed by now, commands that were just acknowledged included. `conn` leads to the
-    catalog and to the event log. Two orders that are compared are interleaved, the same way within
-    an hour.
+    What was removed or is not public, or what the user has watched, liked or dismissed by now,
+    commands that were just acknowledged included. `conn` leads to the event log.
     """
-    orders = [each for each in (made.items, made.rival) if each is not None]
-    videos = list(dict.fromkeys(each.video_id for order in orders for each in order))
-    found = await catalog.videos(conn, [*videos, *made.told])
-    rows = {video: row for video, row in found.items() if row.is_public}
     given = {
-        "videos": videos,
+        "videos": list(videos),
         "likes": [likes_of(video, user_id) for video in videos],
         "dismissals": [dismissal_of(video, user_id) for video in videos],
         "removed": REMOVED,
@@ -275,21 +313,45 @@ async def display(
         "dismissed": DISMISSED,
         "viewer": user_id,
     }
-    out = {video for (video,) in await (await conn.execute(LEFT_OUT, given)).fetchall()}
-    out |= {video for video, row in rows.items() if row.owner == user_id}
-    there, *rivals = [
-        [each for each in order if each.video_id in rows and each.video_id not in out]
-        for order in orders
+    return {video for (video,) in await (await conn.execute(LEFT_OUT, given)).fetchall()}
+
+
+def display(
+    videos: ShownVideos,
+    out: Collection[UUID],
+    user_id: str,
+    made: Made,
+    limit: int,
+    at: datetime,
+) -> list[RankedVideo]:
+    """Return the first `limit` that can still be recommended: those behind fill the gaps.
+
+    Nothing that is not public, that is the user's own, or that is to be left `out`. Two orders that
+    are compared are interleaved, the same way within an hour.
+    """
+    rows = {each: video.row for each, video in videos.videos.items() if video.row.is_public}
+    orders = [
+        [
+            each
+            for each in order
+            if (row := rows.get(each.video_id))
+            and row.owner != user_id
+            and each.video_id not in out
+        ]
+        for order in made.orders
     ]
-    if rivals:
-        there = interleave(there, rivals[0], hour_id(user_id, start_of_hour(at)))
+    there = orders[0]
+    if len(orders) > 1:
+        there = interleave(there, orders[1], hour_id(user_id, start_of_hour(at)))
     changed = {
         video
         for video, told in made.told.items()
-        if video not in rows or told != (rows[video].title, rows[video].category)
+        if (row := rows.get(video)) is None or told != (row.title, row.category)
     }
+    if not changed:
+        return there[:limit]
     # A language model has read the texts of the whole profile.
-    profile_changed = not changed.issubset(videos)
+    profile_changed = not changed.issubset(each.video_id for each in made.offered)
 
     def now(each: RankedVideo) -> RankedVideo:
         """Return the recommendation without a reason that may repeat an old title or category."""
@@ -298,4 +360,4 @@ async def display(
             return replace(each, reason=PLAIN)
         return each
 
-    return [(now(each), rows[each.video_id]) for each in there[:limit]]
+    return [now(each) for each in there[:limit]]

@@ -6,11 +6,14 @@ The edge is the outermost layer: request ids, limits of bodies, metrics, and no 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar, cast
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 import structlog
@@ -67,6 +70,11 @@ ASKED = "backlot.method"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
 FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+# Asked for again each time: the answer is as new as the log.
+PUBLIC, PRIVATE = "public, no-cache", "private, no-cache"
+TAG = re.compile(r'(?:W/)?("[^"]*")')
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "As the client knows it"}}
 OF_THE_EDGE = problems(414, 421, 429, 431)
 """What any call may answer before anybody looks what it is."""
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
@@ -81,11 +89,17 @@ BEARER = {
 
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-Found = tuple[Answer | None, str | None]
-"""What answers a request at once, if anything does, and the request's class of rate limits."""
 
-Shortcut = Callable[[UUID, Request], Awaitable[Response | None]]
-"""Answers a request for the one id in its path, or None: then it goes through the framework."""
+class Found(NamedTuple):
+    """What answers a request at once, if a hot route does; the request's class of rate limits."""
+
+    answer: Answer | None
+    kind: str | None
+    route: APIRoute | None = None
+
+
+Shortcut = Callable[..., Awaitable[Response | None]]
+"""Answers a `request`, given the ids of its path by name; None: it goes through the framework."""
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -113,10 +127,11 @@ def _shortcut(route: APIRoute) -> Shortcut | None:
     return getattr(route.endpoint, SHORTCUT, None)
 
 
-def _id_in(route: APIRoute, path: str) -> UUID | None:
+def _ids_in(route: APIRoute, path: str) -> dict[str, UUID] | None:
+    """Return the ids in a path of the route; None where it is none, or has what is no id."""
     match = route.path_regex.match(path)
     try:
-        return UUID(match[1]) if match else None
+        return {name: UUID(text) for name, text in match.groupdict().items()} if match else None
     except ValueError:
         return None
 
@@ -272,12 +287,12 @@ class HttpApp(FastAPI):
             check_size(scope)
             if self._hosts is not None:
                 _check_host(scope, self._hosts)
-            found, kind = self._find(scope["method"], scope["path"])
-            if kind is not None and self.rate_limits is not None:
-                await _admit(scope, self.rate_limits, kind)
+            found = self._find(scope["method"], scope["path"])
+            if found.kind is not None and self.rate_limits is not None:
+                await _admit(scope, self.rate_limits, found.kind)
             if scope["query_string"]:
-                self._require_known_parameters(scope)
-            answer = found or super().__call__
+                self._require_known_parameters(scope, found.route)
+            answer = found.answer or super().__call__
             unlimited = self._unlimited and scope["path"].startswith(self._unlimited)
             body = receive if unlimited else limited(receive, scope, self._body_limit)
             await answer(scope, body, send_with_id)
@@ -294,12 +309,12 @@ class HttpApp(FastAPI):
         """Return what answers at once, if a hot route does, and the class of the request."""
         known = self._answers.get(method, path)
         if known is None:
-            known = self._search(method, path), rate_class(method, path)
-            if known[0] is not None:
+            known = self._search(method, path)
+            if known.answer is not None:
                 self._answers.put(method, path, known)
         return known
 
-    def _require_known_parameters(self, scope: Scope) -> None:
+    def _require_known_parameters(self, scope: Scope, found: APIRoute | None) -> None:
         """Raise Problem 422 for query parameters that the call does not have.
 
         Here, before the way parts: a hot route's endpoint never sees the framework.
@@ -307,7 +322,7 @@ class HttpApp(FastAPI):
         if self._known is None:
             self._known = self._known_parameters()
         for route, own, known in self._known:
-            allowed = scope["method"] in (route.methods or ())
+            allowed = scope["method"] in (route.methods or ()) and found in (None, route)
             if allowed and route.path_regex.match(scope["path"]):
                 unknown = [name for name in QueryParams(scope["query_string"]) if name not in known]
                 if unknown:
@@ -329,26 +344,28 @@ class HttpApp(FastAPI):
                 signed[route.path] = signed.get(route.path, frozenset()) | names
         return [(route, names, signed.get(route.path, names)) for route, names in own]
 
-    def _search(self, method: str, path: str) -> Answer | None:
+    def _search(self, method: str, path: str) -> Found:
         if self._hot is None:
             routes = [route for route in self.routes if isinstance(route, APIRoute)]
             self._hot = [(route, call) for route in routes if (call := _shortcut(route))]
         for route, call in self._hot:
-            if method in (route.methods or ()) and (stream := _id_in(route, path)) is not None:
-                return partial(self._answer_at_once, route, call, stream)
-        return None
+            if method in (route.methods or ()) and (ids := _ids_in(route, path)) is not None:
+                answer = partial(self._answer_at_once, route, call, ids)
+                return Found(answer, rate_class(method, path), route)
+        return Found(None, rate_class(method, path))
 
     async def _answer_at_once(
         self,
         route: APIRoute,
         call: Shortcut,
-        stream: UUID,
+        ids: Mapping[str, UUID],
         scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
         scope["route"] = route
-        answer = await call(stream, Request(scope, receive, send)) or super().__call__
+        request = Request(scope, receive, send)
+        answer = await call(request=request, **ids) or super().__call__
         await answer(scope, receive, send)
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
@@ -462,6 +479,33 @@ def problem_response(scope: Scope, problem: Problem) -> Response:
     )
     content = body.model_dump_json(by_alias=True, exclude_none=True)
     return Response(content, problem.status, problem.headers, PROBLEM_JSON)
+
+
+def conditional(
+    scope: Scope,
+    body: bytes,
+    *,
+    private: bool,
+    headers: Mapping[str, str] = NO_HEADERS,
+    tagged: bytes | None = None,
+) -> Response:
+    """Return a JSON answer, or 304 without a body where the client has one of the same tag.
+
+    Nobody may use it again without asking; if it is not `private`, caches that many share may keep
+    it. `tagged` is what of the answer makes another one of it, where that is not all.
+    """
+    tag = f'"{blake2b(body if tagged is None else tagged, digest_size=16).hexdigest()}"'
+    added = {
+        "ETag": f"W/{tag}",
+        "Cache-Control": PRIVATE if private else PUBLIC,
+        **headers,
+        "Vary": ", ".join(filter(None, ("Authorization", headers.get("Vary")))),
+    }
+    known = header(scope, b"if-none-match")
+    # The weak comparison.
+    if known is not None and (known.strip() == "*" or tag in TAG.findall(known)):
+        return Response(status_code=304, headers=added)
+    return JsonResponse(body, 200, added)
 
 
 def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -9,7 +9,7 @@ import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Literal, NamedTuple, Self, get_args
 from uuid import UUID
 
@@ -25,6 +25,7 @@ from infra.pseudonyms import Pseudonyms
 
 APPLICATION = "backlot"
 POSITION = re.compile(rf"{APPLICATION}:([0-9]{{1,18}})(?::([0-9]{{1,18}}))?")
+REMEMBERED = 1_000
 VIDEO_ID = "5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa"
 
 
@@ -261,12 +262,23 @@ class Position(NamedTuple):
 BEGINNING = Position()
 
 
+@lru_cache(REMEMBERED)
 def encode_position(events: int, telemetry: int = 0) -> str:
     """Return the token for a position (from 0); it names its store, so that shards can be added."""
     numbers = f"{events}:{telemetry}" if telemetry else f"{events}"
     return base64.urlsafe_b64encode(f"{APPLICATION}:{numbers}".encode()).decode().rstrip("=")
 
 
+def latest_position(tokens: str) -> Position:
+    """Return the position that includes those of all the tokens, which commas part.
+
+    Raise InvalidPosition.
+    """
+    positions = [decode_position(token.strip()) for token in tokens.split(",")]
+    return Position(*map(max, zip(*positions, strict=True)))
+
+
+@lru_cache(REMEMBERED)
 def decode_position(token: str) -> Position:
     """Return the position in a token; raise InvalidPosition for anything else."""
     try:

@@ -21,7 +21,7 @@ from engine.checkpoints import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehi
 from engine.event_store import EVENTS
 from engine.log import topics_of
 from infra.cache import CachedValue, Lifetimes, Requirement
-from infra.http.shapes import Position
+from infra.http.shapes import BEGINNING, Position
 from infra.metrics import counter
 from infra.postgres.connection import Limits, fetch_as, make_pool
 from infra.settings.features import TrendingSettings
@@ -42,7 +42,7 @@ REACHED = b"""
 SELECT subscription,
        coalesce(max(position) FILTER (WHERE source IN ('events', 'kafka:events')), 0),
        coalesce(max(position) FILTER (WHERE source IN ('telemetry', 'kafka:telemetry')), 0),
-       NULL::int
+       NULL::int, true
 FROM backlot_checkpoints WHERE kind = 'consumer' GROUP BY subscription
 """
 # The edition, and the position of the log up to which its changes are in it. Another edition begins
@@ -318,17 +318,29 @@ class AnalyticsQueries:
         wanted = Requirement(await self._edition(fresh), fresh.position)
         return await self._cache.get(window, limit, category, make, wanted)
 
+    async def settle(self, fresh: Freshness, position: Position) -> None:
+        """Wait for what a caller has done; go on without what does not come in time.
+
+        Raise AnalyticsUnavailable.
+        """
+        async with _outage_as_unavailable():
+            await self._consumers.settle({COUNTS_CONSUMER: position}, fresh.seconds_left)
+
     async def stats(
         self, video_id: UUID, range_: Range, bucket: Bucket, *, began: datetime, fresh: Freshness
-    ) -> Stats:
-        """Return the stats of a video that exists since `began`.
+    ) -> tuple[Stats, Position]:
+        """Return the stats of a video that exists since `began`, and what they include.
 
         Raise ReadModelBehind, AnalyticsUnavailable, and TooManyPoints for hours of all times.
         """
         await self.wait(fresh, COUNTS_CONSUMER, VIDEOS_CONSUMER)
         now = datetime.now(UTC)
         async with self._connection() as conn:
-            return await stats_of(conn, video_id, range_, bucket, began=began, now=now)
+            # First: what is counted meanwhile may be in it, or not.
+            cursor = await conn.execute(REACHED)
+            reached = {name: Position(*at) for name, *at, _, _ in await cursor.fetchall()}
+            stats = await stats_of(conn, video_id, range_, bucket, began=began, now=now)
+        return stats, reached.get(COUNTS_CONSUMER, BEGINNING)
 
     async def _edition(self, fresh: Freshness) -> int | None:
         """Return the edition of the listing with all that the catalog took out or moved.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import chain
 from uuid import UUID
 
 from domain.feedback import Signal, Variant
@@ -112,6 +113,16 @@ class RankedRecommendations:
     told: Mapping[UUID, tuple[str, str | None]] = field(default_factory=dict)
     rival: tuple[RankedVideo, ...] | None = None
     experiment: int | None = None
+
+    @property
+    def orders(self) -> list[tuple[RankedVideo, ...]]:
+        """The order, and the one that it is compared with if there is one."""
+        return [self.items] if self.rival is None else [self.items, self.rival]
+
+    @property
+    def offered(self) -> Iterator[RankedVideo]:
+        """All that either order has."""
+        return chain.from_iterable(self.orders)
 
     def reordered(
         self, order: Callable[[Sequence[RankedVideo]], Iterable[RankedVideo]]

@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from backlot.features import FEATURES, read_models
 from backlot.http import OF_QUERIES
 from domain.upload import Upload
-from engine import telemetry
 from engine.checkpoints import Pool, Waiting
+from engine.tail import LogTail
 from infra.cache import Lifetimes
 from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, mint_token
@@ -26,6 +26,7 @@ from infra.http.keys import OneKey
 from infra.http.shapes import encode_position
 from infra.objects.folder import FolderStore
 from infra.postgres.connection import make_pool
+from infra.pseudonyms import OwnNames
 from infra.redis import connect_redis, embedded_redis
 from infra.settings import Settings, load_settings
 from projections.analytics.queries import (
@@ -42,9 +43,11 @@ from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from projections.trending import Formula, Trending, TrendingCache
+from readapi.comment_cache import CommentCache
 from readapi.comments import TranslationRequests
 from readapi.likes import LikeCounts, LiveCounts
 from readapi.queries import Queries
+from readapi.video_cache import VideoCache
 from tests.integration.projection_support import Writer, hosting
 from tests.support import eventually
 from workers import consumers as ledger
@@ -86,15 +89,19 @@ class Site:
         await pool.open()
         self.redis = connect_redis(self.redis_url) if self.redis_url else None
         counters = AsyncCounters(self.redis, COUNTER_TTL) if self.redis else None
-        counts = LikeCounts(Likes(), counters)
+        counts = LikeCounts(counters)
+        tail = LogTail(pool, (each.schema for each in read_models().all()))
+        cache = VideoCache(pool, tail, OwnNames(), Likes(), ranking_seconds=0.0)
         return Queries(
             pool=pool,
             models=read_models(),
             waiting=Waiting(pool, read_models().all()),
             counts=counts,
-            live=LiveCounts(pool, Catalog(), counts),
+            live=LiveCounts(tail, cache),
+            tail=tail,
+            cache=cache,
+            comment_cache=CommentCache(pool, tail, OwnNames()),
             objects=self.objects,
-            views=telemetry.Views(),
             analytics=(analytics := await self._open_analytics(pool)),
             recommendations=Recommender(
                 self.settings.recommendations,
@@ -115,6 +122,10 @@ class Site:
         self.rankings = self.redis or embedded_redis(FakeServer(version=(7, 4)))
         cache = TrendingCache(self.rankings, Lifetimes(timedelta(minutes=5), UNSETTLED))
         return AnalyticsQueries(self.analytics_pool, log_pool, Trending(Formula()), cache)
+
+    def forget(self) -> None:
+        """Drop what is in memory, as in a process that has just begun."""
+        self.queries.tail.begin(self.queries.tail.position)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(work)

@@ -14,10 +14,9 @@ from domain.upload import NOBODY, VideoViewer, Visibility
 from engine.connections import connect
 from infra import metrics
 from infra.redis import connect_blocking_redis
-from projections.catalog import Catalog
-from projections.like_counters import GONE, Counter, CounterPublisher, Counters
+from projections.like_counters import Counter, CounterPublisher, Counters
 from projections.likes import Likes
-from readapi.likes import LikeCounts, LiveCounts
+from readapi.likes import LiveCounts
 from tests.integration.projection_support import caught_up, hosting, origin
 from tests.integration.readapi_support import Site
 from tests.integration.redis_servers import RedisServer, redis_servers
@@ -72,8 +71,21 @@ def test_a_missing_counter_is_filled_and_then_read(site: Site, counters: Counter
     assert count(site, video) == 2
     assert (reads("filled"), reads("redis")) == (filled + 1, redis)
     assert [held and held.likes for held in counters.get([video])] == [2]
+    counters.publish([], site.writer.head)
+    site.forget()
     assert count(site, video) == 2
     assert (reads("filled"), reads("redis")) == (filled + 1, redis + 1)
+
+
+def test_what_is_in_memory_asks_nobody(site: Site) -> None:
+    video = liked(site, "ann", "bob")
+    assert count(site, video) == 2
+    sources = ("filled", "redis", "database")
+    before = [reads(source) for source in sources]
+    assert count(site, video) == 2
+    site.writer.like(video, "cid")
+    assert count(site, video) == 3
+    assert [reads(source) for source in sources] == before
 
 
 def test_each_request_is_counted_once_whichever_way_it_goes(site: Site) -> None:
@@ -85,17 +97,18 @@ def test_each_request_is_counted_once_whichever_way_it_goes(site: Site) -> None:
     assert len(site.get(f"/videos/{video}/like", fresh=False).headers.get_list("x-request-id")) == 1
 
 
-def test_a_counter_that_is_behind_is_not_shown_to_who_knows_better(
-    site: Site, counters: Counters
-) -> None:
+def test_a_counter_that_is_behind_is_shown_to_nobody(site: Site, counters: Counters) -> None:
     video = liked(site, "ann", "bob")
     counters.publish([(video, Counter(1, site.writer.head - 1))], site.writer.head - 1)
-    assert count(site, video) == 1
+    assert count(site, video) == 2
+    site.forget()
     assert count(site, video, fresh=True) == 2
     counters.publish([(video, Counter(2, site.writer.head))], site.writer.head)
     redis = reads("redis")
-    assert count(site, video, fresh=True) == 2
-    assert reads("redis") == redis + 1
+    for fresh in (True, False):
+        site.forget()
+        assert count(site, video, fresh=fresh) == 2
+    assert reads("redis") == redis + 2
 
 
 def test_with_a_caller_count_and_own_like_come_from_one_place(
@@ -113,9 +126,11 @@ def test_without_redis_everything_comes_from_the_read_model(
     video = liked(site, "ann", "bob")
     assert count(site, video) == 2
     server.kill()
+    site.forget()
     failures = metrics.value("backlot_like_counter_failures_total")
     assert count(site, video) == 2
     assert metrics.value("backlot_like_counter_failures_total") == failures + 1
+    site.forget()
     assert count(site, video, "ann", fresh=True) == 2
 
 
@@ -158,9 +173,7 @@ def test_live_counts_come_at_once_then_as_they_change_then_end(site: Site) -> No
         assert [piece async for piece in stream] == []
         return seen
 
-    # From the read model, as where no Redis is: nothing here puts the counters into it.
-    counts_of_database = LikeCounts(Likes(), None)
-    retry, *told = site.run(events(LiveCounts(site.queries.pool, Catalog(), counts_of_database)))
+    retry, *told = site.run(events(LiveCounts(site.queries.tail, site.queries.cache)))
     assert retry == "retry: 2000\n\n"
     assert [event.split("\n")[0] for event in told] == ["event: likes"] * 3
     counts = [json.loads(event.split("data: ")[1])["likesCount"] for event in told]
@@ -169,22 +182,16 @@ def test_live_counts_come_at_once_then_as_they_change_then_end(site: Site) -> No
     assert metrics.value("backlot_live_watchers") == 0
 
 
-@pytest.mark.parametrize("with_redis", [True, False])
-def test_live_counts_end_with_their_video_and_with_no_other(
-    site: Site, counters: Counters, with_redis: bool
-) -> None:
+def test_live_counts_end_with_their_video_and_with_no_other(site: Site) -> None:
     other, video = liked(site, "ann"), site.writer.video()
     caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
-    counts = site.queries.counts if with_redis else LikeCounts(Likes(), None)
 
     def remove() -> None:
         video.remove(origin())
         site.writer.save(video)
-        # What the publisher of counters does, which does not run here.
-        counters.put([(video.id, Counter(GONE, site.writer.head))])
 
     async def events() -> list[bytes]:
-        live = LiveCounts(site.queries.pool, Catalog(), counts)
+        live = LiveCounts(site.queries.tail, site.queries.cache)
         staying, going = (live.stream(live.watch(each, NOBODY)) for each in (other, video.id))
         for stream in (staying, going):
             assert (await anext(stream)).startswith(b"retry: ")
@@ -201,25 +208,18 @@ def test_live_counts_end_with_their_video_and_with_no_other(
     assert metrics.value("backlot_live_watchers") == 0
 
 
-@pytest.mark.parametrize("with_redis", [True, False])
-def test_live_counts_end_for_those_who_may_see_the_video_no_longer(
-    site: Site, counters: Counters, with_redis: bool
-) -> None:
+def test_live_counts_end_for_those_who_may_see_the_video_no_longer(site: Site) -> None:
     video = site.writer.video("alice")
     site.writer.like(video.id, "ann")
     caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
-    counts = site.queries.counts if with_redis else LikeCounts(Likes(), None)
-    publisher = CounterPublisher(Likes(), counters, asyncio.Event())
 
     def hide() -> None:
         site.writer.show(video, Visibility.PRIVATE)
         site.writer.like(video.id, "alice")
         caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
-        with connect(site.database_url, "test") as conn:
-            publisher.advance(conn)
 
     async def events() -> tuple[list[bytes], bytes]:
-        live = LiveCounts(site.queries.pool, Catalog(), counts)
+        live = LiveCounts(site.queries.tail, site.queries.cache)
         viewers = (VideoViewer("alice"), NOBODY, VideoViewer("bob"))
         own, *others = (live.stream(live.watch(video.id, viewer)) for viewer in viewers)
         for stream in (own, *others):
@@ -248,6 +248,8 @@ def test_no_counter_tells_of_a_private_video(site: Site, counters: Counters) -> 
         caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
         with connect(site.database_url, "test") as conn:
             publisher.advance(conn)
+        # The counter is asked where nothing is in memory.
+        site.forget()
 
     published()
     assert count(site, video.id) == 1

@@ -59,6 +59,8 @@ def test_behind_is_told_with_positions(site: Site) -> None:
     paused(site, "likes")
     here = site.writer.head
     site.writer.like(video.id, "bob")
+    # Else the like would be added to what is in memory.
+    site.forget()
     started = time.perf_counter()
     answer = site.get(f"/videos/{video.id}/like", headers={"Backlot-Timeout-Ms": "300"})
     assert time.perf_counter() - started >= 0.3
@@ -66,10 +68,10 @@ def test_behind_is_told_with_positions(site: Site) -> None:
     body = answer.json()
     assert body["type"] == "read-model-behind"
     assert decode_position(body["wanted"]).events == here + 1
-    assert {k: decode_position(v) for k, v in body["positions"].items()} == {
-        "catalog": Position(here + 1),
-        "likes": Position(here),
-    }
+    # Of what the answer lacks, and of nothing else.
+    positions = {name: decode_position(at) for name, at in body["positions"].items()}
+    assert positions.pop("likes") == Position(here)
+    assert all(at.events >= here for at in positions.values())
 
 
 def test_an_answer_comes_as_soon_as_it_can(site: Site) -> None:

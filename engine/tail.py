@@ -1,0 +1,239 @@
+"""The end of the log in the memory of one process: whoever reads is as far as whoever wrote.
+
+A read asks what was recorded since the last one (`confirm`), and all that ask at the same time
+share one statement. Whatever was acknowledged to anybody before a read began, in any process, is
+known to it then: followers drop or renew exactly what the new events change, and what they keep is
+right at that position. Nobody polls: a process that is not asked reads nothing.
+
+This is the read index of Raft (Ongaro, 2014, section 6.4), with the log's own order in the place
+of a leader's word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
+
+import orjson
+import structlog
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from engine.checkpoints import Pool
+from engine.event_store import EVENTS
+from infra.cancellation import cancel
+from infra.http.shapes import BEGINNING, Position
+from infra.metrics import counter
+
+log = structlog.get_logger(__name__)
+
+# Whoever is further behind begins anew: what was kept is of little use by then.
+MOST_EVENTS = 2_000
+MOST_ACTORS = 20_000
+
+# One row at least, with both heads and the copies that are live: a cutover gives a name another
+# namespace.
+READ = f"""
+SELECT known.copies, known.events, known.telemetry, new.*
+FROM (SELECT ARRAY(SELECT to_regnamespace(name)::oid::bigint
+                   FROM unnest(%b::text[]) WITH ORDINALITY AS named (name, place)
+                   ORDER BY place),
+             (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}),
+             (SELECT coalesce(max(seq), 0) FROM backlot_telemetry))
+     AS known (copies, events, telemetry)
+LEFT JOIN (
+    (SELECT notification_id, originator_id, topic, state, NULL::text FROM {EVENTS}
+     WHERE notification_id > %b ORDER BY notification_id LIMIT %b)
+    UNION ALL
+    (SELECT seq, video_id, topic, NULL, user_id FROM backlot_telemetry
+     WHERE seq > %b ORDER BY seq LIMIT %b))
+     AS new (position, stream_id, topic, state, person) ON true
+""".encode()
+
+TAIL_READS = counter(
+    "backlot_tail_reads",
+    "Times that the end of the log was read for all who asked meanwhile, and what came of it "
+    "(nothing new, events, or begun anew).",
+    ("outcome",),
+)
+
+
+class TailEvent(NamedTuple):
+    """An event of the log as it was recorded: what is encrypted in its `fields` stays so."""
+
+    position: int
+    stream_id: UUID
+    topic: str
+    fields: Mapping[str, Any]
+
+
+class TailTelemetry(NamedTuple):
+    """What a viewer did with a video, and in which place of the telemetry."""
+
+    position: int
+    video_id: UUID
+    topic: str
+    person: str | None
+
+
+class Follower(Protocol):
+    """Keeps what events change. Nothing here may wait."""
+
+    def begin(self, position: Position) -> None:
+        """Forget everything; what follows was recorded behind this position."""
+
+    def take(self, event: TailEvent) -> None:
+        """Drop or renew what the event changes."""
+
+    def take_telemetry(self, event: TailTelemetry) -> None:
+        """Drop or renew what a view, watch time or a share changes."""
+
+
+class LastSeen:
+    """At which position something happened last, by key; bounded, and never too low."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._floor = 0
+        self._seen: dict[object, int] = {}
+
+    def begin(self, position: int) -> None:
+        """Forget all: whatever happened may have happened as late as there."""
+        self._seen.clear()
+        self._floor = position
+
+    def put(self, key: object, position: int) -> None:
+        self._seen.pop(key, None)
+        self._seen[key] = position
+        if len(self._seen) > self._most:
+            self._floor = max(self._floor, self._seen.pop(next(iter(self._seen))))
+
+    def get(self, key: object) -> int:
+        """Return a position behind which nothing happened under the key."""
+        return self._seen.get(key, self._floor)
+
+
+class LogTail:
+    """What was recorded last, and who follows it; to be used from one event loop."""
+
+    def __init__(self, pool: Pool, copies: Iterable[str]) -> None:
+        """`pool` leads to the log; `copies` are the schemas of live read models."""
+        self._pool = pool
+        self._copies = list(copies)
+        self._followers: list[Follower] = []
+        self._position = BEGINNING
+        self._live: list[int | None] | None = None
+        self._waiting: list[asyncio.Future[Position]] = []
+        self._reader: asyncio.Task[None] | None = None
+        self._topics: dict[str, int] = {}
+        self._floor = 0
+        self._actors = LastSeen(MOST_ACTORS)
+        self._viewers = LastSeen(MOST_ACTORS)
+        self.epoch = 0
+        """Another number whenever everything was forgotten."""
+
+    @property
+    def position(self) -> Position:
+        """How far the followers are."""
+        return self._position
+
+    def follow(self, follower: Follower) -> None:
+        """Tell a follower of what is recorded from now on."""
+        self._followers.append(follower)
+        follower.begin(self._position)
+
+    def last_of(self, topics: Iterable[str]) -> int:
+        """Return a position behind which no event of these topics is known."""
+        return max((self._topics.get(topic, self._floor) for topic in topics), default=0)
+
+    def own(self, person: str) -> Position:
+        """Return a position behind which nothing is known that this person did."""
+        return Position(self._actors.get(person), self._viewers.get(person))
+
+    async def confirm(self) -> Position:
+        """Return how much was recorded, at least what was acknowledged before this call.
+
+        The followers know all of it then. Raise what the database raises when it is away.
+        """
+        asked: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
+        self._waiting.append(asked)
+        if self._reader is None:
+            self._reader = asyncio.create_task(self._read_all())
+        return await asked
+
+    async def aclose(self) -> None:
+        """Stop reading."""
+        if self._reader is not None:
+            await cancel(self._reader)
+
+    async def _read_all(self) -> None:
+        """Read for those who wait, as long as somebody does; who comes meanwhile, is next."""
+        waiting: list[asyncio.Future[Position]] = []
+        try:
+            while self._waiting:
+                async with self._pool.connection() as conn:
+                    while self._waiting:
+                        waiting, self._waiting = self._waiting, []
+                        await self._read(conn)
+                        for each in waiting:
+                            if not each.done():
+                                each.set_result(self._position)
+        except BaseException as error:
+            for each in (*waiting, *self._waiting):
+                if not each.done():
+                    each.set_exception(error)
+            self._waiting = []
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._reader = None
+
+    async def _read(self, conn: AsyncConnection[TupleRow]) -> None:
+        given = (
+            *(self._copies, self._position.events, MOST_EVENTS),
+            *(self._position.telemetry, MOST_EVENTS),
+        )
+        async with conn.cursor(binary=True) as cursor:
+            await cursor.execute(READ, given, prepare=True)
+            rows = await cursor.fetchall()
+        live, *heads = rows[0][:3]
+        head = Position(*heads)
+        if len(rows) >= MOST_EVENTS or live != self._live or not head.covers(self._position):
+            self._live = live
+            self.begin(head)
+        elif rows[0][3] is None:
+            TAIL_READS.labels("nothing").inc()
+        else:
+            self._position = head
+            self._take(rows)
+            TAIL_READS.labels("events").inc()
+
+    def begin(self, position: Position) -> None:
+        """Have everything forgotten that was kept."""
+        TAIL_READS.labels("begun").inc()
+        self.epoch += 1
+        self._position = position
+        self._topics.clear()
+        self._floor = position.events
+        self._actors.begin(position.events)
+        self._viewers.begin(position.telemetry)
+        for follower in self._followers:
+            follower.begin(position)
+
+    def _take(self, rows: Sequence[TupleRow]) -> None:
+        for *_, position, stream_id, topic, state, person in rows:
+            if state is None:
+                happened = TailTelemetry(position, stream_id, topic, person)
+                if person is not None:
+                    self._viewers.put(person, position)
+                for follower in self._followers:
+                    follower.take_telemetry(happened)
+            else:
+                event = TailEvent(position, stream_id, topic, orjson.loads(state))
+                self._topics[topic] = position
+                if (actor := event.fields.get("actor")) is not None:
+                    self._actors.put(actor, position)
+                for follower in self._followers:
+                    follower.take(event)

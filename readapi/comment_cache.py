@@ -1,0 +1,117 @@
+"""The newest comments of videos, in the memory of one process; see `video_cache`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import LiteralString, NamedTuple
+from uuid import UUID
+
+from domain.comment import Comment as CommentAggregate
+from domain.person import Person
+from domain.upload import Upload
+from engine.checkpoints import Pool
+from engine.log import topics_of
+from engine.tail import LastSeen, LogTail, TailEvent, TailTelemetry
+from infra.http.auth import ask
+from infra.http.shapes import Comment, Position
+from infra.pseudonyms import Pseudonyms
+from projections.comment_tables import COLUMNS
+from projections.comments import CommentRow, Comments
+from readapi.video_cache import MOST_CHANGES, Lru
+
+MOST_PAGES = 2_000
+MOST_COMMENTS = 20
+"""So many of the newest are kept of a video; who wants more asks the read model."""
+
+PAGE: LiteralString = f"""
+SELECT at.*, shown.*
+FROM (SELECT (SELECT position FROM backlot_checkpoints
+              WHERE kind = 'projection' AND subscription = %(comments)s),
+             EXISTS (SELECT FROM comments.hidden WHERE video_id = %(video)s))
+     AS at (position, hidden)
+LEFT JOIN (SELECT {COLUMNS} FROM comments.comments WHERE video_id = %(video)s
+           ORDER BY position DESC LIMIT %(limit)s) AS shown ON true
+"""
+OF_COMMENTS = frozenset(topic for event in CommentAggregate.events() for topic in topics_of(event))
+OF_VIDEOS = frozenset(topics_of(Upload.Removed))
+OF_PERSONS = frozenset(topic for event in Person.events() for topic in topics_of(event))
+
+
+class CommentPage(NamedTuple):
+    """The newest comments as JSON, with their positions; whether there are more, or hidden ones.
+
+    `wanted` is up to where the read model has to come before the page is right.
+    """
+
+    items: Sequence[tuple[int, bytes]]
+    more: bool
+    hidden: bool
+    reached: int
+    wanted: int = 0
+
+    @property
+    def is_behind(self) -> bool:
+        return self.reached < self.wanted
+
+
+class CommentCache:
+    """The first pages that were shown last; a follower of the log. For one event loop."""
+
+    def __init__(self, pool: Pool, tail: LogTail, persons: Pseudonyms) -> None:
+        """`pool` leads to the read models."""
+        self._pool = pool
+        self._persons = persons
+        self._pages: Lru[UUID, CommentPage] = Lru(MOST_PAGES, "comments")
+        self._changes = LastSeen(MOST_CHANGES)
+        self._tail = tail
+        # Another number whenever everything was dropped: what was read before is not kept.
+        self._epoch = 0
+        tail.follow(self)
+
+    def begin(self, position: Position) -> None:
+        self._epoch += 1
+        self._pages.clear()
+        self._changes.begin(position.events)
+
+    def take(self, event: TailEvent) -> None:
+        if event.topic in OF_COMMENTS:
+            self._change(UUID(event.fields["video_id"]), event.position)
+        elif event.topic in OF_VIDEOS:
+            self._change(event.stream_id, event.position)
+        elif event.topic in OF_PERSONS:
+            self.begin(Position(event.position))
+
+    def take_telemetry(self, event: TailTelemetry) -> None:
+        pass
+
+    def _change(self, video_id: UUID, position: int) -> None:
+        self._changes.put(video_id, position)
+        page = self._pages.peek(video_id)
+        if page is not None and position > page.reached:
+            self._pages.drop(video_id)
+
+    async def newest(self, video_id: UUID) -> CommentPage:
+        """Return the newest comments of a video; raise what the database raises."""
+        found = self._pages.get(video_id)
+        if found is not None:
+            return found
+        epoch = self._epoch
+        given = {"comments": Comments.name, "video": video_id, "limit": MOST_COMMENTS + 1}
+        async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
+            await cursor.execute(PAGE.encode(), given)
+            rows = await cursor.fetchall()
+        reached, hidden = rows[0][:2]
+        comments = [CommentRow(*row[2:]) for row in rows if row[2] is not None]
+        authors = {each.author for each in comments}
+        names = self._persons.recall(authors)
+        if names is None:
+            names = await ask(self._persons.names, authors)
+        items = [
+            (each.position, Comment(**each._asdict(), user_id=each.author).to_json(names))
+            for each in comments[:MOST_COMMENTS]
+        ]
+        more = len(comments) > MOST_COMMENTS
+        page = CommentPage(items, more, hidden, reached or 0, self._changes.get(video_id))
+        if not page.is_behind and epoch == self._epoch:
+            self._pages.put(video_id, page)
+        return page

@@ -1,0 +1,590 @@
+"""Videos as they are shown, and what viewers like, in the memory of one process.
+
+A video is read from the read models with one statement, and kept as JSON until an event changes it:
+the tail of the log tells which one, and at which position. A like or a view is added where it is
+known what the entry includes; anything else drops the entry. So an entry is right at the position
+of the tail, and no answer is older than what was acknowledged to anybody before it was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Generic, LiteralString, NamedTuple, TypeVar
+from uuid import UUID
+
+from domain.comment import Comment
+from domain.dismissals import Dismissal
+from domain.person import Person
+from domain.upload import CommentPolicy, Upload, VideoViewer
+from domain.video_likes import VideoLikes
+from engine.checkpoints import Pool
+from engine.log import topics_of
+from engine.tail import LastSeen, LogTail, TailEvent, TailTelemetry
+from engine.telemetry import VIEWED
+from infra.http.auth import ask
+from infra.http.shapes import Position, Video
+from infra.metrics import counter
+from infra.pseudonyms import Pseudonyms
+from projections.catalog import Catalog, VideoRow
+from projections.comments import Comments
+from projections.likes import Likes
+from projections.recommendations.model import RankedRecommendations
+from projections.trending import Ranking
+
+MOST_VIDEOS = 20_000
+MOST_VIEWERS = 5_000
+MOST_PAGES = 1_000
+MOST_STATS = 5_000
+# Of one viewer; who likes more is asked about each time.
+MOST_LIKES = 1_000
+# Of all videos, viewers and comments that changed while the read models were behind.
+MOST_CHANGES = 50_000
+
+CACHE_READS = counter(
+    "backlot_read_cache_reads",
+    "Videos, likes of viewers, pages and answers that were wanted, by whether they were in memory.",
+    ("kind", "outcome"),
+)
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
+TELEMETRY = "telemetry"
+"""Stands among the schemas of read models for what is counted where it is recorded."""
+
+LISTING = frozenset(
+    topic
+    for event in (
+        *(Upload.Completed, Upload.Removed, Upload.VisibilityChanged),
+        *(Upload.DetailsChanged, Upload.Disowned),
+    )
+    for topic in topics_of(event)
+)
+"""The topics of what changes which videos stand in a list, or in which order."""
+
+# One statement sees one moment: what is shown of a video, and how far each part of it is.
+VIDEOS: LiteralString = """
+SELECT at.*, shown.*
+FROM (SELECT (SELECT position FROM backlot_checkpoints
+              WHERE kind = 'projection' AND subscription = %(catalog)s),
+             (SELECT position FROM backlot_checkpoints
+              WHERE kind = 'projection' AND subscription = %(likes)s),
+             (SELECT position FROM backlot_checkpoints
+              WHERE kind = 'projection' AND subscription = %(comments)s),
+             (SELECT coalesce(max(seq), 0) FROM public.backlot_telemetry))
+     AS at (catalog, likes, comments, telemetry)
+LEFT JOIN (
+    SELECT u.upload_id, u.owner, u.status, u.title, u.description, u.category, u.completed_at,
+           u.completed_position, u.duration_seconds, u.spoken_language, u.visibility,
+           coalesce(l.likes, 0), coalesce(c.comments, 0), coalesce(v.views, 0), p.policy
+    FROM catalog.uploads u
+    LEFT JOIN likes.counts l ON l.video_id = u.upload_id
+    LEFT JOIN comments.counts c ON c.video_id = u.upload_id
+    LEFT JOIN comments.policies p ON p.video_id = u.upload_id
+    LEFT JOIN public.backlot_views v ON v.video_id = u.upload_id
+    WHERE u.upload_id = ANY (%(ids)s) AND u.completed_position IS NOT NULL) AS shown ON true
+"""
+LIKED: LiteralString = """
+SELECT at.position, l.video_id, l.position
+FROM (SELECT position FROM backlot_checkpoints
+      WHERE kind = 'projection' AND subscription = %(likes)s) AS at
+LEFT JOIN (SELECT video_id, position FROM likes.likes WHERE viewer = %(viewer)s
+           ORDER BY position DESC LIMIT %(limit)s) AS l ON true
+"""
+
+
+class Lru(Generic[K, V]):
+    """The entries that were used last; so many at most."""
+
+    def __init__(self, most: int, kind: str) -> None:
+        self._most = most
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._hits, self._misses = (CACHE_READS.labels(kind, each) for each in ("hit", "miss"))
+
+    def get(self, key: K) -> V | None:
+        found = self._entries.get(key)
+        if found is None:
+            self._misses.inc()
+            return None
+        self._hits.inc()
+        self._entries.move_to_end(key)
+        return found
+
+    def peek(self, key: K) -> V | None:
+        """Return the entry without counting it as used."""
+        return self._entries.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        self._entries[key] = value
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._most:
+            self._entries.popitem(last=False)
+
+    def drop(self, key: K) -> None:
+        self._entries.pop(key, None)
+
+    def clear(self) -> None:
+        self._entries.clear()
+
+    def values(self) -> Iterable[V]:
+        return self._entries.values()
+
+
+@dataclass(slots=True, eq=False)
+class CachedVideo:
+    """A video as everybody sees it who may see it, and up to where its parts are."""
+
+    row: VideoRow
+    owner_name: str | None
+    policy: CommentPolicy
+    likes: int
+    comments: int
+    views: int
+    # How far in the log catalog, likes and comments are, and in the telemetry the views.
+    catalog_at: int
+    likes_at: int
+    comments_at: int
+    views_at: int
+    json: bytes | None = field(default=None)
+
+    def visible_to(self, viewer: VideoViewer) -> bool:
+        """Return whether there is such a video, for this viewer."""
+        return self.row.visible_to(viewer)
+
+    def told(self, liked: bool | None) -> bytes:
+        """Return the video as JSON, with whether the caller likes it where that is known."""
+        if self.json is None:
+            self.json = self._encoded()
+        if liked is None:
+            return self.json
+        return self.json[:-1] + (b',"hasLiked":true}' if liked else b',"hasLiked":false}')
+
+    def alone(self, liked: bool | None) -> bytes:
+        """Return the same where one video is asked for: with who may comment on it."""
+        told = self.told(liked)
+        if self.policy is CommentPolicy.OPEN:
+            return told
+        return told[:-1] + b',"commentPolicy":"%b"}' % self.policy.encode()
+
+    def _encoded(self) -> bytes:
+        video = Video(
+            **self.row._asdict(),
+            owner_id=self.row.owner,
+            created_at=self.row.completed_at,
+            likes=self.likes,
+            comments=self.comments,
+            views=self.views,
+        )
+        return video.to_json({} if self.owner_name is None else {self.row.owner: self.owner_name})
+
+
+class Found(NamedTuple):
+    """A video, if there is one; up to where read models that lack something of it have to come.
+
+    By schema; nothing where the video is right at the position of the tail.
+    """
+
+    video: CachedVideo | None
+    behind: Mapping[str, int] = NOTHING
+
+
+class Liked(NamedTuple):
+    """Which of some videos a viewer likes, at which positions; the rest as in `Found`."""
+
+    videos: Mapping[UUID, int]
+    behind: Mapping[str, int] = NOTHING
+
+
+class VideoPage(NamedTuple):
+    """The videos of a page, and the cursor of the next one if there is one."""
+
+    videos: Sequence[UUID]
+    next_cursor: str | None
+
+
+class CachedStats(NamedTuple):
+    """The stats of a video as JSON, and what they include."""
+
+    body: bytes
+    includes: Position
+
+
+class Listings(Generic[V]):
+    """What any change of the catalog makes out of date: pages of lists, and rankings."""
+
+    def __init__(self, kind: str, seconds: float = math.inf) -> None:
+        """Nothing is kept for longer than so many seconds."""
+        self._kept: Lru[Hashable, tuple[V, float]] = Lru(MOST_PAGES, kind)
+        self._seconds = seconds
+        self.changes = 0
+        """Another number whenever a list may have changed."""
+
+    def get(self, key: Hashable) -> V | None:
+        found = self._kept.get(key)
+        return found[0] if found is not None and time.monotonic() < found[1] else None
+
+    def put(self, key: Hashable, value: V, changes: int) -> None:
+        """Keep what was read after so many changes, and before the next one."""
+        if changes == self.changes:
+            self._kept.put(key, (value, time.monotonic() + self._seconds))
+
+    def drop(self, key: Hashable) -> None:
+        self._kept.drop(key)
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self.changes += 1
+
+
+@dataclass(slots=True, eq=False)
+class Offers:
+    """What may be recommended to a user, and what of it not any more: seen, liked or dismissed."""
+
+    made: RankedRecommendations
+    out: set[UUID]
+
+
+class OfferCache:
+    """Recommendations that were just told; of any user, until something else may be known of them.
+
+    Recommendations are cached in Redis for all processes: here they are for some seconds, in which
+    a user goes from page to page.
+    """
+
+    def __init__(self, tail: LogTail, seconds: float) -> None:
+        self._tail = tail
+        self._offers: Listings[Offers] = Listings("recommendations", seconds)
+
+    def get(self, user_id: str) -> Offers | None:
+        return self._offers.get(user_id)
+
+    def mark(self, user_id: str) -> Hashable:
+        """Return what is another one when the user, or the catalog, has gone on."""
+        return self._offers.changes, self._tail.own(user_id)
+
+    def put(self, user_id: str, offers: Offers, mark: Hashable) -> None:
+        """Keep what was read after the mark, if it still is the same."""
+        if mark == self.mark(user_id):
+            self._offers.put(user_id, offers, self._offers.changes)
+
+    def leave_out(self, user_id: str, video_id: UUID) -> None:
+        """Recommend a video no more to a user."""
+        if (found := self._offers.get(user_id)) is not None:
+            found.out.add(video_id)
+
+    def drop(self, user_id: str) -> None:
+        self._offers.drop(user_id)
+
+    def clear(self) -> None:
+        self._offers.clear()
+
+
+@dataclass(slots=True, eq=False)
+class ViewerLikes:
+    """What a viewer likes, by video the position of the like; newest first."""
+
+    videos: dict[UUID, int]
+    at: int
+
+
+class VideoCache:
+    """The videos that were shown last; a follower of the log. To be used from one event loop."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        tail: LogTail,
+        persons: Pseudonyms,
+        likes: Likes,
+        *,
+        ranking_seconds: float = 1.0,
+        offer_seconds: float = 10.0,
+    ) -> None:
+        """`pool` leads to the read models.
+
+        Rankings and recommendations are asked for again after so many seconds.
+        """
+        self._pool = pool
+        self._likes_model = likes
+        self._tail = tail
+        self._persons = persons
+        self._videos: Lru[UUID, CachedVideo] = Lru(MOST_VIDEOS, "video")
+        self._viewers: Lru[str, ViewerLikes] = Lru(MOST_VIEWERS, "viewer")
+        self._catalog, self._likes = LastSeen(MOST_CHANGES), LastSeen(MOST_CHANGES)
+        self._comments, self._views = LastSeen(MOST_CHANGES), LastSeen(MOST_CHANGES)
+        self._telemetry = LastSeen(MOST_CHANGES)
+        self._viewer_likes = LastSeen(MOST_CHANGES)
+        self._wanted: dict[UUID, asyncio.Future[Found]] = {}
+        self._loader: asyncio.Task[None] | None = None
+        self.pages: Listings[VideoPage] = Listings("page")
+        self.rankings: Listings[Ranking] = Listings("ranking", ranking_seconds)
+        self.stats: Lru[Hashable, CachedStats] = Lru(MOST_STATS, "stats")
+        self.offers = OfferCache(tail, offer_seconds)
+        self._handlers = self._by_topic()
+        # Another number whenever everything was dropped: what was read before is not kept.
+        self._epoch = 0
+        tail.follow(self)
+
+    def __contains__(self, video_id: UUID) -> bool:
+        return self._videos.peek(video_id) is not None
+
+    def changed_at(self, video_id: UUID) -> int:
+        """Return a position behind which no likes of a video, and nothing of itself, changed."""
+        return max(self._likes.get(video_id), self._catalog.get(video_id))
+
+    def counted_at(self, video_id: UUID) -> Position:
+        """Return a position behind which nothing happened around a video."""
+        events = (changes.get(video_id) for changes in (self._catalog, self._likes, self._comments))
+        return Position(max(events), self._telemetry.get(video_id))
+
+    def begin(self, position: Position) -> None:
+        self._epoch += 1
+        self._videos.clear()
+        self._viewers.clear()
+        self.stats.clear()
+        for changes in (self._catalog, self._likes, self._comments, self._viewer_likes):
+            changes.begin(position.events)
+        self._views.begin(position.telemetry)
+        self._telemetry.begin(position.telemetry)
+        self._clear_listings()
+
+    def take(self, event: TailEvent) -> None:
+        handle = self._handlers.get(event.topic)
+        if handle is not None:
+            handle(event)
+
+    def take_telemetry(self, event: TailTelemetry) -> None:
+        self._telemetry.put(event.video_id, event.position)
+        if event.topic != VIEWED:
+            return
+        if event.person is not None:
+            self.offers.leave_out(event.person, event.video_id)
+        self._views.put(event.video_id, event.position)
+        video = self._videos.peek(event.video_id)
+        if video is not None and event.position > video.views_at:
+            video.views, video.views_at, video.json = video.views + 1, event.position, None
+
+    def _by_topic(self) -> Mapping[str, Callable[[TailEvent], None]]:
+        handlers: dict[str, Callable[[TailEvent], None]] = {}
+        for events, handle in (
+            ((VideoLikes.Liked,), self._liked),
+            ((VideoLikes.Unliked,), self._unliked),
+            ((Dismissal.Dismissed,), self._dismissed),
+            ((Dismissal.TakenBack,), self._dismissal_taken_back),
+            (Upload.events(), self._changed),
+            (Comment.events(), self._commented),
+            (Person.events(), self._forgotten),
+        ):
+            for event in events:
+                handlers |= dict.fromkeys(topics_of(event), handle)
+        handlers |= dict.fromkeys(topics_of(Upload.CommentPolicyChanged), self._policy_changed)
+        handlers |= dict.fromkeys(topics_of(Upload.Removed), self._removed)
+        return handlers
+
+    def _liked(self, event: TailEvent) -> None:
+        self._add_like(event, 1)
+        viewer = self._viewers.peek(event.fields["viewer"])
+        if viewer is not None and event.position > viewer.at:
+            if len(viewer.videos) >= MOST_LIKES:
+                self._viewers.drop(event.fields["viewer"])
+                return
+            # Newest first.
+            viewer.videos = {UUID(event.fields["video_id"]): event.position, **viewer.videos}
+            viewer.at = event.position
+
+    def _unliked(self, event: TailEvent) -> None:
+        self._add_like(event, -1)
+        viewer = self._viewers.peek(event.fields["viewer"])
+        if viewer is not None and event.position > viewer.at:
+            viewer.videos.pop(UUID(event.fields["video_id"]), None)
+            viewer.at = event.position
+
+    def _add_like(self, event: TailEvent, delta: int) -> None:
+        video_id = UUID(event.fields["video_id"])
+        self.offers.leave_out(event.fields["viewer"], video_id)
+        self._likes.put(video_id, event.position)
+        self._viewer_likes.put(event.fields["viewer"], event.position)
+        video = self._videos.peek(video_id)
+        if video is not None and event.position > video.likes_at:
+            video.likes, video.likes_at, video.json = video.likes + delta, event.position, None
+
+    def _changed(self, event: TailEvent) -> None:
+        self._catalog.put(event.stream_id, event.position)
+        self._videos.drop(event.stream_id)
+        if event.topic in LISTING:
+            self._clear_listings()
+
+    def _clear_listings(self) -> None:
+        self.pages.clear()
+        self.rankings.clear()
+        self.offers.clear()
+
+    def _policy_changed(self, event: TailEvent) -> None:
+        self._comments.put(event.stream_id, event.position)
+        self._changed(event)
+
+    def _removed(self, event: TailEvent) -> None:
+        self._changed(event)
+        for viewer in self._viewers.values():
+            viewer.videos.pop(event.stream_id, None)
+
+    def _commented(self, event: TailEvent) -> None:
+        video_id = UUID(event.fields["video_id"])
+        self._comments.put(video_id, event.position)
+        video = self._videos.peek(video_id)
+        if video is not None and event.position > video.comments_at:
+            self._videos.drop(video_id)
+
+    def _dismissed(self, event: TailEvent) -> None:
+        self.offers.leave_out(event.fields["viewer"], UUID(event.fields["video_id"]))
+
+    def _dismissal_taken_back(self, event: TailEvent) -> None:
+        self.offers.drop(event.fields["viewer"])
+
+    def _forgotten(self, event: TailEvent) -> None:
+        # Names and texts of theirs may stand anywhere.
+        self.begin(Position(event.position, self._tail.position.telemetry))
+
+    async def videos(self, ids: Iterable[UUID]) -> dict[UUID, Found]:
+        """Return these videos, from memory or the read models; those that are not there, too.
+
+        Raise what the database raises when it is away.
+        """
+        found, missing = {}, []
+        for each in ids:
+            video = self._videos.get(each)
+            if video is not None:
+                found[each] = Found(video)
+            else:
+                missing.append(each)
+        if missing:
+            loads = [self._load(each) for each in dict.fromkeys(missing)]
+            for each, loaded in zip(dict.fromkeys(missing), loads, strict=True):
+                found[each] = await asyncio.shield(loaded)
+        return found
+
+    def _load(self, video_id: UUID) -> asyncio.Future[Found]:
+        wanted = self._wanted.get(video_id)
+        if wanted is None:
+            wanted = self._wanted[video_id] = asyncio.get_running_loop().create_future()
+            if self._loader is None:
+                self._loader = asyncio.create_task(self._load_all())
+        return wanted
+
+    async def _load_all(self) -> None:
+        """Load what is wanted, all at once; who comes meanwhile, is next."""
+        try:
+            while self._wanted:
+                wanted, self._wanted = self._wanted, {}
+                try:
+                    found = await self._read(list(wanted))
+                except BaseException as error:
+                    for each in wanted.values():
+                        if not each.done():
+                            each.set_exception(error)
+                            each.exception()
+                    if not isinstance(error, Exception):
+                        raise
+                else:
+                    for video_id, each in wanted.items():
+                        if not each.done():
+                            each.set_result(found[video_id])
+        finally:
+            self._loader = None
+
+    async def _read(self, ids: Sequence[UUID]) -> dict[UUID, Found]:
+        """Return the videos as the read models have them, and keep those that lack nothing."""
+        epoch = self._epoch
+        given = {"ids": list(ids), "catalog": Catalog.name, "likes": Likes.name}
+        async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
+            await cursor.execute(VIDEOS.encode(), {**given, "comments": Comments.name})
+            rows = await cursor.fetchall()
+        at = [each or 0 for each in rows[0][:4]]
+        shown = {row[4]: row[4:] for row in rows if row[4] is not None}
+        names = await self._names({row[1] for row in shown.values()})
+        found = {}
+        for each in ids:
+            found[each] = self._found(each, shown.get(each), at, names)
+            video, behind = found[each]
+            if video is not None and not behind and epoch == self._epoch:
+                self._videos.put(each, video)
+        return found
+
+    def _found(
+        self,
+        video_id: UUID,
+        row: Sequence[Any] | None,
+        at: Sequence[int],
+        names: Mapping[str, str],
+    ) -> Found:
+        parts = (
+            (Catalog.name, self._catalog, at[0]),
+            (Likes.name, self._likes, at[1]),
+            (Comments.name, self._comments, at[2]),
+        )
+        behind = {
+            schema: changed
+            for schema, changes, reached in parts
+            if (changed := changes.get(video_id)) > reached
+        }
+        if row is None:
+            # Of a video that is not there, nothing else matters.
+            return Found(None, behind if Catalog.name in behind else NOTHING)
+        *columns, likes, comments, views, policy = row
+        shown = VideoRow(*columns)
+        name = names.get(shown.owner)
+        who_comments = CommentPolicy(policy) if policy else CommentPolicy.OPEN
+        video = CachedVideo(shown, name, who_comments, likes, comments, views, *at)
+        # Views are counted where they are recorded: these are as far as the statement saw.
+        views_seen = self._views.get(video_id)
+        if views_seen > video.views_at:
+            behind[TELEMETRY] = views_seen
+        return Found(video, behind)
+
+    async def _names(self, persons: Collection[str]) -> Mapping[str, str]:
+        known = self._persons.recall(persons)
+        return await ask(self._persons.names, persons) if known is None else known
+
+    async def liked(self, viewer: str, videos: Collection[UUID]) -> Liked:
+        """Return which of these videos the viewer likes; raise as `videos` does."""
+        cached = self._viewers.get(viewer)
+        if cached is not None:
+            return Liked({each: cached.videos[each] for each in videos if each in cached.videos})
+        found, whole = await self._read_likes(viewer)
+        if whole:
+            liked = {each: found.videos[each] for each in videos if each in found.videos}
+            return found._replace(videos=liked)
+        async with self._pool.connection() as conn:
+            some = await self._likes_model.liked(conn, viewer, list(videos))
+        return found._replace(videos=dict.fromkeys(some, 0))
+
+    async def newest_likes(self, viewer: str) -> Liked | None:
+        """Return all that a viewer likes, newest like first; None where that is too much."""
+        cached = self._viewers.get(viewer)
+        if cached is not None:
+            return Liked(cached.videos)
+        found, whole = await self._read_likes(viewer)
+        return found if whole else None
+
+    async def _read_likes(self, viewer: str) -> tuple[Liked, bool]:
+        """Return a viewer's likes and whether these are all; keep all that lack nothing."""
+        epoch = self._epoch
+        given = {"likes": Likes.name, "viewer": viewer, "limit": MOST_LIKES + 1}
+        async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
+            await cursor.execute(LIKED.encode(), given)
+            rows = await cursor.fetchall()
+        reached = rows[0][0] or 0
+        likes = {video: position for _, video, position in rows if video is not None}
+        changed = self._viewer_likes.get(viewer)
+        behind = {Likes.name: changed} if changed > reached else {}
+        whole = len(likes) <= MOST_LIKES
+        if whole and not behind and epoch == self._epoch:
+            self._viewers.put(viewer, ViewerLikes(likes, reached))
+        return Liked(likes, behind), whole
