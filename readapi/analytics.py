@@ -166,7 +166,10 @@ async def _get_stats(
     # As the hour goes on, what is in it comes as events; with the next one, the range begins later.
     key = video_id, range_, bucket, start_of_hour(datetime.now(UTC))
     found = queries.cache.stats.get(key)
-    if found is None or not found.includes.covers(queries.cache.counted_at(video_id)):
+    # What was asked for may be more than the log has.
+    known_by_now = queries.tail.position.covers(fresh.position)
+    happened = queries.cache.counted_at(video_id) if known_by_now else fresh.position
+    if found is None or not found.includes.covers(happened):
         found = await _read_stats(known, video.row, range_, bucket)
         queries.cache.stats.put(key, found)
     fresh.tell(found.includes)

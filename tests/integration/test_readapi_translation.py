@@ -123,7 +123,7 @@ class TestChoice:
         answer = desk.site.get(desk.path)
         [item] = answer.json()["items"]
         assert (item["translationStatus"], item["translatedText"]) == ("translated", "How pretty!")
-        assert answer.headers["Vary"] == "Accept-Language"
+        assert answer.headers["Vary"] == "Authorization, Accept-Language"
         assert "Content-Language" not in answer.headers
 
     @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ class TestChoice:
         for headers, params, language in choices:
             answer = desk.site.get(desk.path, headers=headers, **params)
             assert answer.headers.get("Content-Language") == language
-            assert answer.headers["Vary"] == "Accept-Language"
+            assert answer.headers["Vary"] == "Authorization, Accept-Language"
 
     @pytest.mark.parametrize(
         ("accepted", "language"),
