@@ -428,8 +428,7 @@ def settle(conn: Connection[TupleRow], window: Window, *, formula: Formula, now:
     return bool(mine)
 
 
-PREFIX = "trending:"
-GENERATION = f"{PREFIX}generation"
+PREFIX, GENERATION = "trending:", "trending:generation"
 """Holds another value each time that something new was counted."""
 
 Ranking = CachedValue[tuple[Ranked, ...]]
