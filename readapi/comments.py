@@ -26,8 +26,8 @@ from domain.moderation import Standing
 from engine.checkpoints import Freshness
 from engine.personal_data import Deleted, PersonalKeys
 from infra.cache import OptionalRedis
-from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, hot, wire
-from infra.http.auth import Identity, MaybeCaller, require_identity
+from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, hot, named, wire
+from infra.http.auth import Identity, MaybeCaller, persons_of, require_identity
 from infra.http.problems import Problem, problems
 from infra.http.requests import header, request_id_of
 from infra.http.shapes import Comment
@@ -434,7 +434,9 @@ async def _list_page(
         seen.get(row.comment_id) or present_hidden(hidden[row.comment_id], decides=False)
         for row in shown
     ]
-    return wire(Page[Comment](items=items, next_cursor=following), headers=choice.headers)
+    body = await named(await persons_of(request), Page[Comment](items=items, next_cursor=following))
+    private = caller is not None
+    return conditional(request.scope, body, private=private, headers=choice.headers)
 
 
 async def _list_hidden(

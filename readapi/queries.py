@@ -15,6 +15,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Container,
     Iterable,
     Iterator,
     Mapping,
@@ -22,7 +23,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
@@ -54,7 +55,7 @@ from projections.operations import Operations
 from projections.recommendations.recommender import Recommender
 from projections.trending import Ranking, Window
 from readapi.comment_cache import CommentCache, CommentPage
-from readapi.video_cache import TELEMETRY, CachedVideo, VideoCache
+from readapi.video_cache import TELEMETRY, CachedVideo, Found, VideoCache
 
 if TYPE_CHECKING:
     from readapi.comments import TranslationRequests
@@ -153,15 +154,15 @@ class Queries:
     # That of lists of recommendations, once it was read.
     signing_keys: list[bytes] = field(default_factory=list)
 
-    @property
+    @cached_property
     def catalog(self) -> Catalog:
         return self.models[Catalog]
 
-    @property
+    @cached_property
     def likes(self) -> Likes:
         return self.models[Likes]
 
-    @property
+    @cached_property
     def comments(self) -> Comments:
         return self.models[Comments]
 
@@ -173,7 +174,7 @@ class Queries:
     def audit(self) -> Audit:
         return self.models[Audit]
 
-    @property
+    @cached_property
     def projections(self) -> tuple[Projection, ...]:
         """What videos are shown from."""
         return (self.catalog, self.likes, self.comments)
@@ -215,7 +216,7 @@ class Queries:
         """
         await self.confirm(fresh, self.catalog)
         videos = await self.shown(fresh, (video_id,), parts=(self.catalog,))
-        return videos.require(video_id, caller)
+        return videos.require(caller)
 
     async def shown(
         self,
@@ -320,15 +321,18 @@ class Queries:
         liked = None
         if person is not None:
             likes = await self.cache.liked(person, ids)
-            liked, lacking = likes.videos.keys(), dict(likes.behind)
-        videos = {}
-        for each, (video, behind) in found.items():
-            for schema, position in behind.items():
-                if schema in parts or schema == TELEMETRY:
-                    lacking[schema] = max(position, lacking.get(schema, 0))
-            if video is not None:
-                videos[each] = video
-        return ShownVideos(videos, liked), lacking
+            liked, lacking = likes.videos, dict(likes.behind)
+        videos = []
+        for each in found:
+            video = each
+            if isinstance(each, Found):
+                video, behind = each
+                for schema, position in behind.items():
+                    if schema in parts or schema == TELEMETRY:
+                        lacking[schema] = max(position, lacking.get(schema, 0))
+            if isinstance(video, CachedVideo):
+                videos.append(video)
+        return ShownVideos(videos, liked, not lacking), lacking
 
     async def _confirm(self, fresh: Freshness, projections: Iterable[Projection]) -> None:
         now = await self.tail.confirm()
@@ -361,33 +365,32 @@ class Queries:
 
 
 class ShownVideos(NamedTuple):
-    """Videos by id; of whom that was asked, the likes among them."""
+    """Videos in the order in which they were asked for; the likes of a person, if of one.
 
-    videos: Mapping[UUID, CachedVideo]
-    liked: Collection[UUID] | None
+    `exact` unless something was read that may be older than what was confirmed.
+    """
 
-    def has_liked(self, video_id: UUID) -> bool | None:
-        """Return whether the person that was asked about likes the video."""
-        return None if self.liked is None else video_id in self.liked
+    videos: Sequence[CachedVideo]
+    liked: Container[UUID] | None
+    exact: bool = True
 
-    def told(self, video_id: UUID) -> bytes:
+    def told(self, video: CachedVideo) -> bytes:
         """Return one of the videos as JSON, as it stands in lists."""
-        return self.videos[video_id].told(self.has_liked(video_id))
+        return video.told(self.has_liked(video))
 
-    def lists(self, video_id: UUID, viewer: VideoViewer) -> bool:
-        """Return whether a list shows the video to this viewer."""
-        video = self.videos.get(video_id)
-        return video is not None and video.row.listed_for(viewer)
+    def has_liked(self, video: CachedVideo) -> bool | None:
+        """Return whether the person that was asked about likes the video."""
+        return None if self.liked is None else video.row.video_id in self.liked
 
-    def require(self, video_id: UUID, caller: Identity | None) -> CachedVideo:
-        """Return a video; raise Problem 404 where there is none that the caller may see."""
-        video = self.videos.get(video_id)
-        if video is None or not video.visible_to(viewer_of(caller)):
+    def listed_for(self, viewer: VideoViewer) -> Iterator[bytes]:
+        """Yield those that a list shows to this viewer, as JSON."""
+        return (self.told(each) for each in self.videos if each.row.listed_for(viewer))
+
+    def require(self, caller: Identity | None) -> CachedVideo:
+        """Return the one video; raise Problem 404 where there is none that the caller may see."""
+        if not self.videos or not self.videos[0].visible_to(viewer_of(caller)):
             raise no_such_video()
-        return video
-
-
-NO_VIDEOS = ShownVideos({}, None)
+        return self.videos[0]
 
 
 @cache

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Generic, LiteralString, NamedTuple, TypeVar
+from typing import Any, Generic, LiteralString, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 from domain.comment import Comment
@@ -104,17 +104,27 @@ class Lru(Generic[K, V]):
     """The entries that were used last; so many at most."""
 
     def __init__(self, most: int, kind: str) -> None:
-        self._most = most
+        self._most, self._crowded = most, most * 3 // 4
         self._entries: OrderedDict[K, V] = OrderedDict()
         self._hits, self._misses = (CACHE_READS.labels(kind, each) for each in ("hit", "miss"))
 
     def get(self, key: K) -> V | None:
-        found = self._entries.get(key)
-        if found is None:
-            self._misses.inc()
-            return None
-        self._hits.inc()
-        self._entries.move_to_end(key)
+        (found,) = self.get_all((key,))
+        return found
+
+    def get_all(self, keys: Iterable[K]) -> list[V | None]:
+        """Return the entries of the keys, in their order."""
+        entries = self._entries
+        found = [entries.get(key) for key in keys]
+        if missing := found.count(None):
+            self._misses.inc(missing)
+        if hits := len(found) - missing:
+            self._hits.inc(hits)
+        # Which was used last matters only where there is little room left.
+        if len(entries) > self._crowded:
+            for key, value in zip(keys, found, strict=True):
+                if value is not None:
+                    entries.move_to_end(key)
         return found
 
     def peek(self, key: K) -> V | None:
@@ -196,7 +206,7 @@ class Found(NamedTuple):
 
 
 class Liked(NamedTuple):
-    """Which of some videos a viewer likes, at which positions; the rest as in `Found`."""
+    """What a viewer likes, at which positions; the rest as in `Found`."""
 
     videos: Mapping[UUID, int]
     behind: Mapping[str, int] = NOTHING
@@ -249,6 +259,8 @@ class Offers:
 
     made: RankedRecommendations
     out: set[UUID]
+    # What was told of them, and of which state: see `readapi.recommendations`.
+    told: tuple[Hashable, Any] | None = None
 
 
 class OfferCache:
@@ -323,6 +335,8 @@ class VideoCache:
         self._viewer_likes = LastSeen(MOST_CHANGES)
         self._wanted: dict[UUID, asyncio.Future[Found]] = {}
         self._loader: asyncio.Task[None] | None = None
+        self.changes = 0
+        """Another number whenever more than the counts of a video changed."""
         self.pages: Listings[VideoPage] = Listings("page")
         self.rankings: Listings[Ranking] = Listings("ranking", ranking_seconds)
         self.stats: Lru[Hashable, CachedStats] = Lru(MOST_STATS, "stats")
@@ -354,6 +368,7 @@ class VideoCache:
         self._views.begin(position.telemetry)
         self._telemetry.begin(position.telemetry)
         self._clear_listings()
+        self.changes += 1
 
     def take(self, event: TailEvent) -> None:
         handle = self._handlers.get(event.topic)
@@ -418,6 +433,7 @@ class VideoCache:
     def _changed(self, event: TailEvent) -> None:
         self._catalog.put(event.stream_id, event.position)
         self._videos.drop(event.stream_id)
+        self.changes += 1
         if event.topic in LISTING:
             self._clear_listings()
 
@@ -452,23 +468,20 @@ class VideoCache:
         # Names and texts of theirs may stand anywhere.
         self.begin(Position(event.position, self._tail.position.telemetry))
 
-    async def videos(self, ids: Iterable[UUID]) -> dict[UUID, Found]:
-        """Return these videos, from memory or the read models; those that are not there, too.
+    async def videos(self, ids: Sequence[UUID]) -> Sequence[Found | CachedVideo]:
+        """Return these videos in their order: as they are in memory, or from the read models.
 
         Raise what the database raises when it is away.
         """
-        found, missing = {}, []
-        for each in ids:
-            video = self._videos.get(each)
-            if video is not None:
-                found[each] = Found(video)
-            else:
-                missing.append(each)
-        if missing:
-            loads = [self._load(each) for each in dict.fromkeys(missing)]
-            for each, loaded in zip(dict.fromkeys(missing), loads, strict=True):
-                found[each] = await asyncio.shield(loaded)
-        return found
+        cached = self._videos.get_all(ids)
+        loads = [
+            self._load(each) if video is None else None
+            for each, video in zip(ids, cached, strict=True)
+        ]
+        return [
+            await asyncio.shield(load) if load is not None else cast("CachedVideo", video)
+            for video, load in zip(cached, loads, strict=True)
+        ]
 
     def _load(self, video_id: UUID) -> asyncio.Future[Found]:
         wanted = self._wanted.get(video_id)
@@ -553,14 +566,13 @@ class VideoCache:
         return await ask(self._persons.names, persons) if known is None else known
 
     async def liked(self, viewer: str, videos: Collection[UUID]) -> Liked:
-        """Return which of these videos the viewer likes; raise as `videos` does."""
+        """Return what the viewer likes, at least of these videos; raise as `videos` does."""
         cached = self._viewers.get(viewer)
         if cached is not None:
-            return Liked({each: cached.videos[each] for each in videos if each in cached.videos})
+            return Liked(cached.videos)
         found, whole = await self._read_likes(viewer)
         if whole:
-            liked = {each: found.videos[each] for each in videos if each in found.videos}
-            return found._replace(videos=liked)
+            return found
         async with self._pool.connection() as conn:
             some = await self._likes_model.liked(conn, viewer, list(videos))
         return found._replace(videos=dict.fromkeys(some, 0))
