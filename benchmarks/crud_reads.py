@@ -26,7 +26,7 @@ from infra.http.app import HttpApp, JsonResponse
 from infra.http.auth import Caller, MaybeCaller, make_authenticator
 from infra.http.problems import Problem
 from infra.settings import Settings, load_settings
-from readapi.queries import decode_cursor, encode_cursor
+from readapi.pages import decode_cursor, encode_cursor
 
 CONNECTIONS = 20
 TABLES = """

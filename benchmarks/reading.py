@@ -31,7 +31,7 @@ from infra.http.auth import mint_token
 from projections.analytics.schema import migrate
 from projections.recommendations.recommender import PREFIX
 from projections.trending import Formula, Window, settle
-from readapi.queries import encode_cursor
+from readapi.pages import encode_cursor
 
 Measured = tuple[float, dict[str, float]]
 

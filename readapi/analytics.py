@@ -24,20 +24,11 @@ from projections.analytics.calendar import start_of_hour
 from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range
 from projections.catalog import VideoRow
 from projections.trending import Ranked, Ranking, Window
+from readapi.caches import CachedStats
 from readapi.catalog import InCategory
-from readapi.queries import (
-    DEFAULT_LIMIT,
-    MOST_LIMIT,
-    Asked,
-    Fresh,
-    IfNoneMatch,
-    Limit,
-    Read,
-    asked,
-    person_of,
-    plain_query,
-)
-from readapi.video_cache import CachedStats
+from readapi.freshness import Fresh
+from readapi.pages import DEFAULT_LIMIT, MOST_LIMIT, IfNoneMatch, Limit, plain_query
+from readapi.queries import Asked, Read, asked, person_of
 
 InRange = Annotated[Range, Query(alias="timeRange", description="How far back, until now.")]
 InBuckets = Annotated[

@@ -14,23 +14,19 @@ from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
 from projections.catalog import UploadRow
-from readapi.queries import (
-    Asked,
-    Fresh,
+from readapi.caches import VideoPage
+from readapi.freshness import Fresh
+from readapi.pages import (
     IfNoneMatch,
     Page,
     Paged,
     PageRequest,
-    Read,
-    asked,
     decode_cursor,
     page_of,
-    person_of,
     plain_page,
     storable,
-    viewer_of,
 )
-from readapi.video_cache import VideoPage
+from readapi.queries import Asked, Read, asked, person_of, viewer_of
 
 Owner = Annotated[
     str | None,

@@ -39,23 +39,19 @@ from projections.catalog import VideoRow
 from projections.comments import CommentRow
 from projections.translation import TranslationRow, Translations
 from readapi.comment_cache import MOST_COMMENTS
+from readapi.freshness import Fresh
 from readapi.moderation import present_hidden
-from readapi.queries import (
-    Asked,
-    Fresh,
+from readapi.pages import (
     IfNoneMatch,
     Page,
     Paged,
     PageRequest,
-    Queries,
-    Read,
-    asked,
     decode_cursor,
     encode_cursor,
     page_of,
     plain_page,
-    require_video,
 )
+from readapi.queries import Asked, Queries, Read, asked, require_video
 
 log = structlog.get_logger(__name__)
 

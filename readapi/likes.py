@@ -38,7 +38,8 @@ from projections.like_counters import (
     AsyncCounters,
     Counter,
 )
-from readapi.queries import Asked, Fresh, Read, asked, person_of, viewer_of
+from readapi.freshness import Fresh
+from readapi.queries import Asked, Read, asked, person_of, viewer_of
 from readapi.video_cache import Found, VideoCache
 
 log = structlog.get_logger(__name__)

@@ -34,19 +34,10 @@ from projections.recommendations.blend import interleave
 from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.model import RankedVideo
 from projections.recommendations.recommender import MOST
-from readapi.queries import (
-    PLAIN_LIMIT,
-    Asked,
-    Fresh,
-    Queries,
-    Read,
-    ShownVideos,
-    asked,
-    person_of,
-    plain_query,
-    storable,
-)
-from readapi.video_cache import Offers
+from readapi.caches import Offers
+from readapi.freshness import Fresh
+from readapi.pages import PLAIN_LIMIT, plain_query, storable
+from readapi.queries import Asked, Queries, Read, ShownVideos, asked, person_of
 
 DEFAULT_LIMIT = 10
 

@@ -304,7 +304,7 @@ def inspect(mode: PayloadMode, question: Callable[[audit.Inspector], Awaitable[T
     from backlot.features import read_models
     from engine.inspection.index import Audit
     from readapi.audit.inspector import Inspector, NotRecorded
-    from readapi.queries import InvalidCursor
+    from readapi.pages import InvalidCursor
 
     async def ask(persons: Persons) -> T:
         async with await open_async_connection(persons.database_url, "events", UNHURRIED) as conn:
