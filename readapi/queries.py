@@ -43,7 +43,7 @@ from projections.recommendations.recommender import Recommender
 from projections.trending import Ranking, Window
 from readapi.comment_cache import CommentCache, CommentPage
 from readapi.freshness import freshness_of
-from readapi.video_cache import TELEMETRY, CachedVideo, Found, VideoCache
+from readapi.video_cache import TELEMETRY, CachedVideo, VideoCache
 
 if TYPE_CHECKING:
     from readapi.comments import TranslationRequests
@@ -246,14 +246,14 @@ class Queries:
             liked, lacking = likes.videos, dict(likes.behind)
         videos = []
         for each in found:
-            video = each
-            if isinstance(each, Found):
-                video, behind = each
-                for schema, position in behind.items():
-                    if schema in parts or schema == TELEMETRY:
-                        lacking[schema] = max(position, lacking.get(schema, 0))
-            if isinstance(video, CachedVideo):
-                videos.append(video)
+            if isinstance(each, CachedVideo):
+                videos.append(each)
+                continue
+            if each.video is not None:
+                videos.append(each.video)
+            for schema, position in each.behind.items():
+                if schema in parts or schema == TELEMETRY:
+                    lacking[schema] = max(position, lacking.get(schema, 0))
         return ShownVideos(videos, liked, not lacking), lacking
 
     async def _confirm(self, fresh: Freshness, projections: Iterable[Projection]) -> None:

@@ -242,8 +242,8 @@ async def _shown(known: Asked, user_id: str, limit: int) -> Shown:
         found = await queries.shown(fresh, list(dict.fromkeys(videos)), person)
         rows = {each.row.video_id: each.row for each in found.videos}
         items = display(rows, offers.out, user_id, made, limit, now)
-        list_id = _given(user_id, made, items, now).signed(await queries.key_of_lists())
-        offered = Offered(items, [_told(each) for each in items], list_id)
+        signed = _given(user_id, made, items, now).signed(await queries.key_of_lists())
+        offered = Offered(items, [_told(each) for each in items], signed)
         offers.told = (state, offered) if found.exact else None
     else:
         offered = offers.told[1]

@@ -408,7 +408,8 @@ class VideoCache:
         shown = VideoRow(*columns)
         name = names.get(shown.owner)
         who_comments = CommentPolicy(policy) if policy else CommentPolicy.OPEN
-        video = CachedVideo(shown, name, who_comments, likes, comments, views, *at)
+        counts = (likes, comments, views)
+        video = CachedVideo(shown, name, who_comments, *counts, at[0], at[1], at[2], at[3])
         # Views are counted where they are recorded: these are as far as the statement saw.
         views_seen = self._views.get(video_id)
         if views_seen > video.views_at:
