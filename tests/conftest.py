@@ -44,6 +44,13 @@ hypothesis.settings.load_profile("backlot")
 
 # COLUMNS is how wide the terminal is; a runner of tests in several processes may say so.
 OWN_VARIABLES = {*Settings.variables(), *Settings.files(), "COLUMNS"}
+# The usual ones but for the last: its pretty tracebacks take as long as ten whole tests.
+PLAIN_LOG = (
+    *structlog.get_config()["processors"][:-1],
+    structlog.dev.ConsoleRenderer(
+        colors=False, exception_formatter=structlog.dev.plain_traceback
+    ),
+)
 ROOM = 2**30
 TIERS = ("e2e", "integration", "unit")
 _numbers = count(1)
@@ -85,6 +92,7 @@ def _surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
         # A command or a program in this process encrypts with the keys of its database.
         patches.setattr(MAPPER, "ciphers", MAPPER.ciphers)
         structlog.contextvars.clear_contextvars()
+        structlog.configure(processors=[*PLAIN_LOG])
         yield
         structlog.reset_defaults()
 

@@ -37,11 +37,12 @@ from infra.http.problems import (
     problems,
     unknown_parameters,
 )
-from infra.http.rate_limits import OBJECTS, RateLimits, fields, rate_class, too_many
-from infra.http.request_metrics import HTTP
+from infra.http.rate_limits import RateLimits, fields, too_many
 from infra.http.requests import (
     ADDED,
     HEADERS,
+    HTTP,
+    OBJECTS,
     TOO_LARGE,
     Hosts,
     Proxies,
@@ -50,6 +51,7 @@ from infra.http.requests import (
     header,
     limited,
     new_request_id,
+    rate_class,
     request_id_of,
 )
 from infra.http.shapes import Wire
