@@ -28,6 +28,7 @@ BENCHMARKS = (
     "like",
     "counters",
     "limits",
+    "engagement",
     "encryption",
     "erasure",
     "projecting",
