@@ -40,6 +40,7 @@ from infra.language.detector import Detection, Detector, TextDetector
 from infra.language.words import words
 from infra.llm.errors import NO_LANGUAGE_MODEL
 from infra.metrics import counter
+from infra.settings import Role, Settings
 from infra.settings.features import TranslationSettings
 from projections.integration_events import COMMENT_CREATED, COMMENT_EDITED
 from workers.tasks import TaskConsumer
@@ -226,10 +227,15 @@ def _raise_outage(error: BaseException) -> None:
     log.warning("comments_left_to_tasks", error=describe(error))
 
 
+def may_translate(settings: Settings) -> bool:
+    """Return whether comments may be translated: here, or by other processes that run the tasks."""
+    return settings.llm.configured or Role.TASKS not in settings.server.roles
+
+
 def make_consumer(
     settings: TranslationSettings, task: Actor[..., Any], bus: CommandBus, *, translates: bool
 ) -> TranslationConsumer:
-    """Return the consumer; `translates` says whether there may be a language model for its tasks.
+    """Return the consumer; with `translates` there may be a language model for its tasks.
 
     Detectors that are a service or take seconds belong to the tasks.
     """

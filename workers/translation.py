@@ -51,7 +51,6 @@ from infra.llm.errors import (
 )
 from infra.llm.limits import Budget
 from infra.metrics import counter
-from infra.settings import Role
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import TranslationSettings
 from infra.tasks.broker import task_queues
@@ -74,6 +73,7 @@ from workers.languages import (
     Target,
     as_detected,
     make_consumer,
+    may_translate,
     pause_left,
 )
 from workers.tasks import Tasks, execute
@@ -341,13 +341,9 @@ def subscriptions(
     parts: Parts, bus: CommandBus, tasks: Tasks
 ) -> Iterator[Subscription[MessageBatch]]:
     """Have comments translated that were posted or edited."""
-    settings = parts.settings
-    # Other processes that run the tasks may have a language model where this one has none.
-    translates = settings.llm.configured or Role.TASKS not in settings.server.roles
-    consumer = make_consumer(
-        settings.translation, tasks.translate_comment, bus, translates=translates
-    )
-    yield parts.consume(consumer)
+    translates = may_translate(parts.settings)
+    settings, task = parts.settings.translation, tasks.translate_comment
+    yield parts.consume(make_consumer(settings, task, bus, translates=translates))
 
 
 def sweeps(parts: Parts, tasks: Tasks) -> Iterator[Job]:
