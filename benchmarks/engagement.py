@@ -92,7 +92,7 @@ def run(bench: Bench) -> list[Comparison]:
         _await_all(backlot)
         idle = _idle(backlot, bench.size(20, 2))
         rounds = bench.interleave(
-            bench.size(5, 1),
+            bench.size(3, 1),
             {
                 deed.name: lambda number, deed=deed: _cost(backlot, clients, deed, number + 1, idle)
                 for deed in DEEDS

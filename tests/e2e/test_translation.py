@@ -215,6 +215,38 @@ def test_a_task_that_was_given_up_is_found_again(
 
 
 @pytest.mark.chaos
+def test_killed_again_and_again_every_language_is_recorded_once(
+    program: Program, provider: OpenAIServer
+) -> None:
+    """What needs no provider is recorded by the consumer, whose place is written down after it."""
+    count, kills = 240, 3
+    video = upload(program.client("bob"))
+    posted: list[str] = []
+
+    with ThreadPoolExecutor(8) as pool:
+        texts = (f"This is a wonderful film, I liked part {number} best" for number in range(count))
+        writing = [pool.submit(_post_again, program, video, text, posted) for text in texts]
+        for turn in range(kills):
+            wanted = (turn + 1) * count // (kills + 1)
+            eventually(lambda wanted=wanted: len(posted) >= wanted)
+            program.kill()
+            program.start()
+        for each in writing:
+            each.result()
+    reader, admin = program.client("bob"), program.client("root", admin=True)
+    eventually(lambda: len(comments(reader, video)) >= count)
+    eventually(lambda: all_final(reader, video, len(comments(reader, video))))
+    found = comments(reader, video)
+    assert set(posted) <= found.keys()
+    assert {item["translationStatus"] for item in found.values()} == {"not_needed"}
+    for comment in found:
+        stream = read(admin.get(f"/audit/streams/{comment}"))["items"]
+        kinds = [event["type"].split(".")[1] for event in stream]
+        assert kinds == ["posted", "language_detected"]
+    assert provider.calls == []
+
+
+@pytest.mark.chaos
 def test_killed_again_and_again_every_comment_ends(
     program: Program, provider: OpenAIServer
 ) -> None:
@@ -224,18 +256,12 @@ def test_killed_again_and_again_every_comment_ends(
     video = upload(program.client("bob"))
     posted: list[str] = []
 
-    def write(number: int) -> None:
-        text = f"Este vídeo es muy bonito y muy largo, número {number % texts}"
-        for _ in range(200):
-            try:
-                with program_client(program) as client:
-                    posted.append(post(client, video, text))
-                return
-            except (httpx.HTTPError, AssertionError):
-                eventually(lambda: program.process.poll() is None)
-
     with ThreadPoolExecutor(8) as pool:
-        writing = [pool.submit(write, number) for number in range(count)]
+        numbered = (
+            f"Este vídeo es muy bonito y muy largo, número {number % texts}"
+            for number in range(count)
+        )
+        writing = [pool.submit(_post_again, program, video, text, posted) for text in numbered]
         for _ in range(3):
             eventually(lambda: len(provider.calls) > 5)
             program.kill()
@@ -254,6 +280,17 @@ def test_killed_again_and_again_every_comment_ends(
     }
     # The cache dies with the program too: a call for each text and life, at most.
     assert max(provider.by_text.values()) <= 4
+
+
+def _post_again(program: Program, video: str, text: str, posted: list[str]) -> None:
+    """Post a comment, again and again while the program is away."""
+    for _ in range(200):
+        try:
+            with program_client(program) as client:
+                posted.append(post(client, video, text))
+            return
+        except (httpx.HTTPError, AssertionError):
+            eventually(lambda: program.process.poll() is None)
 
 
 def program_client(program: Program) -> httpx.Client:
