@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import httpx
@@ -91,13 +92,8 @@ def run(bench: Bench) -> list[Comparison]:
             clients.load(backlot.served, deed.paths, 0, body=deed.body)
         _await_all(backlot)
         idle = _idle(backlot, bench.size(20, 2))
-        rounds = bench.interleave(
-            bench.size(3, 1),
-            {
-                deed.name: lambda number, deed=deed: _cost(backlot, clients, deed, number + 1, idle)
-                for deed in DEEDS
-            },
-        )
+        contenders = {deed.name: partial(_cost, backlot, clients, deed, idle) for deed in DEEDS}
+        rounds = bench.interleave(bench.size(3, 1), contenders)
     notes = {"idle CPU %": idle * 100}
     return [
         Comparison(
@@ -111,9 +107,9 @@ def run(bench: Bench) -> list[Comparison]:
     ]
 
 
-def _cost(backlot: Backlot, clients: Clients, deed: Deed, seed: int, idle: float) -> float:
+def _cost(backlot: Backlot, clients: Clients, deed: Deed, idle: float, number: int) -> float:
     before, started = backlot.cpu_seconds(), time.monotonic()
-    _, answered = clients.load(backlot.served, deed.paths, seed, body=deed.body)
+    _, answered = clients.load(backlot.served, deed.paths, number + 1, body=deed.body)
     _await_all(backlot)
     spent = backlot.cpu_seconds() - before - idle * (time.monotonic() - started)
     return spent / answered * MILLISECONDS

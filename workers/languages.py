@@ -102,7 +102,7 @@ class Target:
 
 def as_detected(found: Detection | None, detector: Detector) -> Detected | None:
     """Return what a detector found, in the form in which it is recorded."""
-    return found and Detected(found.language, found.confidence, detector.name)
+    return None if found is None else Detected(found.language, found.confidence, detector.name)
 
 
 def pause_left(text: CommentText, pause: timedelta, now: datetime) -> timedelta:

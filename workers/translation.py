@@ -264,7 +264,9 @@ async def open_translation(
         name, ttl = settings.model, settings.cache_ttl_seconds
         cache = TranslationCache(redis, ttl, model=name, target=code, glossary=glossary)
         to = Target(code, settings.target_confidence, translates=llm is not None)
-        translator = llm and Translator(llm, name, code, glossary=glossary, detector=looks)
+        if llm is None:
+            return TargetLanguage(to, None, cache)
+        translator = Translator(llm, name, code, glossary=glossary, detector=looks)
         return TargetLanguage(to, translator, cache)
 
     if llm is None:

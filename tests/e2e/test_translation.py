@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -216,9 +217,12 @@ def test_a_task_that_was_given_up_is_found_again(
 
 @pytest.mark.chaos
 def test_killed_again_and_again_every_language_is_recorded_once(
-    program: Program, provider: OpenAIServer
+    make_program: Callable[..., Program], provider: OpenAIServer
 ) -> None:
-    """What needs no provider is recorded by the consumer, whose place is written down after it."""
+    """The consumer's place is written down after its work: no sweep has to find what was lost."""
+    provider.forget()
+    settings = {"OPENAI_BASE_URL": provider.url, **SOON, "TRANSLATION_SWEEP_SECONDS": "3600"}
+    program = make_program(**settings).start()
     count, kills = 240, 3
     video = upload(program.client("bob"))
     posted: list[str] = []
@@ -227,8 +231,7 @@ def test_killed_again_and_again_every_language_is_recorded_once(
         texts = (f"This is a wonderful film, I liked part {number} best" for number in range(count))
         writing = [pool.submit(_post_again, program, video, text, posted) for text in texts]
         for turn in range(kills):
-            wanted = (turn + 1) * count // (kills + 1)
-            eventually(lambda wanted=wanted: len(posted) >= wanted)
+            eventually(partial(_are, posted, (turn + 1) * count // (kills + 1)))
             program.kill()
             program.start()
         for each in writing:
@@ -280,6 +283,10 @@ def test_killed_again_and_again_every_comment_ends(
     }
     # The cache dies with the program too: a call for each text and life, at most.
     assert max(provider.by_text.values()) <= 4
+
+
+def _are(posted: list[str], wanted: int) -> bool:
+    return len(posted) >= wanted
 
 
 def _post_again(program: Program, video: str, text: str, posted: list[str]) -> None:
