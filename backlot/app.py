@@ -428,7 +428,7 @@ async def _follow(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks
     tasks = await _tasks(parts, bus, stack)
     # What is consumed, and the jobs that send tasks for what was missed.
     for feature in FEATURES if Role.CONSUMERS in roles else ():
-        for subscription in feature.subscriptions(parts, tasks):
+        for subscription in feature.subscriptions(parts, bus, tasks):
             in_background(subscription.run(), stack)
         _schedule(feature.sweeps(parts, tasks), stack)
     return tasks

@@ -134,7 +134,7 @@ class Feature:
     # What the role `projections` runs beside the projections.
     reactors: Callable[[Parts, ProjectionHost], Iterable[Coroutine[Any, Any, None]]] = nothing
     # What the role `consumers` follows, and its jobs, which send tasks for what was missed.
-    subscriptions: Callable[[Parts, Tasks], Iterable[Subscription[Any]]] = nothing
+    subscriptions: Callable[[Parts, CommandBus, Tasks], Iterable[Subscription[Any]]] = nothing
     sweeps: Callable[[Parts, Tasks], Iterable[Job]] = nothing
     # The jobs of the role `workers`.
     jobs: Callable[[Parts, CommandBus], Iterable[Job]] = nothing

@@ -29,6 +29,7 @@ BENCHMARKS = (
     "reading",
     "counters",
     "limits",
+    "engagement",
     "encryption",
     "erasure",
     "projecting",

@@ -324,10 +324,12 @@ class Generations:
         What was computed of the generations before is soon computed anew.
         """
 
+        generation = secrets.token_hex(8)
+
         async def set_all(redis: Redis) -> None:
             async with redis.pipeline(transaction=False) as pipe:
                 for key in keys:
-                    _ = pipe.set(key, secrets.token_hex(8), px=self._lifetime)
+                    _ = pipe.set(key, generation, px=self._lifetime)
                 await pipe.execute()
 
         await self._redis.ask(set_all)
