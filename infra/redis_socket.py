@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fakeredis import FakeRedisConnection, FakeServer
 
 SCHEME = "unix://"
+# All that all processes may open at once: asyncio takes one too many for connected.
+BACKLOG = 4096
 
 
 def url_of(path: Path) -> str:
@@ -51,12 +53,17 @@ def connect_blocking_socket(path: Path) -> BlockingRedis:
 
 
 @asynccontextmanager
-async def embedded_redis_at(path: Path) -> AsyncIterator[None]:
-    """Answer at `path`, out of the Redis inside this process, for the length of the block."""
-    served = embedded_server()
+async def embedded_redis_at(path: Path, served: FakeServer | None = None) -> AsyncIterator[None]:
+    """Answer at `path` for the length of the block, out of the Redis inside this process.
+
+    That is `served`, or the one that all clients of the process share.
+    """
+    served = served or embedded_server()
     sessions: set[Session] = set()
     loop = asyncio.get_running_loop()
-    server = await loop.create_unix_server(lambda: Session(served, sessions), str(path))
+    server = await loop.create_unix_server(
+        lambda: Session(served, sessions), str(path), backlog=BACKLOG
+    )
     try:
         yield
     finally:
