@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
-from typing import NamedTuple
 
 import structlog
 from prometheus_client import CollectorRegistry, generate_latest
@@ -37,13 +36,6 @@ COMBINED: Mapping[str, Callable[[Sequence[float]], float]] = MappingProxyType(
     }
 )
 """How what is no sum is made of the values of all processes."""
-
-
-class Page(NamedTuple):
-    """A page of metrics, in the text format, of the process with this pid."""
-
-    pid: int
-    text: str
 
 
 class Collected(Collector):
@@ -108,21 +100,19 @@ class Pages:
         """Return the page of all; each process has its socket in the folder `sockets`."""
         pids = list(self._last)
         asked = [_ask(socket_at(sockets, pid)) for pid in pids]
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        for pid, page in zip(pids, found, strict=True):
-            if isinstance(page, BaseException):
-                log.warning("metrics_not_told", pid=pid, error=repr(page))
-        pages = [
-            Page(pid, page.decode())
-            for pid, page in zip(pids, found, strict=True)
-            if not isinstance(page, BaseException)
-        ]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        pages: dict[int, str] = {}
+        for pid, answer in zip(pids, answers, strict=True):
+            if isinstance(answer, BaseException):
+                log.warning("metrics_not_told", pid=pid, error=repr(answer))
+            else:
+                pages[pid] = answer.decode()
         return (await asyncio.to_thread(self._sum, pages)).encode()
 
-    def _sum(self, pages: Sequence[Page]) -> str:
+    def _sum(self, pages: Mapping[int, str]) -> str:
         with self._lock:
-            # Of one that has ended since, all that it may count is in `departed`.
-            self._last.update((page.pid, page.text) for page in pages if page.pid in self._last)
+            # Of one that has ended since, all that counts is in `departed`.
+            self._last.update((pid, page) for pid, page in pages.items() if pid in self._last)
             known = [self._departed, *self._last.values()]
         return add_up([render().decode(), *known])
 

@@ -46,7 +46,7 @@ def connect_socket(path: Path) -> Redis:
 
 def connect_blocking_socket(path: Path) -> BlockingRedis:
     """Return the same client for threads."""
-    pool = BlockingPool(
+    pool = BlockingPool(  # type: ignore[no-untyped-call]
         connection_class=BlockingSocketConnection, path=str(path), **blocking_options()
     )
     return BlockingRedis.from_pool(pool)
@@ -59,10 +59,10 @@ async def embedded_redis_at(path: Path, served: FakeServer | None = None) -> Asy
     That is `served`, or the one that all clients of the process share.
     """
     served = served or embedded_server()
-    sessions: set[Session] = set()
+    sessions: set[RedisSession] = set()
     loop = asyncio.get_running_loop()
     server = await loop.create_unix_server(
-        lambda: Session(served, sessions), str(path), backlog=BACKLOG
+        lambda: RedisSession(served, sessions), str(path), backlog=BACKLOG
     )
     try:
         yield
@@ -73,14 +73,14 @@ async def embedded_redis_at(path: Path, served: FakeServer | None = None) -> Asy
         await server.wait_closed()
 
 
-class Session(asyncio.Protocol):
+class RedisSession(asyncio.Protocol):
     """One connection: what it sends is carried out at once, in the event loop.
 
     fakeredis has a server of its own, with a thread for each connection that wakes up a hundred
     times a second. Commands that block have no answer here; nothing sends any.
     """
 
-    def __init__(self, server: FakeServer, sessions: set[Session]) -> None:
+    def __init__(self, server: FakeServer, sessions: set[RedisSession]) -> None:
         from fakeredis import FakeRedisConnection
 
         self._sessions = sessions
@@ -97,14 +97,15 @@ class Session(asyncio.Protocol):
         socket = self._connection.get_socket()
         socket.sendall(data)
         answers = []
-        while not socket.responses.empty():
+        # Without one it is closed.
+        while socket.responses is not None and not socket.responses.empty():
             version = socket._client_info.protocol_version  # noqa: SLF001 - as its own server does
             answers.append(encode_reply(socket.responses.get_nowait(), version))
         self._transport.write(b"".join(answers))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._sessions.discard(self)
-        self._connection.disconnect()
+        self._connection.disconnect()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Hang up."""

@@ -85,6 +85,12 @@ def local_port(answer: httpx.Response) -> int:
     return port
 
 
+def whose(program: Program, connection: socket.socket) -> int:
+    """The process that has accepted a connection."""
+    port = connection.getsockname()[1]
+    return eventually(lambda: serving(program).get(port, 0))
+
+
 def client_of_each(program: Program, user: str | None = "alice") -> dict[int, httpx.Client]:
     """Clients that keep a connection to one process each, by its pid, the first one's first."""
     wanted = pids(program)
@@ -294,8 +300,7 @@ def test_a_stop_lets_every_process_finish_what_was_begun(make_program: MakeProgr
         begun: dict[int, socket.socket] = {}
         while begun.keys() != set(pids(program)):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", program.port)))
-            port = connection.getsockname()[1]
-            begun[eventually(lambda port=port: serving(program).get(port, 0))] = connection
+            begun[whose(program, connection)] = connection
         for connection in begun.values():
             whole = head % (httpx.URL(part["url"]).raw_path, len(piece)) + piece
             connection.sendall(whole[:-1])
@@ -358,14 +363,15 @@ def test_what_readers_lack_is_translated_whoever_is_asked(make_program: MakeProg
         program = make_program(**SEVERAL, **variables).start()
         video = upload(program.client("owner"))
         for pid, client in client_of_each(program).items():
-            text = f"¡Qué bonito es este vídeo número {pid}, señores!"
-            see(client, client.post(f"/videos/{video}/comments", json={"content": text}))
+            spanish = f"¡Qué bonito es este vídeo número {pid}, señores!"
+            see(client, client.post(f"/videos/{video}/comments", json={"content": spanish}))
 
             def newest(client: httpx.Client = client) -> str | None:
                 path = f"/videos/{video}/comments"
                 item = read(client.get(path, params={"lang": "fr"}))["items"][0]
-                return item.get("translatedText")
+                text: str | None = item.get("translatedText")
+                return text
 
-            assert eventually(newest) == f"[fr] {text}"
+            assert eventually(newest) == f"[fr] {spanish}"
             assert connected(program, client) == pid
         assert program.stop() == 0

@@ -82,8 +82,8 @@ async def test_scripts_pipelines_and_refusals_are_as_on_a_server(clients: list[R
     assert await script(["counter"], [3]) == [3, b"told"]
     assert await script(["counter"], [4]) == [7, b"told"]
     async with client.pipeline() as pipe:
-        pipe.hset("hash", mapping={"a": "1", "b": "2"})
-        pipe.hgetall("hash")
+        _ = pipe.hset("hash", mapping={"a": "1", "b": "2"})
+        _ = pipe.hgetall("hash")
         assert await pipe.execute() == [2, {b"a": b"1", b"b": b"2"}]
     with pytest.raises(ResponseError):
         await client.incr("hash")
