@@ -66,6 +66,4 @@ def _end_with(first: Connection) -> None:
 
 
 if __name__ == "__main__":
-    with Connection(int(sys.argv[1])) as pipe:
-        code = run(pipe)
-    sys.exit(code)
+    sys.exit(run(Connection(int(sys.argv[1]))))

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -291,28 +291,57 @@ def test_one_stop_ends_all_of_them(make_program: MakeProgram, sign: signal.Signa
     assert not (program.data / "processes").exists()
 
 
-def test_a_stop_lets_every_process_finish_what_was_begun(make_program: MakeProgram) -> None:
-    program = make_program(**SEVERAL).start()
+@contextmanager
+def parts_begun(program: Program) -> Iterator[tuple[list[socket.socket], bytes]]:
+    """Connections over which every process has received a part but for its last byte, and that."""
     started = start(program.client("owner"))
     [piece, *_], [part, *_] = pieces(MP4, started), started["parts"]
     head = b"PUT %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    whole = head % (httpx.URL(part["url"]).raw_path, len(piece)) + piece
     with ExitStack() as stack:
         begun: dict[int, socket.socket] = {}
         while begun.keys() != set(pids(program)):
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", program.port)))
+            address = ("127.0.0.1", program.port)
+            connection = stack.enter_context(socket.create_connection(address, DEADLINE_SECONDS))
             begun[whose(program, connection)] = connection
         for connection in begun.values():
-            whole = head % (httpx.URL(part["url"]).raw_path, len(piece)) + piece
             connection.sendall(whole[:-1])
         spools = program.data / "objects" / "tmp"
         eventually(lambda: len(list(spools.iterdir())) == COUNT)
+        yield list(begun.values()), whole[-1:]
+
+
+def test_a_stop_lets_every_process_finish_what_was_begun(make_program: MakeProgram) -> None:
+    program = make_program(**SEVERAL).start()
+    with parts_begun(program) as (connections, rest):
         program.process.send_signal(signal.SIGTERM)
         eventually(lambda: not serving_at_all(program))
-        for connection in begun.values():
-            connection.sendall(piece[-1:])
-            connection.settimeout(DEADLINE_SECONDS)
+        for connection in connections:
+            connection.sendall(rest)
             assert connection.recv(1000).startswith(b"HTTP/1.1 200")
     assert program.wait() == 0
+
+
+def test_a_second_ctrl_c_ends_all_of_them_at_once(make_program: MakeProgram) -> None:
+    program = make_program(**SEVERAL).start()
+    beside = others(program)
+    with parts_begun(program):
+        program.process.send_signal(signal.SIGINT)
+        eventually(lambda: "stopping …" in program.complained)
+        # All wait for the rest of the parts, for ten seconds.
+        assert program.process.poll() is None
+        program.process.send_signal(signal.SIGINT)
+        assert program.wait() == 130
+        _, alive = psutil.wait_procs(beside, timeout=DEADLINE_SECONDS)
+        assert not alive
+
+
+def test_a_stop_during_the_start_leaves_nobody_behind(make_program: MakeProgram) -> None:
+    program = make_program(**SEVERAL).launch()
+    beside = eventually(lambda: others(program))
+    assert program.stop() == 0
+    assert not any(each.is_running() for each in beside)
+    assert "ready" not in program.said
 
 
 def test_nobody_outlives_the_first_process(make_program: MakeProgram) -> None:
@@ -322,7 +351,7 @@ def test_nobody_outlives_the_first_process(make_program: MakeProgram) -> None:
     assert client.post(f"/videos/{video}/like").is_success
     beside = others(program)
     program.kill()
-    _, alive = psutil.wait_procs(beside, timeout=60)
+    _, alive = psutil.wait_procs(beside, timeout=DEADLINE_SECONDS)
     assert not alive
     program.start()
     assert len(pids(program)) == COUNT
