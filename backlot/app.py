@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
+from redis.asyncio import Redis
 
 from backlot.database import persons_of
 from backlot.features import FEATURES, PERSONAL, read_models, replayable
@@ -50,12 +53,13 @@ from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable, now
 from infra.postgres.connection import Limits, make_pool
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.embedded import SETTINGS, EmbeddedPostgres
 from infra.rate_limits import Buckets, SharedBuckets
 from infra.redis import open_redis
+from infra.redis_socket import connect_socket
 from infra.redlock import make_redlock
 from infra.security_log import SECURITY_LOG
-from infra.settings import Role, Settings
+from infra.settings import SERVING, Role, Settings
 from infra.tasks.broker import make_broker
 from infra.tasks.middleware import Resources
 from infra.tasks.queues import FailedTask
@@ -91,31 +95,50 @@ JOBS_BROKEN = counter(
 )
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the first of several processes has opened for the others.
+
+    `redis` is the socket of the Redis inside it; None where there is a server.
+    """
+
+    database_url: str
+    redis: Path | None
+
+
 def open_parts(
-    settings: Settings, stack: ExitStack, *, gives_up: Callable[[], bool] = lambda: False
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    gives_up: Callable[[], bool] = lambda: False,
+    shared: Shared | None = None,
 ) -> Parts:
     """Start what the settings ask for; `stack` stops it again, in reverse order.
 
-    Raises OperatorError with one clear line when a part can't start, and where one that takes long
-    was broken off because of `gives_up`.
+    A process that `shared` is given to joins the first one, which has prepared everything. Raises
+    OperatorError with one clear line when a part can't start, and where one that takes long was
+    broken off because of `gives_up`.
     """
-    folder = stack.enter_context(DataFolder(settings.server.data_dir))
+    first = shared is None
+    folder = stack.enter_context(DataFolder(settings.server.data_dir, joins=not first))
     secret = read_or_make_secret(folder.secret)
     # First what is quick to find wrong: PostgreSQL takes seconds to start, and to stop again.
     if settings.kafka.configured:
         client_options(settings.kafka)
-    objects = open_objects(settings, folder, secret, stack)
+    objects = open_objects(settings, folder, secret, stack, first=first)
     seal_key = configured_key(settings.seals)
     proofs = configured_proofs(settings.seals, settings.objects, folder.path)
     stamp = configured_stamps(settings.seals)
-    database_url = _database(settings, folder, stack, gives_up)
+    database_url = shared.database_url if shared else _database(settings, folder, stack, gives_up)
     models = read_models()
     limits = Limits.from_settings(settings.database)
-    prepare_database(settings, database_url)
+    if first:
+        prepare_database(settings, database_url)
     persons = persons_of(settings, database_url)
     stack.callback(persons.close)
     persons.open()
-    erase_restored(settings, database_url, persons, proofs)
+    if first:
+        erase_restored(settings, database_url, persons, proofs)
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.close)
     notifications, host = Notifications(database_url), None
@@ -127,7 +150,7 @@ def open_parts(
             batch_events=settings.projections.batch_events,
             poll_seconds=settings.projections.poll_seconds,
         )
-    redis = open_redis(settings.redis.url)
+    redis = _redis(settings, shared)
     return Parts(
         settings,
         database_url,
@@ -149,8 +172,14 @@ def open_parts(
     )
 
 
+def _redis(settings: Settings, shared: Shared | None) -> Redis:
+    if shared is None or shared.redis is None:
+        return open_redis(settings.redis.url)
+    return connect_socket(shared.redis)
+
+
 def open_objects(
-    settings: Settings, folder: DataFolder, secret: str, stack: ExitStack
+    settings: Settings, folder: DataFolder, secret: str, stack: ExitStack, *, first: bool = True
 ) -> ObjectStore:
     """Return the store of these settings, ready for this process's roles; `stack` closes it.
 
@@ -160,7 +189,7 @@ def open_objects(
     try:
         if settings.objects.bucket is None:
             local = FolderStore(folder.objects, secret.encode(), settings.objects.url_ttl, now)
-            if Role.COMMANDS in roles:
+            if first and Role.COMMANDS in roles:
                 # Only the process that takes uploads may sweep up what a crash left of them.
                 run(local.recover())
             return local
@@ -200,7 +229,9 @@ def _database(
     settings: Settings, folder: DataFolder, stack: ExitStack, gives_up: Callable[[], bool]
 ) -> str:
     if settings.database.url is None:
-        server = EmbeddedPostgres(folder.postgres, gives_up=gives_up)
+        beside = (settings.server.processes - 1) * CONNECTIONS_EACH
+        most = {"max_connections": str(int(SETTINGS["max_connections"]) + beside)}
+        server = EmbeddedPostgres(folder.postgres, settings=most, gives_up=gives_up)
         stack.enter_context(last_word(server.part_with))
         return stack.enter_context(server).url
     url = settings.database.url.get_secret_value()
@@ -210,10 +241,10 @@ def _database(
     return url
 
 
+# What one more process that serves may open.
+CONNECTIONS_EACH = 40
 FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})
 """The roles that follow what is recorded."""
-SERVING = frozenset({Role.COMMANDS, Role.QUERIES})
-"""The roles that take requests with tokens."""
 # An operation at hand stops within 30 seconds, and its children within 15 more.
 LONGEST_STOP_SECONDS = 50.0
 
@@ -271,7 +302,8 @@ def _limit_rates(app: HttpApp, parts: Parts, stack: AsyncExitStack) -> Buckets |
     settings = parts.settings
     if not settings.rate_limits.on:
         return None
-    buckets = Buckets() if settings.redis.url is None else SharedBuckets(parts.redis)
+    alone = settings.redis.url is None and settings.server.processes == 1
+    buckets = Buckets() if alone else SharedBuckets(parts.redis)
     stack.push_async_callback(buckets.aclose)
     app.limit_rates(RateLimits(buckets, settings.rate_limits))
     return buckets
@@ -459,7 +491,10 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
 
     resources = Resources(open_means)
     loop = asyncio.get_running_loop()
-    broker = make_broker(settings.tasks, on_dead=on_dead, resources=resources, loop=loop)
+    alone = settings.server.processes == 1
+    broker = make_broker(
+        settings.tasks, on_dead=on_dead, resources=resources, loop=loop, alone=alone
+    )
     tasks = declare(broker, resources.get)
     if Role.TASKS in settings.server.roles:
         worker = TaskWorker(broker, settings.tasks)
