@@ -56,17 +56,18 @@ def database_url(settings: Settings) -> str:
 
     Raise NothingRuns when the embedded one does not run.
     """
-    url = _database_url(settings)
+    url = url_at_hand(settings)
     persons_of(settings, url)
     return url
 
 
 def persons_at_hand(settings: Settings) -> Persons:
     """Return who is who in that database; raise NothingRuns."""
-    return persons_of(settings, _database_url(settings))
+    return persons_of(settings, url_at_hand(settings))
 
 
-def _database_url(settings: Settings) -> str:
+def url_at_hand(settings: Settings) -> str:
+    """Return the same for what reads nothing that is encrypted; raise NothingRuns."""
     from infra.postgres.embedded import running_url
 
     if settings.database.url is not None:

@@ -24,6 +24,7 @@ from backlot.features import FEATURES
 from backlot.health import NOT_RUNNING, PATIENCE_SECONDS, DoctorPart, Kind, analytics, failure, keys
 from backlot.output import flow
 from backlot.projections.text import in_trouble, read_statuses
+from backlot.signals import run
 from engine.privileges import APPEND_ONLY, MAY_CHANGE
 from infra.data_folder import (
     DataFolderError,
@@ -36,15 +37,19 @@ from infra.data_folder import (
 from infra.errors import OperatorError
 from infra.http.auth import make_authenticator
 from infra.http.keys import KeysUnavailable, RemoteKeys
+from infra.kafka import KafkaMisconfigured
+from infra.kafka_topics import TopicsUnavailable, find_unlimited
 from infra.objects.port import ObjectStoreUnavailable
 from infra.postgres.cluster import MAJOR, PostgresError, check_major
 from infra.postgres.connection import UNHURRIED, explained, is_silence, open_connection
 from infra.postgres.embedded import running_url
 from infra.redis import connect_blocking_redis, server_of
 from infra.settings import Role, Settings, SettingsError, load_settings
+from infra.settings.adapters import KafkaSettings
 from infra.settings.values import secret_weakness
 from infra.tasks.broker import task_queues
 from infra.tasks.queues import BrokerAway
+from projections.integration_events import topics_with_texts
 
 
 def kafka(settings: Settings) -> DoctorPart:
@@ -65,7 +70,25 @@ def kafka(settings: Settings) -> DoctorPart:
     if up == 0:
         remedy = "start them, or see KAFKA_BOOTSTRAP_SERVERS"
         return failure("kafka", "external", ",".join(servers), detail, remedy)
-    return DoctorPart("kafka", "external", ",".join(servers), True, detail)
+    return _topics(settings.kafka, detail)
+
+
+def _topics(settings: KafkaSettings, detail: str) -> DoctorPart:
+    """Return how the brokers are, and which topics keep texts for longer than they may."""
+    shown, term = ",".join(settings.bootstrap_servers), settings.text_retention
+    asked = find_unlimited(settings, topics_with_texts(), term, seconds=PATIENCE_SECONDS)
+    try:
+        found = run(asked)
+    except TopicsUnavailable as error:
+        told = f"{detail}; how long topics keep texts is not known: {error}"
+        return DoctorPart("kafka", "external", shown, True, told)
+    except KafkaMisconfigured as error:
+        return failure("kafka", "external", shown, str(error), "see KAFKA_SSL_CA_FILE")
+    if found:
+        which = "; ".join(f"{topic} ({why})" for topic, why in found.items())
+        wrong = f"{detail}; topics keep texts for longer than {term.days} days: {which}"
+        return failure("kafka", "external", shown, wrong, SEE_TOPICS)
+    return DoctorPart("kafka", "external", shown, True, detail)
 
 
 def tasks(settings: Settings) -> DoctorPart:
@@ -126,6 +149,10 @@ def _ask(url: str) -> dict[str, str] | str:
         return f"{server_of(url)}: {' '.join(str(error).split())}"
 
 
+SEE_TOPICS = (
+    "the relay limits that where it may alter them, and says in its log why not; or set their "
+    "retention.ms (docs/privacy.md), or see KAFKA_TEXT_RETENTION_DAYS"
+)
 MAY_REWRITE = "may rewrite the log (see DATABASE_OWNER_URL)"
 SEE_DATABASE = "start it, or see DATABASE_URL"
 OTHER_FOLDER = "mend it, or set BACKLOT_DATA_DIR to another folder"

@@ -43,7 +43,8 @@ from infra.redlock import LocksUnavailable
 from infra.settings import Role
 from projections.analytics.queries import AnalyticsUnavailable, TooManyPoints
 from readapi.audit.inspector import NotRecorded
-from readapi.queries import InvalidCursor, ReadModelUnavailable
+from readapi.pages import InvalidCursor
+from readapi.queries import ReadModelUnavailable
 from workers.parts import Parts
 
 log = structlog.get_logger(__name__)

@@ -16,13 +16,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot.arguments import require
-from backlot.database import (
-    database_at_hand,
-    database_url,
-    operator_name,
-    persons_at_hand,
-    recordable,
-)
+from backlot.database import database_at_hand, operator_name, persons_at_hand, recordable
 from backlot.features import read_models
 from domain.operation import Members, OperationOutcome
 from engine.connections import connect
@@ -90,15 +84,15 @@ def operating(settings: Settings) -> Iterator[Operator]:
     """Yield the operator whose shell this is; raise DatabaseAway, whenever it goes away."""
     # Progress is on the screen; of the log only what is wrong belongs there.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    url = database_url(settings)
     with database_at_hand(), ExitStack() as stack:
+        persons = stack.enter_context(closing(persons_at_hand(settings)))
+        url = persons.database_url
         conn = stack.enter_context(connect(url, "operator"))
         # Refuses a database on which no process of this release has started.
         conn.execute("SELECT FROM backlot_checkpoints, projections.replays LIMIT 0")
         recorder = open_recorder(url)
         stack.callback(recorder.close)
         tools = make_tools(settings, url, stack, Event())
-        persons = stack.enter_context(closing(persons_at_hand(settings)))
         yield Operator(operator_name(), conn, recorder, tools, persons)
 
 

@@ -18,29 +18,40 @@ from domain.video_likes import VideoLikes, stream_id
 from engine.event_store import open_recorder
 from engine.log import EventMapper
 
-VIDEOS = [UUID(int=0xBAC << 96 | number) for number in range(1, 301)]
 AT = datetime(2026, 11, 1, 12, tzinfo=UTC)
 # As long as what the edge makes for each request.
 CAUSE = {"correlation_id": f"{0xC0FFEE:032x}", "causation_id": f"{0xC0FFEE:032x}"}
 COPY = "COPY backlot_events FROM STDIN (FORMAT binary)"
 FORMER = b"INSERT INTO backlot_former_names VALUES (%s) ON CONFLICT DO NOTHING"
+FORMER_VIEWERS = b"""
+INSERT INTO backlot_former_names
+SELECT 'viewer-' || number FROM generate_series(0, %s - 1) AS number
+ON CONFLICT DO NOTHING
+"""
 COLUMN_TYPES = ("uuid", "int8", "text", "bytea", "int8")
 
 MAPPER = EventMapper()
 
 
+def video_id(number: int) -> UUID:
+    """The id of a video, by its number from 0."""
+    return UUID(int=0xBAC << 96 | number + 1)
+
+
+VIDEOS = [video_id(number) for number in range(300)]
 ORIGIN = Origin("owner", AT, CAUSE["correlation_id"], CAUSE["causation_id"])
 
 
 def uploads() -> Iterator[StoredEvent]:
     """The videos: two events each."""
     for video in VIDEOS:
-        yield from _upload(video)
+        yield from upload(video)
 
 
-def _upload(video: UUID) -> list[StoredEvent]:
-    upload = Upload.blank(video)
-    upload.start(
+def upload(video: UUID) -> list[StoredEvent]:
+    """The two events of a video."""
+    begun = Upload.blank(video)
+    begun.start(
         ORIGIN,
         title="A video",
         filename="video.mp4",
@@ -52,13 +63,13 @@ def _upload(video: UUID) -> list[StoredEvent]:
         object_key=object_key(video),
         store_upload_id="bench",
     )
-    upload.complete(1_000_000, "etag", ORIGIN)
-    return _stored_events(upload)
+    begun.complete(1_000_000, "etag", ORIGIN)
+    return _stored_events(begun)
 
 
 def upload_event(index: int) -> StoredEvent:
     """The index-th event of ever more uploads that are begun and completed."""
-    return _upload(UUID(int=0xB1D << 96 | index // 2))[index % 2]
+    return upload(UUID(int=0xB1D << 96 | index // 2))[index % 2]
 
 
 def comment_event(index: int) -> StoredEvent:
@@ -118,6 +129,15 @@ def fill(url: str, events: int, make: Callable[[int], StoredEvent] = like_event)
         # As the migration finds who is named in a log of an older release.
         conn.execute(FORMER, (ORIGIN.actor,))
         conn.execute("VACUUM (ANALYZE) backlot_events")
+
+
+def name_viewers(url: str, viewers: int) -> None:
+    """Let the first viewers of a log be known by their user ids, as `fill` does the owner.
+
+    Without that, those who come with a token get pseudonyms that no event of the log names.
+    """
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(FORMER_VIEWERS, (viewers,))
 
 
 def columns(event: StoredEvent) -> tuple[Any, int, str, bytes]:

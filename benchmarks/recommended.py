@@ -12,7 +12,7 @@ import psycopg
 
 from benchmarks.bench import Bench
 from benchmarks.like import Clients, Server, backlot, side
-from benchmarks.log import VIDEOS
+from benchmarks.log import VIDEOS, name_viewers
 from benchmarks.redis_server import redis_server
 from benchmarks.results import Comparison
 from infra.http.auth import mint_token
@@ -64,6 +64,7 @@ def run(bench: Bench) -> list[Comparison]:
     with ExitStack() as stack:
         url = stack.enter_context(redis_server(bench.folder / "redis-recommended"))
         server = stack.enter_context(backlot(bench, secret, "recommended", REDIS_URL=url))
+        name_viewers(server.url, len(tokens))
         fill(server.url, len(tokens))
         ask_once(server, few.tokens)
 

@@ -22,7 +22,7 @@ from psycopg.types.json import Jsonb
 from domain.model import FORGOTTEN
 from engine.checkpoints import SubscriptionKind
 from engine.event_store import EVENTS
-from engine.personal_data import PersonalTable, Rewritten, given
+from engine.personal_data import Pace, PersonalTable, Rewritten, given
 from infra.errors import fault_of
 from infra.http.shapes import rfc3339
 
@@ -158,7 +158,7 @@ WHERE id IN (SELECT id FROM backlot_dead_letters WHERE kind <> 'projection' AND 
 """
 
 
-def forget_letters(conn: Connection[Any], subject: str) -> int:
+def forget_letters(conn: Connection[Any], subject: str, pace: Pace) -> int:
     """Leave nothing of a person in what was rejected, and return how many letters had something.
 
     Messages go: what they tell is forgotten. Raise psycopg.Error.
@@ -167,7 +167,7 @@ def forget_letters(conn: Connection[Any], subject: str) -> int:
     if not has_letters:
         return 0
     named = NAMED + OF_PERSON * has_log
-    with conn.transaction():
+    with pace(), conn.transaction():
         return sum(
             conn.execute(statement.format(named=named).encode(), given(subject)).rowcount
             for statement in (FORGET_MESSAGES, FORGET_PARKED)

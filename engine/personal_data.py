@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -24,6 +25,9 @@ from psycopg.sql import SQL, Composed, Identifier
 from pydantic.alias_generators import to_camel
 
 from domain.model import Aggregate
+
+Pace = Callable[[], AbstractContextManager[None]]
+"""What a batch of a purge runs in, which may leave the database to others behind it."""
 
 Row = Mapping[str, object]
 """What an export shows of one thing; names in camelCase."""
@@ -68,10 +72,11 @@ class Blanked:
 class Rewritten:
     """A function makes the rows of somebody who is forgotten those of nobody, and says how many.
 
-    It is given a connection in autocommit mode, and may be killed and called again.
+    It is given a connection in autocommit mode and what each batch runs in, and may be killed and
+    called again.
     """
 
-    by: Callable[[Connection[TupleRow], str], int]
+    by: Callable[[Connection[TupleRow], str, Pace], int]
     why: str
 
     def __str__(self) -> str:

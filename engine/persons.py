@@ -91,6 +91,16 @@ class KnownPerson(NamedTuple):
     forgotten_at: datetime | None = None
 
 
+class PersonRow(NamedTuple):
+    """Somebody who is not forgotten, by the columns of the table."""
+
+    pseudonym: str
+    lookup: bytes
+    name: bytes
+    key: bytes
+    wrapping_key: int
+
+
 class Known(NamedTuple):
     """What was read of a pseudonym; without a cipher the key is destroyed, or it is nobody's."""
 
@@ -307,13 +317,10 @@ class Persons:
 
     def _make(self, conn: Connection[Any], pseudonym: str, user_id: str) -> None:
         """Make a person, unless another one has done so."""
-        key, keys = secrets.token_bytes(KEY_BYTES), self._keys(conn)
-        name = encrypt(key, user_id.encode(), NAME)
+        keys = self._keys(conn)
         while True:
-            number, wrapped = keys.wrap(key, pseudonym)
-            row = (pseudonym, keys.digest(user_id), name, wrapped, number)
             try:
-                conn.execute(MAKE, row)
+                conn.execute(MAKE, new_person(keys, pseudonym, user_id)[1])
             except ForeignKeyViolation:
                 # Others have rotated the wrapping keys, and that one is removed.
                 keys = self._load(conn, keys)
@@ -337,6 +344,14 @@ class Persons:
                 self._pool = thread_pool(url, "persons", limits, size=CONNECTIONS)
                 self._pool.open()
             return self._pool.connection()
+
+
+def new_person(keys: WrappingKeys, pseudonym: str, user_id: str) -> tuple[bytes, PersonRow]:
+    """Return the key of a person who is new, and their row."""
+    key = secrets.token_bytes(KEY_BYTES)
+    number, wrapped = keys.wrap(key, pseudonym)
+    name = encrypt(key, user_id.encode(), NAME)
+    return key, PersonRow(pseudonym, keys.digest(user_id), name, wrapped, number)
 
 
 def _rows(conn: Connection[Any], persons: Iterable[str]) -> list[Any]:

@@ -21,6 +21,7 @@ from engine.connections import ThreadedConnection
 from engine.installation import drop
 from engine.personal_data import (
     Deleted,
+    Pace,
     PersonalEntries,
     PersonalKeys,
     PersonalPlace,
@@ -70,22 +71,6 @@ async def purge(
     return +gone
 
 
-def purge_tables(
-    conn: Connection[TupleRow], places: Iterable[PersonalTable], subject: str
-) -> Counter[str]:
-    """Remove what tables of one database hold about a person; return how many rows, by place.
-
-    `conn` is in autocommit mode: each batch of rows is a transaction. Raise psycopg.Error.
-    """
-    gone: Counter[str] = Counter()
-    for place in places:
-        if isinstance(place.forget, Rewritten):
-            gone[place.name] += place.forget.by(conn, subject)
-        elif place.purge is not None and place.projection is None:
-            gone[place.name] += _purge_rows(conn, place, place.purge, subject)
-    return +gone
-
-
 @contextmanager
 def shared_time() -> Iterator[None]:
     """Leave the database to others for as long as the block took; blocks."""
@@ -94,15 +79,39 @@ def shared_time() -> Iterator[None]:
     time.sleep(time.monotonic() - began)
 
 
+def purge_tables(
+    conn: Connection[TupleRow],
+    places: Iterable[PersonalTable],
+    subject: str,
+    *,
+    pace: Pace = shared_time,
+) -> Counter[str]:
+    """Remove what tables of one database hold about a person; return how many rows, by place.
+
+    `conn` is in autocommit mode: each batch of rows is a transaction. Raise psycopg.Error.
+    """
+    gone: Counter[str] = Counter()
+    for place in places:
+        if isinstance(place.forget, Rewritten):
+            gone[place.name] += place.forget.by(conn, subject, pace)
+        elif place.purge is not None and place.projection is None:
+            gone[place.name] += _purge_rows(conn, place, place.purge, subject, pace)
+    return +gone
+
+
 def _purge_rows(
-    conn: Connection[TupleRow], place: PersonalTable, change: LiteralString, subject: str
+    conn: Connection[TupleRow],
+    place: PersonalTable,
+    change: LiteralString,
+    subject: str,
+    pace: Pace,
 ) -> int:
     begin: LiteralString = f"{change}ctid = ANY (ARRAY(SELECT ctid FROM {place.table} AS t WHERE "
     gone = 0
     for statement in statements(conn, place, begin, BATCH):
         went = ROWS_AT_ONCE
         while went == ROWS_AT_ONCE:
-            with shared_time():
+            with pace():
                 went = conn.execute(statement, given(subject)).rowcount
             gone += went
     return gone

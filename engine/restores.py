@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -115,8 +116,10 @@ def purge_restored(
     are in autocommit mode. Raise psycopg.Error.
     """
     tables = [place for place in places if isinstance(place, PersonalTable)]
-    purge_tables(conn, [place for place in tables if not place.analytics], person)
-    purge_tables(analytics, [place for place in tables if place.analytics], person)
+    for database, is_analytics in ((conn, False), (analytics, True)):
+        held = [place for place in tables if place.analytics is is_analytics]
+        # Nobody is served meanwhile.
+        purge_tables(database, held, person, pace=nullcontext)
     purge_copies(conn, tables, person)
     for place in tables:
         if place.projection is not None and place.hide is not None:

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import orjson
 import psycopg
-from psycopg import AsyncConnection, Connection, Cursor
+from psycopg import Connection, Cursor
 from psycopg_pool import ConnectionPool
 
 from engine.personal_data import Blanked, Deleted, PersonalTable
@@ -165,15 +165,7 @@ def forget_events(conn: Connection[Any], before: datetime) -> int:
     return forgotten
 
 
-class Views:
-    """How often videos were viewed."""
-
-    async def views(self, conn: AsyncConnection[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
-        """Return the views by video; videos without a view are missing."""
-        cursor = await conn.execute(VIEWS, (list(video_ids),))
-        return {row[0]: row[1] for row in await cursor.fetchall()}
-
-    def of(self, cursor: Cursor[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
-        """Return the same, for the command bus."""
-        cursor.execute(VIEWS, (list(video_ids),), prepare=True)
-        return dict(cursor.fetchall())
+def views_of(cursor: Cursor[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """Return the views by video; videos without a view are missing."""
+    cursor.execute(VIEWS, (list(video_ids),), prepare=True)
+    return dict(cursor.fetchall())

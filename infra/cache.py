@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Generic, NamedTuple, TypeVar
@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 # A Redis that hangs takes a second of each question: after a failure it is left alone for so long.
 AWAY_SECONDS = 5.0
+# Of Redis; a value may have 100 KB.
+KEYS_AT_ONCE, VALUES_AT_ONCE = 1_000, 50
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -170,6 +172,36 @@ class RedisValues(Generic[V]):
             # What stands behind the last colon may be a person's id.
             log.warning(self._event, key=key.rpartition(":")[0])
             return None
+
+
+async def drop_values(redis: Redis, prefix: str, texts: Collection[str] | None = None) -> int:
+    """Drop the values at keys with a prefix, or those that have one of these strings of JSON.
+
+    It goes through all keys, a page at a time, and with `texts` reads each value of that prefix.
+    Return how many are dropped. Raise RedisError.
+    """
+    wanted = None if texts is None else {text.encode() for text in texts}
+    cursor, dropped = None, 0
+    while cursor != 0:
+        cursor, keys = await redis.scan(cursor or 0, match=f"{prefix}*", count=KEYS_AT_ONCE)
+        for start in range(0, len(keys), VALUES_AT_ONCE):
+            some = keys[start : start + VALUES_AT_ONCE]
+            found = some if wanted is None else await _with_one_of(redis, some, wanted)
+            dropped += await redis.unlink(*found) if found else 0
+    return dropped
+
+
+async def _with_one_of(redis: Redis, keys: Sequence[bytes], wanted: set[bytes]) -> list[bytes]:
+    async with redis.pipeline(transaction=False) as pipe:
+        for key in keys:
+            _ = pipe.get(key)
+        values = await pipe.execute()
+    # Split, not searched: a user may have had thousands of videos.
+    return [
+        key
+        for key, value in zip(keys, values, strict=True)
+        if value is not None and not wanted.isdisjoint(value.split(b'"'))
+    ]
 
 
 @dataclass(frozen=True, slots=True)

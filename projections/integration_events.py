@@ -191,6 +191,16 @@ TOPICS: dict[str, type[Value]] = {
 }
 
 
+TEXTS = frozenset(("content", "translatedText", "channel"))
+"""Members of values in which somebody has said what they liked."""
+
+
+def topics_with_texts() -> list[str]:
+    """Return the topics in which somebody's texts lie, those of dead messages included."""
+    with_texts = [topic for topic, value in TOPICS.items() if TEXTS & value.__annotations__.keys()]
+    return [name for topic in with_texts for name in (topic, dead_letters(topic))]
+
+
 def dead_letters(topic: str) -> str:
     """Return the topic of the messages of `topic` that a consumer could not read or handle."""
     return f"{topic}.dlq"

@@ -428,7 +428,7 @@ def settle(conn: Connection[TupleRow], window: Window, *, formula: Formula, now:
     return bool(mine)
 
 
-GENERATION = "trending:generation"
+PREFIX, GENERATION = "trending:", "trending:generation"
 """Holds another value each time that something new was counted."""
 
 Ranking = CachedValue[tuple[Ranked, ...]]
@@ -446,7 +446,7 @@ TRENDING_CACHE_FAILURES = counter(
 
 def key_of(window: Window, limit: int, category: str | None) -> str:
     """Return the key of a ranking in Redis."""
-    whole = f"trending:{window}:{limit}"
+    whole = f"{PREFIX}{window}:{limit}"
     return whole if category is None else f"{whole}:{category}"
 
 

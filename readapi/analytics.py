@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -23,22 +24,11 @@ from projections.analytics.calendar import start_of_hour
 from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range
 from projections.catalog import VideoRow
 from projections.trending import Ranked, Ranking, Window
+from readapi.caches import CachedStats
 from readapi.catalog import InCategory
-from readapi.queries import (
-    DEFAULT_LIMIT,
-    MOST_LIMIT,
-    NO_VIDEOS,
-    Asked,
-    Fresh,
-    IfNoneMatch,
-    Limit,
-    Read,
-    ShownVideos,
-    asked,
-    person_of,
-    plain_query,
-)
-from readapi.video_cache import CachedStats
+from readapi.freshness import Fresh
+from readapi.pages import DEFAULT_LIMIT, MOST_LIMIT, IfNoneMatch, Limit, plain_query
+from readapi.queries import Asked, Read, asked, person_of
 
 InRange = Annotated[Range, Query(alias="timeRange", description="How far back, until now.")]
 InBuckets = Annotated[
@@ -244,22 +234,22 @@ async def list_trending(
 async def _list_trending(
     scope: Scope, known: Asked, window: Window, limit: int, category: str | None
 ) -> Response:
-    ranking, cached, videos = await _get_ranking(known, window, limit, category)
+    ranking, cached, told = await _get_ranking(known, window, limit, category)
     items = b",".join(
-        b'%b,"video":%b}' % (_ranked(place, each)[:-1], videos.told(each.video_id))
-        for place, each in enumerate(ranking.value, start=1)
+        b'%b,"video":%b}' % (_ranked(place, each)[:-1], video)
+        for place, (each, video) in enumerate(zip(ranking.value, told, strict=True), start=1)
     )
-    told = {"generatedAt": rfc3339(ranking.at), "cached": cached}
-    body = b'{"items":[%b],%b' % (items, orjson.dumps(told)[1:])
+    generated = {"generatedAt": rfc3339(ranking.at), "cached": cached}
+    body = b'{"items":[%b],%b' % (items, orjson.dumps(generated)[1:])
     return conditional(scope, body, private=known.caller is not None, tagged=items)
 
 
 class Shown(NamedTuple):
-    """A ranking of those that are there, whether it was cached, and these videos."""
+    """A ranking of those that are there, whether it was cached, and these videos as JSON."""
 
     ranking: Ranking
     cached: bool
-    videos: ShownVideos
+    told: Sequence[bytes]
 
 
 async def _get_ranking(known: Asked, window: Window, limit: int, category: str | None) -> Shown:
@@ -274,7 +264,7 @@ async def _get_ranking(known: Asked, window: Window, limit: int, category: str |
         async with queries.reading(fresh, queries.catalog) as conn:
             if not await queries.catalog.has_category(conn, category):
                 # Whoever makes up categories fills no cache and has nothing counted.
-                return Shown(CachedValue((), datetime.now(UTC), None), False, NO_VIDEOS)
+                return Shown(CachedValue((), datetime.now(UTC), None), False, ())
     gone: set[UUID] = set()
     shown: Shown | None = None
     while True:
@@ -287,19 +277,20 @@ async def _get_ranking(known: Asked, window: Window, limit: int, category: str |
             return shown
         ranked = [each.video_id for each in ranking.value]
         videos = await queries.shown(fresh, ranked, person_of(caller))
-        there = tuple(
+        there = [
             each
-            for each in ranking.value
-            if (video := videos.videos.get(each.video_id))
-            and video.row.is_public
-            and category in (None, video.row.category)
-        )
-        if len(there) == len(ranking.value):
-            return Shown(ranking, cached, videos)
-        shown = Shown(replace(ranking, value=there), cached, videos)
+            for each in videos.videos
+            if each.row.is_public and category in (None, each.row.category)
+        ]
+        told = [videos.told(each) for each in there]
+        if len(there) == len(ranked):
+            return Shown(ranking, cached, told)
+        ids = {each.row.video_id for each in there}
+        listed = tuple(each for each in ranking.value if each.video_id in ids)
+        shown = Shown(replace(ranking, value=listed), cached, told)
         if len(gone) >= MOST_GONE:
             return shown
-        gone |= set(ranked) - {each.video_id for each in there}
+        gone |= set(ranked) - ids
 
 
 @lru_cache(4096)

@@ -14,23 +14,19 @@ from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
 from projections.catalog import UploadRow
-from readapi.queries import (
-    Asked,
-    Fresh,
+from readapi.caches import VideoPage
+from readapi.freshness import Fresh
+from readapi.pages import (
     IfNoneMatch,
     Page,
     Paged,
     PageRequest,
-    Read,
-    asked,
     decode_cursor,
     page_of,
-    person_of,
     plain_page,
     storable,
-    viewer_of,
 )
-from readapi.video_cache import VideoPage
+from readapi.queries import Asked, Read, asked, person_of, viewer_of
 
 Owner = Annotated[
     str | None,
@@ -105,8 +101,7 @@ async def _list_videos(
             pages.put(key, found, changes)
     videos = await queries.shown(fresh, found.videos, person_of(caller))
     # Of those that are gone or hidden since, nothing is told.
-    items = [videos.told(each) for each in found.videos if videos.lists(each, viewer)]
-    body = page_of(items, found.next_cursor)
+    body = page_of(videos.listed_for(viewer), found.next_cursor)
     return conditional(request.scope, body, private=caller is not None)
 
 
@@ -146,9 +141,8 @@ async def _list_liked(
     likes = await queries.likes_of(fresh, caller.person, before, page.rows)
     shown, following = page.cut("liked", likes, lambda like: like.position)
     videos = await queries.shown(fresh, [like.video_id for like in shown], caller.person)
-    liked = [like.video_id for like in shown]
-    items = [videos.told(each) for each in liked if videos.lists(each, caller.viewer)]
-    return conditional(request.scope, page_of(items, following), private=True)
+    body = page_of(videos.listed_for(caller.viewer), following)
+    return conditional(request.scope, body, private=True)
 
 
 async def show_video(video_id: UUID, request: Request) -> Response | None:
@@ -179,8 +173,8 @@ async def get_video(
 async def _get_video(request: Request, known: Asked, video_id: UUID) -> Response:
     queries, fresh, caller = known
     videos = await queries.show(fresh, (video_id,), person_of(caller))
-    video = videos.require(video_id, caller)
-    body = video.alone(videos.has_liked(video_id))
+    video = videos.require(caller)
+    body = video.alone(videos.has_liked(video))
     return conditional(request.scope, body, private=caller is not None)
 
 

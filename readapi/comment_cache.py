@@ -17,7 +17,8 @@ from infra.http.shapes import Comment, Position
 from infra.pseudonyms import Pseudonyms
 from projections.comment_tables import COLUMNS
 from projections.comments import CommentRow, Comments
-from readapi.video_cache import MOST_CHANGES, Lru
+from readapi.caches import Lru
+from readapi.video_cache import MOST_CHANGES
 
 MOST_PAGES = 2_000
 MOST_COMMENTS = 20

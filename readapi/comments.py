@@ -26,8 +26,8 @@ from domain.moderation import Standing
 from engine.checkpoints import Freshness
 from engine.personal_data import Deleted, PersonalKeys
 from infra.cache import OptionalRedis
-from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, hot, wire
-from infra.http.auth import Identity, MaybeCaller, require_identity
+from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, hot, named, wire
+from infra.http.auth import Identity, MaybeCaller, persons_of, require_identity
 from infra.http.problems import Problem, problems
 from infra.http.requests import header, request_id_of
 from infra.http.shapes import Comment
@@ -39,23 +39,19 @@ from projections.catalog import VideoRow
 from projections.comments import CommentRow
 from projections.translation import TranslationRow, Translations
 from readapi.comment_cache import MOST_COMMENTS
+from readapi.freshness import Fresh
 from readapi.moderation import present_hidden
-from readapi.queries import (
-    Asked,
-    Fresh,
+from readapi.pages import (
     IfNoneMatch,
     Page,
     Paged,
     PageRequest,
-    Queries,
-    Read,
-    asked,
     decode_cursor,
     encode_cursor,
     page_of,
     plain_page,
-    require_video,
 )
+from readapi.queries import Asked, Queries, Read, asked, require_video
 
 log = structlog.get_logger(__name__)
 
@@ -434,7 +430,9 @@ async def _list_page(
         seen.get(row.comment_id) or present_hidden(hidden[row.comment_id], decides=False)
         for row in shown
     ]
-    return wire(Page[Comment](items=items, next_cursor=following), headers=choice.headers)
+    body = await named(await persons_of(request), Page[Comment](items=items, next_cursor=following))
+    private = caller is not None
+    return conditional(request.scope, body, private=private, headers=choice.headers)
 
 
 async def _list_hidden(

@@ -26,7 +26,8 @@ from projections.feedback.reports import (
     wilson,
 )
 from readapi.analytics import InRange
-from readapi.queries import Fresh, Read
+from readapi.freshness import Fresh
+from readapi.queries import Read
 
 EARLIEST = datetime.fromtimestamp(0, UTC)
 

@@ -38,8 +38,9 @@ from projections.like_counters import (
     AsyncCounters,
     Counter,
 )
-from readapi.queries import Asked, Fresh, Read, asked, person_of, viewer_of
-from readapi.video_cache import VideoCache
+from readapi.freshness import Fresh
+from readapi.queries import Asked, Read, asked, person_of, viewer_of
+from readapi.video_cache import Found, VideoCache
 
 log = structlog.get_logger(__name__)
 
@@ -221,13 +222,16 @@ class LiveCounts:
 
     async def _look(self) -> None:
         await self._tail.confirm()
-        found = await self._cache.videos({watch.video_id for watch in self._watches})
+        watched = list({watch.video_id for watch in self._watches})
+        found = dict(zip(watched, await self._cache.videos(watched), strict=True))
         for watch in list(self._watches):
-            if watch.video_id not in found:
-                continue
-            video, behind = found[watch.video_id]
-            if behind:
-                # The read models are on their way: next time.
+            video = found.get(watch.video_id)
+            if isinstance(video, Found):
+                if video.behind:
+                    # The read models are on their way: next time.
+                    continue
+                video = video.video
+            elif video is None:
                 continue
             watch.removed |= video is None or not video.visible_to(watch.viewer)
             count = watch.count if video is None else video.likes
@@ -301,11 +305,11 @@ async def _get_like(known: Asked, video_id: UUID) -> Response:
             return wire(LikeState(likes_count=counts[video_id]))
     parts = (queries.catalog, queries.likes)
     videos = await queries.shown(fresh, (video_id,), person_of(caller), parts)
-    video = videos.require(video_id, caller)
+    video = videos.require(caller)
     if not in_memory and video_id in queries.cache:
         held = GONE if video.row.visibility == Visibility.PRIVATE else video.likes
         await queries.counts.fill(video_id, Counter(held, video.likes_at))
-    return wire(LikeState(has_liked=videos.has_liked(video_id), likes_count=video.likes))
+    return wire(LikeState(has_liked=videos.has_liked(video), likes_count=video.likes))
 
 
 @router.get(

@@ -20,7 +20,9 @@ from infra.http.shapes import Comment, Time, UserId, Wire
 from projections.catalog import VideoRow
 from projections.comments import CommentRow, HiddenComment
 from projections.moderation import CaseRow, DetailRow, Moderation
-from readapi.queries import Fresh, Page, Paged, Queries, Read
+from readapi.freshness import Fresh
+from readapi.pages import Page, Paged
+from readapi.queries import Queries, Read
 
 DETAILS = 5
 

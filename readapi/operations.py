@@ -22,16 +22,10 @@ from infra.http.app import wire
 from infra.http.auth import Admin
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Time, UserId, Wire
+from readapi.freshness import Fresh
+from readapi.pages import Page, Paged, decode_cursor
 from readapi.projection_status import ProjectionStatus, statuses
-from readapi.queries import (
-    Fresh,
-    Page,
-    Paged,
-    Queries,
-    Read,
-    ReadModelUnavailable,
-    decode_cursor,
-)
+from readapi.queries import Queries, Read, ReadModelUnavailable
 
 Status = Literal["requested", "running", "done", "failed", "cancelled", "refused"]
 

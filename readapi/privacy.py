@@ -51,7 +51,8 @@ from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable
 from infra.postgres.connection import open_connection
 from infra.pseudonyms import UNKNOWN, OwnNames, Pseudonyms, new_pseudonym
 from infra.security_log import SecurityEvent, record
-from readapi.queries import ReadModelUnavailable, storable
+from readapi.pages import storable
+from readapi.queries import ReadModelUnavailable
 
 KEYS_AT_ONCE = 1_000
 CHUNK_BYTES = 64 * 1024

@@ -1,20 +1,11 @@
-"""What the query routes share: fresh connections, the read models, videos as shown, and pages.
-
-A page is a part of a list that stays in order while it grows: its cursor is the position of the
-last item.
-"""
+"""What the query routes share: the read models as fresh as is asked, and videos as shown."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
-import time
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
-    Callable,
     Collection,
+    Container,
     Iterable,
     Iterator,
     Mapping,
@@ -22,28 +13,25 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar
-from urllib.parse import parse_qsl
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from uuid import UUID
 
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Request
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
-from starlette.types import Scope
 
 from domain.upload import NOBODY, VideoViewer
 from engine.checkpoints import Freshness, Pool, Waiting
 from engine.inspection.index import Audit
-from engine.log import END_OF_LOG, topics_of
+from engine.log import topics_of
 from engine.overview import Rates
 from engine.projection import Projection, ReadModels
 from engine.tail import LogTail
 from infra.http.auth import Identity, maybe_identity
 from infra.http.problems import Problem
-from infra.http.requests import ADDED, add_header, header
-from infra.http.shapes import BEGINNING, Position, Wire, encode_position, latest_position
+from infra.http.shapes import Position
 from infra.objects.port import ObjectStore
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog, VideoRow
@@ -54,81 +42,16 @@ from projections.operations import Operations
 from projections.recommendations.recommender import Recommender
 from projections.trending import Ranking, Window
 from readapi.comment_cache import CommentCache, CommentPage
-from readapi.video_cache import TELEMETRY, CachedVideo, VideoCache
+from readapi.freshness import freshness_of
+from readapi.video_cache import TELEMETRY, CachedVideo, Found, VideoCache
 
 if TYPE_CHECKING:
     from readapi.comments import TranslationRequests
     from readapi.likes import LikeCounts, LiveCounts
 
-T = TypeVar("T")
-
-DEFAULT_LIMIT, MOST_LIMIT, MOST_CURSOR = 20, 100, 100
-DEFAULT_TIMEOUT_MS = 2_000
-MAX_TIMEOUT_MS = 30_000
-MAX_TOKEN_LENGTH = 1_000
-PLAIN_LIMIT = re.compile("[1-9][0-9]?|100", re.ASCII)
-MIN_POSITION, TIMEOUT_MS = b"backlot-min-position", b"backlot-timeout-ms"
-REACHED, STALE = b"backlot-position", b"backlot-stale-position"
-
 
 class ReadModelUnavailable(Exception):
     """The database of the read models does not answer."""
-
-
-async def freshness(
-    request: Request,
-    backlot_min_position: Annotated[
-        str | None,
-        Header(
-            alias="Backlot-Min-Position",
-            description="A `Backlot-Position` received before, or several with commas: the answer "
-            "includes those commands. Where an upgrade keeps it from that, "
-            "`Backlot-Stale-Position` says how far it is.",
-            max_length=MAX_TOKEN_LENGTH,
-        ),
-    ] = None,
-    backlot_timeout_ms: Annotated[
-        int,
-        Header(
-            alias="Backlot-Timeout-Ms",
-            description=f"How long to wait for it, at most {MAX_TIMEOUT_MS} ms.",
-            ge=0,
-        ),
-    ] = DEFAULT_TIMEOUT_MS,
-) -> Freshness:
-    """Return what the headers ask for; raise InvalidPosition."""
-    return _freshness(request.scope, backlot_min_position, backlot_timeout_ms)
-
-
-def freshness_of(scope: Scope) -> Freshness | None:
-    """Return the same without the framework; None where that has to look at the headers."""
-    token = header(scope, MIN_POSITION)
-    if header(scope, TIMEOUT_MS) is not None or len(token or "") > MAX_TOKEN_LENGTH:
-        return None
-    return _freshness(scope, token, DEFAULT_TIMEOUT_MS)
-
-
-def _freshness(scope: Scope, token: str | None, timeout_ms: int) -> Freshness:
-    told: Position | None = None
-
-    def tell(position: Position) -> None:
-        # Of what one request reads, the oldest counts.
-        nonlocal told
-        if told is None or position.events < told.events:
-            told = position
-            scope.setdefault(ADDED, {})[REACHED] = encode_position(*position).encode()
-
-    def admit(position: int) -> None:
-        # What is read later in the same request is never older, so the first one counts.
-        add_header(scope, STALE, encode_position(position))
-        tell(Position(position))
-
-    wanted = BEGINNING if token is None else latest_position(token)
-    deadline = time.monotonic() + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
-    return Freshness(wanted, deadline, admit, tell)
-
-
-Fresh = Annotated[Freshness, Depends(freshness)]
 
 
 @dataclass(frozen=True)
@@ -153,15 +76,15 @@ class Queries:
     # That of lists of recommendations, once it was read.
     signing_keys: list[bytes] = field(default_factory=list)
 
-    @property
+    @cached_property
     def catalog(self) -> Catalog:
         return self.models[Catalog]
 
-    @property
+    @cached_property
     def likes(self) -> Likes:
         return self.models[Likes]
 
-    @property
+    @cached_property
     def comments(self) -> Comments:
         return self.models[Comments]
 
@@ -173,7 +96,7 @@ class Queries:
     def audit(self) -> Audit:
         return self.models[Audit]
 
-    @property
+    @cached_property
     def projections(self) -> tuple[Projection, ...]:
         """What videos are shown from."""
         return (self.catalog, self.likes, self.comments)
@@ -215,7 +138,7 @@ class Queries:
         """
         await self.confirm(fresh, self.catalog)
         videos = await self.shown(fresh, (video_id,), parts=(self.catalog,))
-        return videos.require(video_id, caller)
+        return videos.require(caller)
 
     async def shown(
         self,
@@ -320,15 +243,18 @@ class Queries:
         liked = None
         if person is not None:
             likes = await self.cache.liked(person, ids)
-            liked, lacking = likes.videos.keys(), dict(likes.behind)
-        videos = {}
-        for each, (video, behind) in found.items():
-            for schema, position in behind.items():
-                if schema in parts or schema == TELEMETRY:
-                    lacking[schema] = max(position, lacking.get(schema, 0))
-            if video is not None:
-                videos[each] = video
-        return ShownVideos(videos, liked), lacking
+            liked, lacking = likes.videos, dict(likes.behind)
+        videos = []
+        for each in found:
+            video = each
+            if isinstance(each, Found):
+                video, behind = each
+                for schema, position in behind.items():
+                    if schema in parts or schema == TELEMETRY:
+                        lacking[schema] = max(position, lacking.get(schema, 0))
+            if isinstance(video, CachedVideo):
+                videos.append(video)
+        return ShownVideos(videos, liked, not lacking), lacking
 
     async def _confirm(self, fresh: Freshness, projections: Iterable[Projection]) -> None:
         now = await self.tail.confirm()
@@ -361,33 +287,32 @@ class Queries:
 
 
 class ShownVideos(NamedTuple):
-    """Videos by id; of whom that was asked, the likes among them."""
+    """Videos in the order in which they were asked for; the likes of a person, if of one.
 
-    videos: Mapping[UUID, CachedVideo]
-    liked: Collection[UUID] | None
+    `exact` unless something was read that may be older than what was confirmed.
+    """
 
-    def has_liked(self, video_id: UUID) -> bool | None:
-        """Return whether the person that was asked about likes the video."""
-        return None if self.liked is None else video_id in self.liked
+    videos: Sequence[CachedVideo]
+    liked: Container[UUID] | None
+    exact: bool = True
 
-    def told(self, video_id: UUID) -> bytes:
+    def told(self, video: CachedVideo) -> bytes:
         """Return one of the videos as JSON, as it stands in lists."""
-        return self.videos[video_id].told(self.has_liked(video_id))
+        return video.told(self.has_liked(video))
 
-    def lists(self, video_id: UUID, viewer: VideoViewer) -> bool:
-        """Return whether a list shows the video to this viewer."""
-        video = self.videos.get(video_id)
-        return video is not None and video.row.listed_for(viewer)
+    def has_liked(self, video: CachedVideo) -> bool | None:
+        """Return whether the person that was asked about likes the video."""
+        return None if self.liked is None else video.row.video_id in self.liked
 
-    def require(self, video_id: UUID, caller: Identity | None) -> CachedVideo:
-        """Return a video; raise Problem 404 where there is none that the caller may see."""
-        video = self.videos.get(video_id)
-        if video is None or not video.visible_to(viewer_of(caller)):
+    def listed_for(self, viewer: VideoViewer) -> Iterator[bytes]:
+        """Yield those that a list shows to this viewer, as JSON."""
+        return (self.told(each) for each in self.videos if each.row.listed_for(viewer))
+
+    def require(self, caller: Identity | None) -> CachedVideo:
+        """Return the one video; raise Problem 404 where there is none that the caller may see."""
+        if not self.videos or not self.videos[0].visible_to(viewer_of(caller)):
             raise no_such_video()
-        return video
-
-
-NO_VIDEOS = ShownVideos({}, None)
+        return self.videos[0]
 
 
 @cache
@@ -455,138 +380,3 @@ async def require_video(
 def no_such_video() -> Problem:
     """Return what is said of a video that is not there, or not for the caller."""
     return Problem(404, "not-found", "There is no such video.")
-
-
-IfNoneMatch = Annotated[
-    str | None,
-    Header(
-        alias="If-None-Match",
-        description="An `ETag` received before: the answer is 304 while nothing is new.",
-    ),
-]
-"""Documents what `conditional` reads."""
-
-Cursor = Annotated[
-    str | None,
-    Query(
-        description="`nextCursor` of the page before; none: the first page.", max_length=MOST_CURSOR
-    ),
-]
-Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=MOST_LIMIT)]
-
-
-class Page(Wire, Generic[T]):
-    """A part of a list; `next_cursor` asks for the following one and is missing on the last."""
-
-    items: list[T]
-    next_cursor: str | None = None
-
-
-def page_of(items: Iterable[bytes], next_cursor: str | None) -> bytes:
-    """Return a page as JSON, given its items as JSON."""
-    following = "" if next_cursor is None else f',"nextCursor":"{next_cursor}"'
-    return b'{"items":[%b]%b}' % (b",".join(items), following.encode())
-
-
-def storable(text: str | None) -> str | None:
-    """Return the text; raise ValueError for the NUL character, which PostgreSQL does not store."""
-    if text is not None and "\x00" in text:
-        raise ValueError("can't contain the NUL character")
-    return text
-
-
-class InvalidCursor(ValueError):
-    """The cursor was not given out for this list."""
-
-    def __init__(self) -> None:
-        super().__init__("`cursor` is not one of this list; send back `nextCursor` as received.")
-
-
-def encode_cursor(kind: str, position: int) -> str:
-    """Return an opaque name of a place in a list of one kind."""
-    return base64.urlsafe_b64encode(f"{kind}:{position}".encode()).decode().rstrip("=")
-
-
-def decode_cursor(kind: str, cursor: str | None, first: int = END_OF_LOG) -> int:
-    """Return the position behind which the page begins; raise InvalidCursor.
-
-    Without a cursor it is `first`, which is the newest.
-    """
-    if cursor is None:
-        return first
-    try:
-        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        decoded = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, UnicodeError) as error:
-        raise InvalidCursor from error
-    name, _, number = decoded.partition(":")
-    if name != kind or not number.isdigit() or len(number) > 18:
-        raise InvalidCursor
-    return int(number)
-
-
-class PageRequest(NamedTuple):
-    """Which page of a list a client asks for: what comes behind a cursor, so many items at most."""
-
-    cursor: str | None
-    limit: int
-
-    @property
-    def rows(self) -> int:
-        """How many rows to read: one more, so that the last page knows that it is the last."""
-        return self.limit + 1
-
-    async def read(
-        self,
-        kind: str,
-        read: Callable[[int, int], Awaitable[Sequence[T]]],
-        position: Callable[[T], int],
-        first: int = END_OF_LOG,
-    ) -> tuple[Sequence[T], str | None]:
-        """Return the rows of the page, and the cursor of the next page if there is one.
-
-        `read` gets the position behind which the page begins (`first` is that of the first page)
-        and a number of rows. Raise InvalidCursor.
-        """
-        return self.cut(
-            kind, await read(decode_cursor(kind, self.cursor, first), self.rows), position
-        )
-
-    def cut(
-        self, kind: str, rows: Sequence[T], position: Callable[[T], int]
-    ) -> tuple[Sequence[T], str | None]:
-        """Return the rows of the page, and the cursor of the next page if there is one."""
-        if len(rows) <= self.limit:
-            return rows, None
-        shown = rows[: self.limit]
-        return shown, encode_cursor(kind, position(shown[-1]))
-
-
-def plain_query(scope: Scope) -> dict[str, str] | None:
-    """Return the parameters of a query by name; None where the framework has to look at it."""
-    if not scope["query_string"]:
-        return {}
-    try:
-        given = parse_qsl(scope["query_string"].decode("ascii"), True, True)
-    except ValueError:
-        return None
-    found = dict(given)
-    return found if len(found) == len(given) else None
-
-
-def plain_page(scope: Scope) -> PageRequest | None:
-    """Return the page that a query asks for which says nothing else; None for any other query."""
-    given = plain_query(scope)
-    if given is None:
-        return None
-    limit, cursor = given.pop("limit", str(DEFAULT_LIMIT)), given.pop("cursor", None)
-    if given or len(cursor or "") > MOST_CURSOR or not PLAIN_LIMIT.fullmatch(limit):
-        return None
-    return PageRequest(cursor, int(limit))
-
-
-async def _page_request(cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> PageRequest:
-    return PageRequest(cursor, limit)
-
-
-Paged = Annotated[PageRequest, Depends(_page_request)]

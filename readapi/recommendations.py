@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Literal, NamedTuple
@@ -34,19 +34,10 @@ from projections.recommendations.blend import interleave
 from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.model import RankedVideo
 from projections.recommendations.recommender import MOST
-from readapi.queries import (
-    PLAIN_LIMIT,
-    Asked,
-    Fresh,
-    Queries,
-    Read,
-    ShownVideos,
-    asked,
-    person_of,
-    plain_query,
-    storable,
-)
-from readapi.video_cache import Offers
+from readapi.caches import Offers
+from readapi.freshness import Fresh
+from readapi.pages import PLAIN_LIMIT, plain_query, storable
+from readapi.queries import Asked, Queries, Read, ShownVideos, asked, person_of
 
 DEFAULT_LIMIT = 10
 
@@ -156,13 +147,13 @@ async def list_recommendations(
     shown = await _shown(Asked(queries, fresh, caller), user_id, limit)
     items = [
         Recommendation(
-            video=VideoReference(video_id=each.video_id, title=shown.row(each).title),
+            video=VideoReference(video_id=each.video_id, title=video.row.title),
             reason=each.reason,
             score=each.score,
             source=each.source,
             variant=_team(each),
         )
-        for each in shown.items
+        for each, video in zip(shown.offered.items, shown.videos.videos, strict=True)
     ]
     told = {"source": shown.source, "cached": shown.cached, "list_id": shown.list_id}
     return wire(Recommendations.model_validate({**told, "items": items}))
@@ -197,12 +188,13 @@ async def list_recommended_videos(
 async def _list_recommended_videos(known: Asked, user_id: str, limit: int) -> Response:
     shown = await _shown(known, user_id, limit)
     items = [
-        b'{"video":%b,%b' % (shown.videos.told(each.video_id), _told(each)) for each in shown.items
+        b'{"video":%b,%b' % (shown.videos.told(video), told)
+        for told, video in zip(shown.offered.told, shown.videos.videos, strict=True)
     ]
-    told = {"source": shown.source, "cached": shown.cached}
+    rest: dict[str, object] = {"source": shown.source, "cached": shown.cached}
     if shown.list_id is not None:
-        told["listId"] = shown.list_id
-    body = b'{"items":[%b],%b' % (b",".join(items), orjson.dumps(told)[1:])
+        rest["listId"] = shown.list_id
+    body = b'{"items":[%b],%b' % (b",".join(items), orjson.dumps(rest)[1:])
     return JsonResponse(body, 200, {"Cache-Control": PRIVATE})
 
 
@@ -214,52 +206,69 @@ def _told(each: RankedVideo) -> bytes:
     return orjson.dumps(told)[1:]
 
 
+class Offered(NamedTuple):
+    """The recommendations that can still be told, also as JSON; under which id to their user."""
+
+    items: Sequence[RankedVideo]
+    told: Sequence[bytes]
+    list_id: str
+
+
 class Shown(NamedTuple):
-    """The recommendations that can still be told, and the videos of them."""
+    """What is told of recommendations, and the videos of them."""
 
     source: str
     cached: bool
     list_id: str | None
-    items: Sequence[RankedVideo]
+    offered: Offered
     videos: ShownVideos
-
-    def row(self, each: RankedVideo) -> VideoRow:
-        """Return what the catalog has of a recommended video."""
-        return self.videos.videos[each.video_id].row
 
 
 async def _shown(known: Asked, user_id: str, limit: int) -> Shown:
     """Return recommendations as fresh as was asked; raise ReadModelBehind."""
     queries, fresh, caller = known
+    person = person_of(caller)
     await queries.confirm(fresh, *queries.projections)
     if fresh.is_asked:
         async with queries.reading(fresh, *queries.projections, queries.models[Dismissals]):
             pass
-    made, cached, out = await _offered(queries, user_id, fresh)
+    offers, cached = await _offers(queries, user_id, fresh)
     now = datetime.now(UTC)
-    asked_for = [*made.told, *(each.video_id for each in made.offered)]
-    videos = await queries.shown(fresh, asked_for, person_of(caller))
-    items = display(videos, out, user_id, made, limit, now)
-    list_id = None
-    if caller is not None and caller.person == user_id:
+    # All that decides which of them are told, and how.
+    state = limit, start_of_hour(now), len(offers.out), queries.cache.changes
+    if offers.told is None or offers.told[0] != state:
+        made = offers.made
+        videos = [*made.told, *(each.video_id for each in made.offered)]
+        found = await queries.shown(fresh, list(dict.fromkeys(videos)), person)
+        rows = {each.row.video_id: each.row for each in found.videos}
+        items = display(rows, offers.out, user_id, made, limit, now)
         list_id = _given(user_id, made, items, now).signed(await queries.key_of_lists())
-    return Shown(made.source.value, cached, list_id, items, videos)
+        offered = Offered(items, [_told(each) for each in items], list_id)
+        offers.told = (state, offered) if found.exact else None
+    else:
+        offered = offers.told[1]
+    shown = await queries.shown(fresh, [each.video_id for each in offered.items], person)
+    list_id = offered.list_id if person == user_id else None
+    if len(shown.videos) < len(offered.items) or queries.cache.changes != state[-1]:
+        # One of them may have gone, or been hidden, just now.
+        offers.told = None
+        return await _shown(known, user_id, limit)
+    return Shown(offers.made.source.value, cached, list_id, offered, shown)
 
 
-async def _offered(
-    queries: Queries, user_id: str, fresh: Freshness
-) -> tuple[Made, bool, Collection[UUID]]:
-    """Return a user's recommendations, whether they were cached, and what to leave out of them."""
-    offers = queries.cache.offers
-    if not fresh.is_asked and (kept := offers.get(user_id)) is not None:
-        return kept.made, True, kept.out
-    mark = offers.mark(user_id)
+async def _offers(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Offers, bool]:
+    """Return what may be recommended to a user, and whether that was cached."""
+    cache = queries.cache.offers
+    if not fresh.is_asked and (kept := cache.get(user_id)) is not None:
+        return kept, True
+    mark = cache.mark(user_id)
     made, cached = await queries.recommendations.get(user_id, fresh)
     videos = list(dict.fromkeys(each.video_id for each in made.offered))
     async with queries.reading(fresh) as conn:
         out = await left_out(conn, user_id, videos)
-    offers.put(user_id, Offers(made, out), mark)
-    return made, cached, out
+    offers = Offers(made, out)
+    cache.put(user_id, offers, mark)
+    return offers, cached
 
 
 def _given(user_id: str, made: Made, shown: Sequence[RankedVideo], at: datetime) -> GivenList:
@@ -317,7 +326,7 @@ async def left_out(
 
 
 def display(
-    videos: ShownVideos,
+    catalog: Mapping[UUID, VideoRow],
     out: Collection[UUID],
     user_id: str,
     made: Made,
@@ -329,7 +338,7 @@ def display(
     Nothing that is not public, that is the user's own, or that is to be left `out`. Two orders that
     are compared are interleaved, the same way within an hour.
     """
-    rows = {each: video.row for each, video in videos.videos.items() if video.row.is_public}
+    rows = {each: row for each, row in catalog.items() if row.is_public}
     orders = [
         [
             each

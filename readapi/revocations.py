@@ -28,7 +28,8 @@ from infra.http.app import wire
 from infra.http.auth import Admin, Authenticator, RevokedTokens, ask
 from infra.http.problems import problems
 from infra.http.shapes import RevokedToken
-from readapi.queries import Page, Paged, ReadModelUnavailable, decode_cursor
+from readapi.pages import Page, Paged, decode_cursor
+from readapi.queries import ReadModelUnavailable
 
 log = structlog.get_logger(__name__)
 

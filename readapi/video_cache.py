@@ -9,13 +9,10 @@ of the tail, and no answer is older than what was acknowledged to anybody before
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Generic, LiteralString, NamedTuple, TypeVar
+from typing import Any, LiteralString, NamedTuple, cast
 from uuid import UUID
 
 from domain.comment import Comment
@@ -29,31 +26,21 @@ from engine.tail import LastSeen, LogTail, TailEvent, TailTelemetry
 from engine.telemetry import VIEWED
 from infra.http.auth import ask
 from infra.http.shapes import Position, Video
-from infra.metrics import counter
 from infra.pseudonyms import Pseudonyms
 from projections.catalog import Catalog, VideoRow
 from projections.comments import Comments
 from projections.likes import Likes
-from projections.recommendations.model import RankedRecommendations
 from projections.trending import Ranking
+from readapi.caches import CachedStats, Listings, Lru, OfferCache, VideoPage
 
 MOST_VIDEOS = 20_000
 MOST_VIEWERS = 5_000
-MOST_PAGES = 1_000
 MOST_STATS = 5_000
 # Of one viewer; who likes more is asked about each time.
 MOST_LIKES = 1_000
 # Of all videos, viewers and comments that changed while the read models were behind.
 MOST_CHANGES = 50_000
 
-CACHE_READS = counter(
-    "backlot_read_cache_reads",
-    "Videos, likes of viewers, pages and answers that were wanted, by whether they were in memory.",
-    ("kind", "outcome"),
-)
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 TELEMETRY = "telemetry"
@@ -98,43 +85,6 @@ FROM (SELECT position FROM backlot_checkpoints
 LEFT JOIN (SELECT video_id, position FROM likes.likes WHERE viewer = %(viewer)s
            ORDER BY position DESC LIMIT %(limit)s) AS l ON true
 """
-
-
-class Lru(Generic[K, V]):
-    """The entries that were used last; so many at most."""
-
-    def __init__(self, most: int, kind: str) -> None:
-        self._most = most
-        self._entries: OrderedDict[K, V] = OrderedDict()
-        self._hits, self._misses = (CACHE_READS.labels(kind, each) for each in ("hit", "miss"))
-
-    def get(self, key: K) -> V | None:
-        found = self._entries.get(key)
-        if found is None:
-            self._misses.inc()
-            return None
-        self._hits.inc()
-        self._entries.move_to_end(key)
-        return found
-
-    def peek(self, key: K) -> V | None:
-        """Return the entry without counting it as used."""
-        return self._entries.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        self._entries[key] = value
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._most:
-            self._entries.popitem(last=False)
-
-    def drop(self, key: K) -> None:
-        self._entries.pop(key, None)
-
-    def clear(self) -> None:
-        self._entries.clear()
-
-    def values(self) -> Iterable[V]:
-        return self._entries.values()
 
 
 @dataclass(slots=True, eq=False)
@@ -196,94 +146,10 @@ class Found(NamedTuple):
 
 
 class Liked(NamedTuple):
-    """Which of some videos a viewer likes, at which positions; the rest as in `Found`."""
+    """What a viewer likes, at which positions; the rest as in `Found`."""
 
     videos: Mapping[UUID, int]
     behind: Mapping[str, int] = NOTHING
-
-
-class VideoPage(NamedTuple):
-    """The videos of a page, and the cursor of the next one if there is one."""
-
-    videos: Sequence[UUID]
-    next_cursor: str | None
-
-
-class CachedStats(NamedTuple):
-    """The stats of a video as JSON, and what they include."""
-
-    body: bytes
-    includes: Position
-
-
-class Listings(Generic[V]):
-    """What any change of the catalog makes out of date: pages of lists, and rankings."""
-
-    def __init__(self, kind: str, seconds: float = math.inf) -> None:
-        """Nothing is kept for longer than so many seconds."""
-        self._kept: Lru[Hashable, tuple[V, float]] = Lru(MOST_PAGES, kind)
-        self._seconds = seconds
-        self.changes = 0
-        """Another number whenever a list may have changed."""
-
-    def get(self, key: Hashable) -> V | None:
-        found = self._kept.get(key)
-        return found[0] if found is not None and time.monotonic() < found[1] else None
-
-    def put(self, key: Hashable, value: V, changes: int) -> None:
-        """Keep what was read after so many changes, and before the next one."""
-        if changes == self.changes:
-            self._kept.put(key, (value, time.monotonic() + self._seconds))
-
-    def drop(self, key: Hashable) -> None:
-        self._kept.drop(key)
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self.changes += 1
-
-
-@dataclass(slots=True, eq=False)
-class Offers:
-    """What may be recommended to a user, and what of it not any more: seen, liked or dismissed."""
-
-    made: RankedRecommendations
-    out: set[UUID]
-
-
-class OfferCache:
-    """Recommendations that were just told; of any user, until something else may be known of them.
-
-    Recommendations are cached in Redis for all processes: here they are for some seconds, in which
-    a user goes from page to page.
-    """
-
-    def __init__(self, tail: LogTail, seconds: float) -> None:
-        self._tail = tail
-        self._offers: Listings[Offers] = Listings("recommendations", seconds)
-
-    def get(self, user_id: str) -> Offers | None:
-        return self._offers.get(user_id)
-
-    def mark(self, user_id: str) -> Hashable:
-        """Return what is another one when the user, or the catalog, has gone on."""
-        return self._offers.changes, self._tail.own(user_id)
-
-    def put(self, user_id: str, offers: Offers, mark: Hashable) -> None:
-        """Keep what was read after the mark, if it still is the same."""
-        if mark == self.mark(user_id):
-            self._offers.put(user_id, offers, self._offers.changes)
-
-    def leave_out(self, user_id: str, video_id: UUID) -> None:
-        """Recommend a video no more to a user."""
-        if (found := self._offers.get(user_id)) is not None:
-            found.out.add(video_id)
-
-    def drop(self, user_id: str) -> None:
-        self._offers.drop(user_id)
-
-    def clear(self) -> None:
-        self._offers.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -323,6 +189,8 @@ class VideoCache:
         self._viewer_likes = LastSeen(MOST_CHANGES)
         self._wanted: dict[UUID, asyncio.Future[Found]] = {}
         self._loader: asyncio.Task[None] | None = None
+        self.changes = 0
+        """Another number whenever more than the counts of a video changed."""
         self.pages: Listings[VideoPage] = Listings("page")
         self.rankings: Listings[Ranking] = Listings("ranking", ranking_seconds)
         self.stats: Lru[Hashable, CachedStats] = Lru(MOST_STATS, "stats")
@@ -354,6 +222,7 @@ class VideoCache:
         self._views.begin(position.telemetry)
         self._telemetry.begin(position.telemetry)
         self._clear_listings()
+        self.changes += 1
 
     def take(self, event: TailEvent) -> None:
         handle = self._handlers.get(event.topic)
@@ -418,6 +287,7 @@ class VideoCache:
     def _changed(self, event: TailEvent) -> None:
         self._catalog.put(event.stream_id, event.position)
         self._videos.drop(event.stream_id)
+        self.changes += 1
         if event.topic in LISTING:
             self._clear_listings()
 
@@ -452,23 +322,20 @@ class VideoCache:
         # Names and texts of theirs may stand anywhere.
         self.begin(Position(event.position, self._tail.position.telemetry))
 
-    async def videos(self, ids: Iterable[UUID]) -> dict[UUID, Found]:
-        """Return these videos, from memory or the read models; those that are not there, too.
+    async def videos(self, ids: Sequence[UUID]) -> Sequence[Found | CachedVideo]:
+        """Return these videos in their order: as they are in memory, or from the read models.
 
         Raise what the database raises when it is away.
         """
-        found, missing = {}, []
-        for each in ids:
-            video = self._videos.get(each)
-            if video is not None:
-                found[each] = Found(video)
-            else:
-                missing.append(each)
-        if missing:
-            loads = [self._load(each) for each in dict.fromkeys(missing)]
-            for each, loaded in zip(dict.fromkeys(missing), loads, strict=True):
-                found[each] = await asyncio.shield(loaded)
-        return found
+        cached = self._videos.get_all(ids)
+        loads = [
+            self._load(each) if video is None else None
+            for each, video in zip(ids, cached, strict=True)
+        ]
+        return [
+            await asyncio.shield(load) if load is not None else cast("CachedVideo", video)
+            for video, load in zip(cached, loads, strict=True)
+        ]
 
     def _load(self, video_id: UUID) -> asyncio.Future[Found]:
         wanted = self._wanted.get(video_id)
@@ -553,14 +420,13 @@ class VideoCache:
         return await ask(self._persons.names, persons) if known is None else known
 
     async def liked(self, viewer: str, videos: Collection[UUID]) -> Liked:
-        """Return which of these videos the viewer likes; raise as `videos` does."""
+        """Return what the viewer likes, at least of these videos; raise as `videos` does."""
         cached = self._viewers.get(viewer)
         if cached is not None:
-            return Liked({each: cached.videos[each] for each in videos if each in cached.videos})
+            return Liked(cached.videos)
         found, whole = await self._read_likes(viewer)
         if whole:
-            liked = {each: found.videos[each] for each in videos if each in found.videos}
-            return found._replace(videos=liked)
+            return found
         async with self._pool.connection() as conn:
             some = await self._likes_model.liked(conn, viewer, list(videos))
         return found._replace(videos=dict.fromkeys(some, 0))

@@ -51,6 +51,7 @@ from infra.batcher import QueueFull
 from infra.cancellation import together
 from infra.metrics import counter, gauge
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
+from projections.recommendations.retention import drop_recommended
 from workers.parts import Parts
 from workers.translator import digests, drop_translations
 
@@ -170,7 +171,7 @@ class Eraser:
                 await in_thread(record_forgotten, self.proofs, person, erasure.fenced_at)
                 await in_thread(self.persons.destroy, person)
             case ErasureStep.PLACES:
-                return await self.purge(person)
+                return await self._drop_recommended(conn, person) + await self.purge(person)
             case ErasureStep.SETTLING:
                 return Counter() if erasure.step_waits >= self.settling else None
             case ErasureStep.FINISH:
@@ -205,6 +206,14 @@ class Eraser:
         dropped = await drop_translations(self.redis, self._texts.get(person, frozenset()))
         return Counter({"redis.translations": dropped} if dropped else {})
 
+    async def _drop_recommended(self, conn: ThreadedConnection, person: str) -> Counter[str]:
+        """Drop what is cached for others and has titles of the person's videos, kept ones too.
+
+        A language model that has worded it may have read what is not kept.
+        """
+        videos = await conn.do(begun_streams, (Upload.Started,), person)
+        return +Counter({"redis.recommended": await drop_recommended(self.redis, videos)})
+
     def _digests(self, comments: Sequence[UUID]) -> frozenset[str]:
         found: set[str] = set()
         for some in _chunks(comments, AT_ONCE):
@@ -236,6 +245,7 @@ class Eraser:
         comments = await self._comments(conn, person)
         uploads = await self._uploads(conn, person)
         removed = await self._drop_translations(person) + await self.purge(person)
+        removed += await self._drop_recommended(conn, person)
         # As many as there ever were: their texts can't be read any more.
         own = Counter(comments=comments, uploads=uploads)
         counts = dict(+(Counter(erasure.counts) + removed + own))

@@ -39,9 +39,10 @@ PERSONAL = (
     Unsearched(
         name="topics",
         holds="published messages: who liked, watched, commented what, and the texts of comments",
-        kept="as long as Kafka keeps the topics, and those of dead letters",
+        kept="texts so many days and a day more at most; what has none as long as Kafka keeps it",
+        setting="KAFKA_TEXT_RETENTION_DAYS",
         where="Kafka",
-        forget=Left("consumers are told; topics with texts need a term or compaction"),
+        forget=Left("consumers are told; texts go by their term"),
     ),
     Unsearched(
         name="results",

@@ -24,9 +24,10 @@ from engine.subscription import Handler, Notifications, Place, Prefetch, Restart
 from infra.cancellation import to_the_end
 from infra.errors import describe
 from infra.kafka import KafkaAway, Outgoing, Publisher, Sent
+from infra.kafka_topics import TopicsUnavailable, limit_terms
 from infra.metrics import counter, gauge
 from infra.settings.adapters import KafkaSettings
-from projections.integration_events import TOPICS, Message
+from projections.integration_events import TOPICS, Message, topics_with_texts
 from workers.sources import RELAY, Feed, FeedBatch, FeedSource, Stretch, feeds, published_positions
 
 
@@ -56,6 +57,8 @@ GATHER_SECONDS = 0.01
 MEASURE_SECONDS = 1.0
 # Enough to find the oldest message that waits, few enough to look every second.
 MEASURE_EVENTS = 100
+# How often the terms of topics are looked at, also after a failure, and how long Kafka may take.
+TERMS_SECONDS, AGAIN_SECONDS, PATIENCE_SECONDS = 3600.0, 60.0, 10.0
 
 RELAYED = counter(
     "backlot_relay_messages",
@@ -76,6 +79,10 @@ RELAY_FAILURES = counter(
     "backlot_relay_failures",
     "Times that the relay could not go on, and tried again later (kafka, database, other).",
     ("step",),
+)
+KEPT_TOO_LONG = gauge(
+    "backlot_topics_kept_too_long",
+    "Topics that keep texts for longer than KAFKA_TEXT_RETENTION_DAYS, as far as the relay knows.",
 )
 RELAY_UNDELIVERED = counter(
     "backlot_relay_undelivered",
@@ -98,9 +105,14 @@ class Relay(Handler[FeedBatch[Outgoing]]):
     """Publishes batch after batch: while one is acknowledged, the next is sent and one is read."""
 
     def __init__(
-        self, open_publisher: Callable[[], Publisher], measured: Sequence[Feed], wake: asyncio.Event
+        self,
+        kafka: KafkaSettings,
+        open_publisher: Callable[[], Publisher],
+        measured: Sequence[Feed],
+        wake: asyncio.Event,
     ) -> None:
         """`measured` are the feeds whose lag is told, `wake` makes the source look at once."""
+        self._kafka = kafka
         self._open_publisher = open_publisher
         self._measured = measured
         self._wake = wake
@@ -146,7 +158,7 @@ class Relay(Handler[FeedBatch[Outgoing]]):
             await self._publisher.stop()
 
     def beside(self, conn: ThreadedConnection) -> Sequence[Coroutine[Any, Any, None]]:
-        return [self._measure(conn)]
+        return [self._measure(conn), keep_terms(self._kafka)]
 
     def failed(self, error: Exception) -> None:
         """Count and log what stopped the relay."""
@@ -196,6 +208,28 @@ class Relay(Handler[FeedBatch[Outgoing]]):
                 RELAY_LAG_SECONDS.remove(feed.name)
 
 
+async def keep_terms(kafka: KafkaSettings) -> NoReturn:
+    """Limit how long topics keep texts, again and again: topics come to be, and are changed."""
+    topics = topics_with_texts()
+    try:
+        while True:
+            pause = TERMS_SECONDS
+            try:
+                unlimited = await limit_terms(
+                    kafka, topics, kafka.text_retention, seconds=PATIENCE_SECONDS
+                )
+            except TopicsUnavailable as error:
+                log.warning("topic_terms_unknown", error=str(error))
+                unlimited, pause = dict.fromkeys(topics, ""), AGAIN_SECONDS
+            else:
+                for topic, settings in unlimited.items():
+                    log.warning("topic_kept_too_long", topic=topic, settings=settings)
+            KEPT_TOO_LONG.set(len(unlimited))
+            await asyncio.sleep(pause)
+    finally:
+        KEPT_TOO_LONG.set(0)
+
+
 def subscribe_relay(
     database_url: str,
     kafka: KafkaSettings,
@@ -225,7 +259,7 @@ def subscribe_relay(
         )
 
     measured = feeds(TOPICS, batch_events=MEASURE_EVENTS)
-    relay = Relay(open_publisher, measured, wake)
+    relay = Relay(kafka, open_publisher, measured, wake)
     return Subscription(
         database_url,
         "relay",

@@ -29,7 +29,7 @@ from engine.command_bus import Command, CommandBus, Lookup, Reader
 from engine.projection import ReadModels
 from engine.reservations import Allowance, Reservations
 from engine.schedule import Job, repeat
-from engine.telemetry import Views
+from engine.telemetry import views_of
 from infra.batcher import QueueFull
 from infra.metrics import counter
 from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable, OpenUpload
@@ -219,7 +219,7 @@ def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
         videos = [each.video_id for each in lookups]
         likes = models[Likes].others(cursor, [(video, "") for video in videos])
         comments = models[Comments].counts_of(cursor, videos)
-        views = Views().of(cursor, videos)
+        views = views_of(cursor, videos)
         return [
             EngagementCounts(count, comments.get(video, 0), views.get(video, 0))
             for video, count in zip(videos, likes, strict=True)

@@ -24,7 +24,7 @@ from rich.tree import Tree
 
 from backlot import arguments
 from backlot.arguments import group, moment
-from backlot.database import database_url, persons_at_hand
+from backlot.database import persons_at_hand, url_at_hand
 from backlot.events import archive
 from backlot.output import Json, change_lines, flow, printable, show, table, width
 from backlot.signals import run
@@ -174,7 +174,7 @@ def tail(
             newest = await inspector.events(replace(wanted, before=head + 1), number)
             printer.tell(reversed(newest.items))
         if follow:
-            notifications = Notifications(database_url(load_settings()))
+            notifications = Notifications(url_at_hand(load_settings()))
             wake = notifications.subscribe(EVENTS)
 
             async def print_arriving() -> None:
@@ -304,17 +304,14 @@ def inspect(mode: PayloadMode, question: Callable[[audit.Inspector], Awaitable[T
     from backlot.features import read_models
     from engine.inspection.index import Audit
     from readapi.audit.inspector import Inspector, NotRecorded
-    from readapi.queries import InvalidCursor
-
-    settings = load_settings()
-    url = database_url(settings)
+    from readapi.pages import InvalidCursor
 
     async def ask(persons: Persons) -> T:
-        async with await open_async_connection(url, "events", UNHURRIED) as conn:
+        async with await open_async_connection(persons.database_url, "events", UNHURRIED) as conn:
             return await question(Inspector(conn, read_models()[Audit], mode, persons))
 
     try:
-        with closing(persons_at_hand(settings)) as persons:
+        with closing(persons_at_hand(load_settings())) as persons:
             return run(ask(persons))
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise NotInspected(

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from backlot.database import database_at_hand, database_url, persons_at_hand
+from backlot.database import database_at_hand, persons_at_hand
 from backlot.features import read_models
 from backlot.output import change_lines, printable, table
 from backlot.signals import run
@@ -159,10 +159,9 @@ def read_statuses(settings: Settings, *, twice: bool = False) -> dict[str, Proje
 
     Raise DatabaseAway.
     """
-    with database_at_hand(psycopg.Error):
-        found = run(_read(database_url(settings), twice=twice))
-        with closing(persons_at_hand(settings)) as persons:
-            name_persons(found.values(), persons)
+    with database_at_hand(psycopg.Error), closing(persons_at_hand(settings)) as persons:
+        found = run(_read(persons.database_url, twice=twice))
+        name_persons(found.values(), persons)
         return found
 
 

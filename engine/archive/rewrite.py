@@ -7,7 +7,6 @@ first seal of the new log follows the last one of the old one.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,13 +27,13 @@ from engine.archive.lines import batches
 from engine.archive.persons import has_texts, named_in
 from engine.archive.transfer import ImportRefused, filled, finished, whole_log, write_items
 from engine.log import SEALED_BYTES, EventMapper, event_id
-from engine.persons import NAME
+from engine.persons import new_person
 from engine.seals.chain import StoredRow, insert_seal
 from engine.seals.proofs import NO_PROOFS, Proofs, SealKey
 from engine.seals.report import Report
 from engine.seals.sealer import make_seal
 from engine.wrapping_keys import KeyDamaged, WrappedKey, WrappingKeys, load_wrapping_keys
-from infra.key_encryption import KEY_BYTES, KeyEncryption, encrypt
+from infra.key_encryption import KeyEncryption
 from infra.pseudonyms import new_pseudonym
 
 ROWS_AT_ONCE = 2_000
@@ -102,14 +101,10 @@ class PersonBook:
         self._unstored.clear()
 
     def _make(self, name: str) -> RewrittenPerson:
-        made = RewrittenPerson(new_pseudonym(), secrets.token_bytes(KEY_BYTES))
-        row = {
-            "pseudonym": made.pseudonym,
-            "lookup": _hex(self._wrapping.digest(name)),
-            "name": _hex(encrypt(made.key or b"", name.encode(), NAME)),
-            **self._wrap(made.key or b"", made.pseudonym),
-        }
-        self._add(name, made, row)
+        key, row = new_person(self._wrapping, new_pseudonym(), name)
+        made = RewrittenPerson(row.pseudonym, key)
+        hexed = {"lookup": _hex(row.lookup), "name": _hex(row.name), "key": _hex(row.key)}
+        self._add(name, made, {**row._asdict(), **hexed})
         return made
 
     def _wrap(self, key: bytes, pseudonym: str) -> key_file.Row:

@@ -248,7 +248,7 @@ class LogSettings(SettingsGroup, alias_generator=variables("LOG_")):
 
 
 class KafkaSettings(SettingsGroup, alias_generator=variables("KAFKA_")):
-    """The brokers, and how many events the relay publishes at once."""
+    """The brokers, how many events are published at once, and how long texts stay in topics."""
 
     bootstrap_servers: Servers = ()
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -260,6 +260,7 @@ class KafkaSettings(SettingsGroup, alias_generator=variables("KAFKA_")):
     ssl_key_file: UserPath | None = None
     ssl_key_password: SecretStr | None = None
     relay_batch_events: PositiveInt = Field(default=1000, alias="RELAY_BATCH_EVENTS")
+    text_retention_days: PositiveInt = Field(default=7, le=36_500)
 
     @model_validator(mode="after")
     def _whole_sasl(self) -> Self:
@@ -282,6 +283,11 @@ class KafkaSettings(SettingsGroup, alias_generator=variables("KAFKA_")):
     def encrypted(self) -> bool:
         """Whether brokers are spoken to over TLS."""
         return self.security_protocol.endswith("SSL")
+
+    @property
+    def text_retention(self) -> timedelta:
+        """How long topics keep texts, and a day more at most."""
+        return timedelta(days=self.text_retention_days)
 
     @property
     def configured(self) -> bool:

@@ -15,8 +15,7 @@ from uuid import UUID, uuid4
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.personal_data import Blanked, Deleted, Left, PersonalTable, Rewritten
-from engine.purge import shared_time
+from engine.personal_data import Blanked, Deleted, Left, Pace, PersonalTable, Rewritten
 from infra.advisory_locks import Lock, lock_in_transaction
 from projections.analytics.ingest import NO_LIMIT
 from projections.analytics.rules import columns
@@ -81,7 +80,7 @@ class DoneRow(NamedTuple):
     session: str | None
 
 
-def forget_viewer(conn: Connection[TupleRow], viewer: str) -> int:
+def forget_viewer(conn: Connection[TupleRow], viewer: str, pace: Pace) -> int:
     """Make nobody's what a viewer did, and return how many rows that are; raise psycopg.Error.
 
     Sums, and counts of viewers, stay as they are. Consumers store meanwhile, between batches.
@@ -95,7 +94,7 @@ def forget_viewer(conn: Connection[TupleRow], viewer: str) -> int:
         # Of these the rows are gone, by their age.
         by_video.setdefault(video, [])
     for videos in _batches(by_video):
-        with shared_time(), conn.transaction():
+        with pace(), conn.transaction():
             conn.execute(PLANNING)
             lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
             if found.shape is Shape.TIMESCALE:

@@ -7,14 +7,26 @@ then stays, and fades by its half-life; it names nobody.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import LiteralString
+from uuid import UUID
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
+from redis.asyncio import Redis
 
-from engine.personal_data import Deleted, PersonalEntries, PersonalKeys, PersonalTable
+from engine.personal_data import (
+    Deleted,
+    Left,
+    PersonalEntries,
+    PersonalKeys,
+    PersonalTable,
+    Unsearched,
+)
 from infra.advisory_locks import Lock, lock_in_transaction
+from infra.cache import drop_values
+from projections import trending
 from projections.recommendations.recommender import ENGAGED_PREFIX, PREFIX
 
 TERM = "ENGAGEMENT_RETENTION_DAYS"
@@ -64,6 +76,17 @@ PERSONAL = (
         pattern=f"{PREFIX}{{subject}}",
         forget=Deleted(),
     ),
+    Unsearched(
+        name="redis.recommended",
+        holds="titles of somebody's videos in recommendations for others, categories of rankings",
+        kept="so many seconds; rankings for minutes",
+        setting=CACHED,
+        where="Redis",
+        keys=(f"{PREFIX}*", f"{trending.PREFIX}*"),
+        forget=Left(
+            "those with a video of the person are removed with the videos, and all rankings"
+        ),
+    ),
     PersonalKeys(
         name="redis.engaged",
         holds="that somebody's recommendations are to be made anew",
@@ -102,6 +125,18 @@ engaged AS (
     DELETE FROM analytics.engaged AS e USING gone WHERE e.viewer = gone.viewer)
 DELETE FROM analytics.viewers AS v USING gone WHERE v.viewer = gone.viewer
 """
+
+
+async def drop_recommended(redis: Redis, videos: Collection[UUID]) -> int:
+    """Drop what is cached for anybody and has one of these videos; return how many lists.
+
+    With them go all rankings, which are soon made again: a key may have a category that only these
+    videos had. Raise RedisError.
+    """
+    if not videos:
+        return 0
+    await drop_values(redis, trending.PREFIX)
+    return await drop_values(redis, PREFIX, [str(video) for video in videos])
 
 
 def forget_viewers(conn: Connection[TupleRow], before: datetime) -> int:

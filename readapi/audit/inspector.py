@@ -30,7 +30,7 @@ from engine.log import Stored, event_id
 from engine.privacy import PayloadMode, mask_actor, present
 from infra.http.shapes import VIDEO_ID, Time, Wire
 from infra.pseudonyms import Pseudonyms
-from readapi.queries import Page, decode_cursor, encode_cursor
+from readapi.pages import Page, decode_cursor, encode_cursor
 
 EVENT_ID = "c5a2b7e0-52d9-5b8e-9c3c-6e1f0a3d4b5c"
 

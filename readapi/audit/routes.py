@@ -41,7 +41,8 @@ from readapi.audit.inspector import (
     StreamHistory,
     TraceTree,
 )
-from readapi.queries import Cursor, Page, Queries, Read, ReadModelUnavailable, storable
+from readapi.pages import Cursor, Page, storable
+from readapi.queries import Queries, Read, ReadModelUnavailable
 
 DEFAULT_LIMIT = 50
 Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=200)]

@@ -30,6 +30,8 @@ from infra.postgres.embedded import EmbeddedPostgres
 from projections.analytics.schema import migrate
 from projections.recommendations import embeddings
 from projections.recommendations.embeddings import Embedded
+from tests.kafka_cluster import kafka_cluster
+from tests.kafka_topics import topic_broker
 from tests.support import hung
 from tests.two_users import as_user
 
@@ -323,13 +325,34 @@ class TestKafkaAndTasks:
     def test_one_broker_of_two(
         self, folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            up = f"127.0.0.1:{listening.getsockname()[1]}"
+        with topic_broker({}) as broker:
+            up = broker.bootstrap_servers
             monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"127.0.0.1:{free_port},{up}")
             kafka = part("kafka")
         assert kafka.ok
-        assert "1 of 2" in kafka.detail
+        assert kafka.detail.startswith("1 of 2")
+        assert "not known" not in kafka.detail
         assert not part("kafka").ok
+
+    def test_topics_that_keep_texts_for_ever(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with topic_broker({"comment.created": {"retention.ms": "-1"}}) as broker:
+            monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
+            kafka = part("kafka")
+            broker.topics = {"comment.created": {"retention.ms": "1000", "segment.ms": "1000"}}
+            assert part("kafka").ok
+        assert not kafka.ok
+        assert "longer than 7 days: comment.created (retention.ms=-1" in kafka.detail
+
+    def test_topics_of_a_kafka_that_does_not_tell(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with kafka_cluster() as cluster:
+            monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", cluster.bootstrap_servers)
+            kafka = part("kafka")
+        assert kafka.ok
+        assert "how long topics keep texts is not known" in kafka.detail
 
     def test_queues_of_a_redis_that_is_away(
         self, folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch

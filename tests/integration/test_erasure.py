@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -27,10 +28,18 @@ from engine.seals.forgotten import ForgottenList, person_digest
 from engine.seals.outside import Outside
 from engine.seals.places import LineFile
 from engine.seals.proofs import Proofs
+from infra.cache import CachedValue
 from infra.http.auth import Authenticator, mint_token
 from infra.http.keys import OneKey
 from infra.objects.port import NoSuchUpload
 from infra.settings import load_settings
+from projections.recommendations.model import (
+    RankedRecommendations,
+    RankedVideo,
+    RecommendationSource,
+)
+from projections.recommendations.recommender import FORM, PREFIX
+from projections.trending import Window, key_of
 from tests.integration.buses import Toggle, execute
 from tests.integration.erasure_support import LONG, NOTHING, Scene, by, scene
 from tests.integration.event_log import recording, rows
@@ -324,6 +333,43 @@ def test_what_comes_late_goes_too(play: Play) -> None:
         assert made.history(film)[-1] == "upload.removed.v1"
         assert await made.objects.head(object_key(film)) is None
         await whole(made, ann, {**COUNTS, "comments": 4, "uploads": 3})
+
+    play(act)
+
+
+async def cached_list(made: Scene, user: str, video: UUID, *, told: bool) -> str:
+    """The key of what is cached for a user: a video that is recommended, or told in a reason."""
+    other = uuid4()
+    listed = RankedVideo(other if told else video, 0.5, "Because you watched “Rain”")
+    titles = {video: ("Rain", None)} if told else {}
+    ranked = RankedRecommendations(RecommendationSource.BLEND, (listed,), True, titles)
+    value = CachedValue(ranked, datetime.now(UTC), None)
+    await made.redis.set(f"{PREFIX}{user}", FORM.dump_json(value))
+    return f"{PREFIX}{user}"
+
+
+@pytest.mark.parametrize("videos", list(VideosFate))
+def test_nobody_is_recommended_what_was_theirs(play: Play, videos: VideosFate) -> None:
+    async def act(made: Scene) -> None:
+        ann, bob = await Deeds(made).do(), await Deeds(made, "bob").do()
+        gone = [
+            *[await cached_list(made, f"viewer-{n}", ann.video, told=False) for n in range(120)],
+            await cached_list(made, "viewer", ann.video, told=True),
+            key_of(Window.WEEK, 10, "what only Ann has"),
+        ]
+        await made.redis.set(gone[-1], "[]")
+        kept = await cached_list(made, "another", bob.video, told=True)
+        await made.ask(ann.person, videos)
+        await made.eraser(settling=LONG).turn(made.conn)
+        assert await made.redis.exists(*gone) == 0
+        # Of a process that had begun before the videos went.
+        late = await cached_list(made, "late", ann.video, told=True)
+        await made.eraser().turn(made.conn)
+        assert await made.redis.exists(late) == 0
+        assert await made.redis.exists(kept) == 1
+        _, told = made.told(ann.person)
+        assert isinstance(told, Person.Forgotten)
+        assert told.counts["redis.recommended"] == 122
 
     play(act)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -39,7 +40,7 @@ from engine.connections import ThreadedConnection
 from engine.dead_letters import RejectedMessage
 from engine.installation import install, make_tables, migrate
 from engine.log import MAPPER
-from engine.personal_data import PersonalTable, Rewritten, count_rows
+from engine.personal_data import Pace, PersonalTable, Rewritten, count_rows
 from engine.persons import Persons
 from engine.projection import Projection
 from engine.replay.records import ReplayOptions, ReplayState
@@ -371,7 +372,7 @@ def test_what_no_read_model_holds_is_purged_and_twice_is_once(
 def test_whoever_dies_between_places_begins_again(conn: Connection[Any]) -> None:
     fill(conn, "ann")
 
-    def killed(_: Connection[Any], subject: str) -> int:
+    def killed(_: Connection[Any], subject: str, __: Pace) -> int:
         raise SystemExit(subject)
 
     letters = replace(place("dead_letters"), forget=Rewritten(killed, "killed"))
@@ -408,8 +409,8 @@ def test_letters_lose_what_names_the_person_or_is_of_their_events(
     """
     conn.execute(parked, ("one", at, "DataError: a secret", None, None))
     conn.execute(parked, ("two", 999, "DataError: not hers", "ann", "ann's words"))
-    assert dead_letters.forget_letters(conn, "ann") == 5
-    assert dead_letters.forget_letters(conn, "ann") == 0
+    assert dead_letters.forget_letters(conn, "ann", nullcontext) == 5
+    assert dead_letters.forget_letters(conn, "ann", nullcontext) == 0
     left = "SELECT subscription, error, decided_by, reason FROM backlot_dead_letters ORDER BY 1"
     assert conn.execute(left).fetchall() == [
         ("one", "DataError", None, None),

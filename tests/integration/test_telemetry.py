@@ -20,8 +20,8 @@ from engine.telemetry import (
     WATCH_TIME,
     Telemetry,
     TelemetryEvent,
-    Views,
     forget_sessions,
+    views_of,
 )
 from projections.integration_events import TELEMETRY
 from tests.integration.analytics_support import REPEAT, migrated, stored_from
@@ -54,16 +54,8 @@ def run(database: str, scenario: Callable[[Telemetry], Coroutine[Any, Any, None]
 
 
 def views(database: str, *videos: UUID) -> dict[UUID, int]:
-    """As both sides read them: the command bus and the query API."""
-
-    async def read() -> dict[UUID, int]:
-        async with await psycopg.AsyncConnection.connect(database) as conn:
-            return await Views().views(conn, videos)
-
     with psycopg.connect(database) as conn:
-        counted = Views().of(conn.cursor(), videos)
-    assert asyncio.run(read()) == counted
-    return counted
+        return views_of(conn.cursor(), videos)
 
 
 def test_what_was_taken_is_there_with_all_that_was_said(database: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from uuid import UUID
 
 import pytest
@@ -21,6 +21,7 @@ from engine.telemetry import TelemetryEvent
 from projections.integration_events import (
     PUBLISHED,
     TELEMETRY,
+    TEXTS,
     TOPICS,
     Message,
     NotPublishable,
@@ -29,6 +30,7 @@ from projections.integration_events import (
     events_for,
     from_event,
     from_telemetry,
+    topics_with_texts,
 )
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -145,3 +147,20 @@ def test_what_need_not_be_known_may_be_missing() -> None:
 
 def test_dead_letters_lie_beside_their_topic() -> None:
     assert dead_letters("comment.created") == "comment.created.dlq"
+
+
+def test_topics_with_texts_are_those_in_which_somebody_may_write() -> None:
+    """Who adds a member of text to a value says whether somebody has worded it."""
+    members = {
+        name
+        for value in TOPICS.values()
+        for name, kind in get_type_hints(value).items()
+        if str in (kind, *get_args(kind))
+    }
+    told = {"userId", "originalLang", "etag", "source", "variant"}
+    assert members == TEXTS | told
+    assert topics_with_texts() == [
+        name
+        for topic in ("comment.created", "comment.edited", "comment.translated", "video.shared")
+        for name in (topic, f"{topic}.dlq")
+    ]

@@ -26,7 +26,7 @@ from infra.http.shapes import PersonMark, RequestBody, UserId, Video, Wire, name
 from infra.key_encryption import KeyEncryptionFailed
 from infra.pseudonyms import UNKNOWN, OwnNames, Pseudonyms, searched
 from readapi.audit.inspector import as_event, as_state, as_step
-from readapi.queries import Page
+from readapi.pages import Page
 from tests.unit.audit_events import golden
 
 SECRET = "signs the tokens of these tests only"
