@@ -207,8 +207,14 @@ class LogTail:
             TAIL_READS.labels("nothing").inc()
         else:
             self._position = head
-            self._take(rows)
-            TAIL_READS.labels("events").inc()
+            try:
+                self._take(rows)
+            except Exception:
+                # Half of it may be taken: nothing that is kept can be trusted.
+                log.exception("tail_broke", position=head)
+                self.begin(head)
+            else:
+                TAIL_READS.labels("events").inc()
 
     def begin(self, position: Position) -> None:
         """Have everything forgotten that was kept."""
