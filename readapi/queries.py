@@ -58,7 +58,8 @@ from readapi.video_cache import TELEMETRY, CachedVideo, VideoCache
 
 if TYPE_CHECKING:
     from readapi.comments import TranslationRequests
-    from readapi.likes import LikeCounts, LiveCounts
+    from readapi.likes import LikeCounts
+    from readapi.live import LiveVideos
 
 T = TypeVar("T")
 
@@ -139,7 +140,7 @@ class Queries:
     models: ReadModels
     waiting: Waiting
     counts: LikeCounts
-    live: LiveCounts
+    live: LiveVideos
     tail: LogTail
     cache: VideoCache
     comment_cache: CommentCache
