@@ -75,7 +75,8 @@ from readapi.audit.routes import Integrity
 from readapi.comment_cache import CommentCache
 from readapi.comments import TranslationRequests
 from readapi.erasure import ErasureSearch
-from readapi.likes import LikeCounts, LiveCounts, LiveLimits
+from readapi.likes import LikeCounts
+from readapi.live import LiveLimits, LiveVideos
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
 from readapi.video_cache import VideoCache
@@ -366,7 +367,13 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         ranking_seconds=min(1.0, settings.trending.invalidate_seconds),
         offer_seconds=settings.recommendations.invalidate_seconds,
     )
-    live = LiveCounts(tail, cache, slots if settings.rate_limits.on else None)
+    comments = CommentCache(pool, tail, parts.persons)
+    waiting = Waiting(pool, parts.models.all())
+    live = LiveVideos(
+        *(pool, tail, cache, comments, waiting),
+        wake=parts.notifications.subscribe(EVENTS),
+        limits=slots if settings.rate_limits.on else None,
+    )
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
     analytics = await AnalyticsQueries.open(
@@ -387,12 +394,12 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     return Queries(
         pool=pool,
         models=parts.models,
-        waiting=Waiting(pool, parts.models.all()),
+        waiting=waiting,
         counts=counts,
         live=live,
         tail=tail,
         cache=cache,
-        comment_cache=CommentCache(pool, tail, parts.persons),
+        comment_cache=comments,
         objects=parts.objects,
         analytics=analytics,
         recommendations=recommendations,

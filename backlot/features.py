@@ -46,6 +46,7 @@ import readapi.comments
 import readapi.erasure
 import readapi.feedback
 import readapi.likes
+import readapi.live
 import readapi.moderation
 import readapi.operations
 import readapi.privacy
@@ -154,7 +155,7 @@ FEATURES: tuple[Feature, ...] = (
         name="likes",
         aggregates=(VideoLikes,),
         commands=(commands.likes.router,),
-        queries=(readapi.likes.router,),
+        queries=(readapi.likes.router, readapi.live.router),
         lookups=workers.likes.lookups,
         projections=(Likes,),
         tables=(projections.like_counters.TABLES,),

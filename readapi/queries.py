@@ -47,7 +47,8 @@ from readapi.video_cache import TELEMETRY, CachedVideo, VideoCache
 
 if TYPE_CHECKING:
     from readapi.comments import TranslationRequests
-    from readapi.likes import LikeCounts, LiveCounts
+    from readapi.likes import LikeCounts
+    from readapi.live import LiveVideos
 
 
 class ReadModelUnavailable(Exception):
@@ -62,7 +63,7 @@ class Queries:
     models: ReadModels
     waiting: Waiting
     counts: LikeCounts
-    live: LiveCounts
+    live: LiveVideos
     tail: LogTail
     cache: VideoCache
     comment_cache: CommentCache

@@ -337,6 +337,11 @@ class VideoCache:
             for video, load in zip(cached, loads, strict=True)
         ]
 
+    async def found(self, ids: Sequence[UUID]) -> dict[UUID, Found]:
+        """Return the same by id, with what they lack."""
+        videos = zip(ids, await self.videos(ids), strict=True)
+        return {each: video if isinstance(video, Found) else Found(video) for each, video in videos}
+
     def _load(self, video_id: UUID) -> asyncio.Future[Found]:
         wanted = self._wanted.get(video_id)
         if wanted is None:

@@ -47,9 +47,7 @@ OWN_VARIABLES = {*Settings.variables(), *Settings.files(), "COLUMNS"}
 # The usual ones but for the last: its pretty tracebacks take as long as ten whole tests.
 PLAIN_LOG = (
     *structlog.get_config()["processors"][:-1],
-    structlog.dev.ConsoleRenderer(
-        colors=False, exception_formatter=structlog.dev.plain_traceback
-    ),
+    structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
 )
 ROOM = 2**30
 TIERS = ("e2e", "integration", "unit")
