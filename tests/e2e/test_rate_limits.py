@@ -143,6 +143,7 @@ def test_long_paths_queries_and_headers_are_refused(limited: Program) -> None:
     problem(get("/videos", **{"X-Long": "x" * 32_768}), 431, "headers-too-large")
 
 
+@pytest.mark.chaos
 def test_ten_thousand_paths_cost_no_memory(server: Program) -> None:
     """Of `server`, which limits nothing: what is remembered is bounded whoever asks."""
     process = server.process
@@ -214,11 +215,19 @@ def test_1700_half_open_requests_keep_nobody_out_and_end(
     assert program.stop() == 0
 
 
-def test_by_default_people_are_let_be_and_a_flood_is_not(
-    make_program: Callable[..., Program],
-) -> None:
-    program = make_program(RATE_LIMITS="").start()
-    video = upload(program.client("alice"), MP4)
+@pytest.fixture(scope="module")
+def usual(short_dir: Path) -> Iterator[Program]:
+    """A program whose limits are those that nobody has set."""
+    program = Program(short_dir / f"usual-{next(_numbers)}", unused_port(), {"RATE_LIMITS": ""})
+    try:
+        yield program.start()
+        assert program.stop() == 0
+    finally:
+        program.clean_up()
+
+
+def test_by_default_people_are_let_be(usual: Program) -> None:
+    video = upload(usual.client("alice"), MP4)
     people = [f"person-{number}" for number in range(5)]
     requests = [
         Request(person, method, f"/videos/{video}{rest}", body)
@@ -231,9 +240,14 @@ def test_by_default_people_are_let_be_and_a_flood_is_not(
         ]
     ]
     # So few connections that none of them rests for as long as the server keeps one.
-    answers = together(program, requests, connections=8)
+    answers = together(usual, requests, connections=8)
     assert {answer.status_code for answer in answers} <= {200, 201}
+
+
+@pytest.mark.chaos
+def test_by_default_a_flood_is_cut_off(usual: Program) -> None:
+    video = upload(usual.client("alice"), MP4)
     flood = [Request("mallory", "POST", f"/videos/{video}/like") for _ in range(2_000)]
-    statuses = [answer.status_code for answer in together(program, flood, connections=8)]
+    statuses = [answer.status_code for answer in together(usual, flood, connections=8)]
     assert statuses.count(429) > 0
     assert statuses.count(200) >= 600
