@@ -244,7 +244,7 @@ async def _list_trending(
     return conditional(scope, body, private=known.caller is not None, tagged=items)
 
 
-class Shown(NamedTuple):
+class ShownRanking(NamedTuple):
     """A ranking of those that are there, whether it was cached, and these videos as JSON."""
 
     ranking: Ranking
@@ -252,7 +252,9 @@ class Shown(NamedTuple):
     told: Sequence[bytes]
 
 
-async def _get_ranking(known: Asked, window: Window, limit: int, category: str | None) -> Shown:
+async def _get_ranking(
+    known: Asked, window: Window, limit: int, category: str | None
+) -> ShownRanking:
     """Return what is shown of the ranking.
 
     Where it has what the catalog does not list any more, those behind take its place. Raise
@@ -264,9 +266,9 @@ async def _get_ranking(known: Asked, window: Window, limit: int, category: str |
         async with queries.reading(fresh, queries.catalog) as conn:
             if not await queries.catalog.has_category(conn, category):
                 # Whoever makes up categories fills no cache and has nothing counted.
-                return Shown(CachedValue((), datetime.now(UTC), None), False, ())
+                return ShownRanking(CachedValue((), datetime.now(UTC), None), False, ())
     gone: set[UUID] = set()
-    shown: Shown | None = None
+    shown: ShownRanking | None = None
     while True:
         try:
             ranking, cached = await queries.ranking(window, limit, category, fresh, gone)
@@ -284,10 +286,10 @@ async def _get_ranking(known: Asked, window: Window, limit: int, category: str |
         ]
         told = [videos.told(each) for each in there]
         if len(there) == len(ranked):
-            return Shown(ranking, cached, told)
+            return ShownRanking(ranking, cached, told)
         ids = {each.row.video_id for each in there}
         listed = tuple(each for each in ranking.value if each.video_id in ids)
-        shown = Shown(replace(ranking, value=listed), cached, told)
+        shown = ShownRanking(replace(ranking, value=listed), cached, told)
         if len(gone) >= MOST_GONE:
             return shown
         gone |= set(ranked) - ids

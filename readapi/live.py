@@ -45,7 +45,7 @@ from projections.likes import Likes
 from readapi.comment_cache import CommentCache
 from readapi.freshness import MAX_TOKEN_LENGTH, Fresh
 from readapi.queries import Read, viewer_of
-from readapi.video_cache import Found, VideoCache
+from readapi.video_cache import LoadedVideo, VideoCache
 
 log = structlog.get_logger(__name__)
 
@@ -197,7 +197,7 @@ class Watch:
         elif self.position > now:
             self.tell([reset(self.video_id, now)], now)
 
-    def see(self, found: Found) -> None:
+    def see(self, found: LoadedVideo) -> None:
         """Take in how the video stands now."""
         video = found.video
         if video is None or not video.visible_to(self.viewer):
@@ -355,7 +355,7 @@ class LiveVideos:
         told = await self._tell_comments([watch for watch in there if not watch.removed])
         return told and len(there) == len(watches)
 
-    async def _videos(self, ids: Iterable[UUID]) -> dict[UUID, Found]:
+    async def _videos(self, ids: Iterable[UUID]) -> dict[UUID, LoadedVideo]:
         """Return those of the videos of which it is known who sees them, and their likes."""
         found = await self._cache.found(list(ids))
         lacking: dict[str, int] = {}

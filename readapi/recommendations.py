@@ -214,7 +214,7 @@ class Offered(NamedTuple):
     list_id: str
 
 
-class Shown(NamedTuple):
+class ShownRecommendations(NamedTuple):
     """What is told of recommendations, and the videos of them."""
 
     source: str
@@ -224,7 +224,7 @@ class Shown(NamedTuple):
     videos: ShownVideos
 
 
-async def _shown(known: Asked, user_id: str, limit: int) -> Shown:
+async def _shown(known: Asked, user_id: str, limit: int) -> ShownRecommendations:
     """Return recommendations as fresh as was asked; raise ReadModelBehind."""
     queries, fresh, caller = known
     person = person_of(caller)
@@ -253,7 +253,7 @@ async def _shown(known: Asked, user_id: str, limit: int) -> Shown:
         # One of them may have gone, or been hidden, just now.
         offers.told = None
         return await _shown(known, user_id, limit)
-    return Shown(offers.made.source.value, cached, list_id, offered, shown)
+    return ShownRecommendations(offers.made.source.value, cached, list_id, offered, shown)
 
 
 async def _offers(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Offers, bool]:

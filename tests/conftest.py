@@ -10,8 +10,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from unittest.mock import patch
@@ -207,6 +207,15 @@ def _database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
         admin.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
         yield postgres.url_of(name)
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def copy_of(postgres: EmbeddedPostgres) -> Callable[[str], AbstractContextManager[str]]:
+    """Makes databases from a database, given its name, to which nobody is connected; their URLs.
+
+    What many tests begin with is recorded once, and copied for each.
+    """
+    return partial(_database, postgres)
 
 
 @pytest.fixture

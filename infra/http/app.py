@@ -92,7 +92,7 @@ BEARER = {
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class Found(NamedTuple):
+class Way(NamedTuple):
     """What answers a request at once, if a hot route does; the request's class of rate limits."""
 
     answer: Answer | None
@@ -143,13 +143,13 @@ class AnswersByPath:
 
     def __init__(self, most_bytes: int = REMEMBERED_BYTES) -> None:
         self._most = most_bytes
-        self._answers: dict[tuple[str, str], Found] = {}
+        self._answers: dict[tuple[str, str], Way] = {}
         self.bytes = 0
 
-    def get(self, method: str, path: str) -> Found | None:
+    def get(self, method: str, path: str) -> Way | None:
         return self._answers.get((method, path))
 
-    def put(self, method: str, path: str, answer: Found) -> None:
+    def put(self, method: str, path: str, answer: Way) -> None:
         self._answers[method, path] = answer
         self.bytes += ENTRY_BYTES + len(path)
         while self.bytes > self._most:
@@ -307,7 +307,7 @@ class HttpApp(FastAPI):
             _measure(scope, status or 500, time.perf_counter() - started)
             CORRELATION_ID.reset(correlation)
 
-    def _find(self, method: str, path: str) -> Found:
+    def _find(self, method: str, path: str) -> Way:
         """Return what answers at once, if a hot route does, and the class of the request."""
         known = self._answers.get(method, path)
         if known is None:
@@ -346,15 +346,15 @@ class HttpApp(FastAPI):
                 signed[route.path] = signed.get(route.path, frozenset()) | names
         return [(route, names, signed.get(route.path, names)) for route, names in own]
 
-    def _search(self, method: str, path: str) -> Found:
+    def _search(self, method: str, path: str) -> Way:
         if self._hot is None:
             routes = [route for route in self.routes if isinstance(route, APIRoute)]
             self._hot = [(route, call) for route in routes if (call := _shortcut(route))]
         for route, call in self._hot:
             if method in (route.methods or ()) and (ids := _ids_in(route, path)) is not None:
                 answer = partial(self._answer_at_once, route, call, ids)
-                return Found(answer, rate_class(method, path), route)
-        return Found(None, rate_class(method, path))
+                return Way(answer, rate_class(method, path), route)
+        return Way(None, rate_class(method, path))
 
     async def _answer_at_once(
         self,

@@ -145,6 +145,7 @@ def test_long_paths_queries_and_headers_are_refused(limited: Program) -> None:
     problem(get("/videos", **{"X-Long": "x" * 32_768}), 431, "headers-too-large")
 
 
+@pytest.mark.chaos
 def test_ten_thousand_paths_cost_no_memory(server: Program) -> None:
     """Of `server`, which limits nothing: what is remembered is bounded whoever asks."""
     process = server.process
