@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from statistics import mean
+from threading import Event
 from typing import NamedTuple
 from uuid import UUID
 
@@ -28,12 +31,11 @@ ROLES = "commands,queries,projections,consumers,workers"
 CATCH_UP_SECONDS = 600.0
 MINUTE = 60.0
 LEAST_LIKES = 0.9
-# The next user is asked for while the one before waits in the pause: work and quiet take turns.
-QUIET_SECONDS, EVERY_SECONDS, LAST_SECONDS = 10.0, 25.0, 60.0
-LOOK_SECONDS = 0.05
-# So much of a stretch is needed to tell a rate.
-LEAST_SLICES = 4
-BOTH = (True, False)
+# So long nobody is at work before the next user is asked for: work and quiet take turns.
+QUIET_SECONDS, LONGEST_SECONDS = 8.0, 600.0
+LOAD_SECONDS, LOOK_SECONDS = 20.0, 0.05
+# So many slices of one kind are a stretch, and so many on either side are what it is compared with.
+LEAST_SLICES, NEAR_SLICES = 4, 20
 BEHIND = """
 SELECT count(*) FROM backlot_checkpoints
 WHERE source = 'events' AND position < (SELECT max(notification_id) FROM backlot_events)
@@ -57,24 +59,32 @@ def run(bench: Bench) -> list[Comparison]:
     """Seconds from the request to `forgotten`, and likes/s of others at work and in between.
 
     Users, with 100,000 likes and 1,000 comments each, are forgotten while others like without a
-    pause. Likes are counted by quarters of a second. A pair is from one request to the next one:
-    the quarters in which the program was at work for anybody, and those in which it was not.
+    pause. Likes are counted by quarters of a second. A pair is a stretch in which the program was
+    at work for anybody, and what lies before and behind it.
     """
-    secret, users = secrets.token_urlsafe(32), bench.size(5, 1)
+    secret, users = secrets.token_urlsafe(32), bench.size(4, 1)
     likes, comments = bench.size(100_000, 2_000), bench.size(1_000, 100)
     tokens = [mint_token(secret, f"viewer-{n}") for n in range(bench.size(3_000, 100))]
+    clients = Clients(tokens, 1.0, LOAD_SECONDS)
     with _backlot(bench, secret, users, likes, comments) as server:
         # Every token is verified once before it counts.
-        Clients(tokens, 0.0, bench.size(5, 2)).report(server.served, PATHS, 0)
-        whole = QUIET_SECONDS + (users - 1) * EVERY_SECONDS + LAST_SECONDS
+        clients.report(server.served, PATHS, 0)
+        reports, over = list[Report](), Event()
+
+        def load() -> None:
+            while not over.is_set():
+                reports.append(clients.report(server.served, PATHS, len(reports)))
+
         with ThreadPoolExecutor(1) as pool:
-            loaded = pool.submit(Clients(tokens, 0.0, whole).report, server.served, PATHS, 1)
-            watched = _forget(server, secret, users, loaded)
+            loaded = pool.submit(load)
+            try:
+                looks = _forget(server, secret, users, loaded)
+            finally:
+                over.set()
+        loaded.result()
         with psycopg.connect(server.url) as conn:
             seconds = [took for (took,) in conn.execute(TOOK).fetchall()]
-    if None in seconds:
-        raise TimeoutError("Not everybody was forgotten in time.")
-    pairs = list(_pairs(loaded.result(), watched))
+    pairs = list(_pairs(reports, looks))
     if not pairs:
         raise Lost("Work and quiet could not be told apart.")
     busy, quiet = zip(*pairs, strict=True)
@@ -97,51 +107,71 @@ def run(bench: Bench) -> list[Comparison]:
     ]
 
 
-class Watched(NamedTuple):
-    """When users were asked for, and whether the program was at work, each time one looked."""
+class Look(NamedTuple):
+    """Whether the program was at work to forget anybody, by `time.perf_counter`."""
 
-    asked: list[float]
-    looks: list[tuple[float, bool]]
+    at: float
+    busy: bool
 
 
-def _forget(server: Server, secret: str, users: int, loaded: Future[Report]) -> Watched:
-    """Ask for one user after the other to be forgotten, and watch until the load is over."""
-    watched, finished, reached = Watched([], []), 0, 0
+def _forget(server: Server, secret: str, users: int, loaded: Future[None]) -> list[Look]:
+    """Ask for one user after the other to be forgotten, and watch until it is quiet again."""
+    looks, asked, finished, reached = list[Look](), 0, 0, 0
     headers = {"Authorization": f"Bearer {mint_token(secret, 'root', ['admin'])}"}
-    url, began = f"http://127.0.0.1:{server.served.port}", time.perf_counter()
+    url = f"http://127.0.0.1:{server.served.port}"
+    began = quiet_since = time.perf_counter()
     with (
-        httpx.Client(base_url=url, headers=headers, trust_env=False) as http,
+        httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=60) as http,
         psycopg.connect(server.url, autocommit=True) as conn,
     ):
-        while not loaded.done():
-            number, now = len(watched.asked), time.perf_counter()
-            if number < users and now - began >= QUIET_SECONDS + number * EVERY_SECONDS:
-                say(f"user {number + 1} of {users}")
-                watched.asked.append(now)
-                http.delete(f"/users/fan-{number}").raise_for_status()
+        while asked < users or finished < users or looks[-1].at - quiet_since < QUIET_SECONDS:
+            if loaded.done():
+                loaded.result()
+            if time.perf_counter() - began > LONGEST_SECONDS:
+                raise TimeoutError("Not everybody is forgotten.")
+            if asked < users and time.perf_counter() - quiet_since > QUIET_SECONDS:
+                say(f"user {asked + 1} of {users}")
+                http.delete(f"/users/fan-{asked}").raise_for_status()
+                asked, quiet_since = asked + 1, time.perf_counter()
             ((working, done, failures, head, projected),) = conn.execute(STATE).fetchall()
             if failures:
                 raise Lost("A step of forgetting somebody failed.")
             if done > finished:
                 # What read models do about it is work, too.
                 finished, reached = done, head
-            watched.looks.append((time.perf_counter(), working > 0 or projected < reached))
+            looks.append(Look(time.perf_counter(), working > 0 or projected < reached))
+            if looks[-1].busy:
+                quiet_since = looks[-1].at
             time.sleep(LOOK_SECONDS)
-    return watched
+    return looks
 
 
-def _pairs(report: Report, watched: Watched) -> Iterator[tuple[float, float]]:
-    """Yield likes/s at work and in between, from one request to the next, as far as told."""
-    rates: dict[bool, list[list[float]]] = {state: [[] for _ in watched.asked] for state in BOTH}
-    for number, answers in enumerate(report.slices):
-        begin = report.measured_from + number * SLICE_SECONDS
-        seen = {state for at, state in watched.looks if begin <= at < begin + SLICE_SECONDS}
-        if len(seen) == 1:
-            place = max(0, bisect_right(watched.asked, begin) - 1)
-            rates[seen.pop()][place].append(answers / SLICE_SECONDS)
-    for busy, quiet in zip(rates[True], rates[False], strict=True):
-        if min(len(busy), len(quiet)) >= LEAST_SLICES:
-            yield mean(busy), mean(quiet)
+def _pairs(reports: Iterable[Report], looks: Sequence[Look]) -> Iterator[tuple[float, float]]:
+    """Yield likes/s in each stretch of work, and near it on either side."""
+    stretches = [
+        (busy, [rate for _, rate in rates])
+        for busy, rates in groupby(_told(reports, looks), itemgetter(0))
+    ]
+    long = [each for each in stretches if len(each[1]) >= LEAST_SLICES]
+    whole = [
+        (busy, [rate for _, rates in some for rate in rates])
+        for busy, some in groupby(long, itemgetter(0))
+    ]
+    for (_, before), (busy, rates), (_, behind) in zip(whole, whole[1:], whole[2:], strict=False):
+        if busy:
+            yield mean(rates), mean(before[-NEAR_SLICES:] + behind[:NEAR_SLICES])
+
+
+def _told(reports: Iterable[Report], looks: Sequence[Look]) -> Iterator[tuple[bool, float]]:
+    """Yield likes/s of each slice in which it was one or the other the whole time, in order."""
+    for report in reports:
+        for number, answers in enumerate(report.slices):
+            begin = report.measured_from + number * SLICE_SECONDS
+            first = bisect_left(looks, begin, key=itemgetter(0))
+            last = bisect_left(looks, begin + SLICE_SECONDS, key=itemgetter(0))
+            seen = {look.busy for look in looks[first:last]}
+            if len(seen) == 1:
+                yield seen.pop(), answers / SLICE_SECONDS
 
 
 @contextmanager
