@@ -27,6 +27,7 @@ BENCHMARKS = (
     "append",
     "like",
     "counters",
+    "cores",
     "limits",
     "encryption",
     "erasure",
