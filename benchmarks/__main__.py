@@ -28,6 +28,7 @@ BENCHMARKS = (
     "like",
     "reading",
     "counters",
+    "cores",
     "limits",
     "engagement",
     "encryption",

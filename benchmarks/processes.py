@@ -41,8 +41,9 @@ class Served:
         return self.log.read_text(errors="replace")[-4000:]
 
     def cpu_seconds(self) -> float:
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+        """Of the process and of those that serve beside it."""
+        found = [each.cpu_times() for each in (self.process, *self.process.children())]
+        return float(sum(times.user + times.system for times in found))
 
 
 def command(module: str, *arguments: str) -> list[str]:
