@@ -162,7 +162,8 @@ async def _get_stats(
     if found is None or not found.includes.covers(happened):
         found = await _read_stats(known, video.row, range_, bucket)
         queries.cache.stats.put(key, found)
-    fresh.tell(found.includes)
+    if not found.includes.covers(happened):
+        fresh.tell(found.includes)
     return conditional(scope, found.body, private=not queries.stats_public or caller is not None)
 
 

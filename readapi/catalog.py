@@ -94,10 +94,12 @@ async def _list_videos(
     if found is None:
         changes = pages.changes
         async with queries.reading(fresh, queries.catalog) as conn:
+            # Before the page is read: what comes to be known meanwhile may not be in it.
+            whole = queries.knows_all(queries.catalog)
             rows = await queries.catalog.page(conn, viewer, owner, category, before, page.rows)
         shown, following = page.cut("videos", rows, lambda row: row.completed_position)
         found = VideoPage([row.video_id for row in shown], following)
-        if queries.knows_all(queries.catalog):
+        if whole:
             pages.put(key, found, changes)
     videos = await queries.shown(fresh, found.videos, person_of(caller))
     # Of those that are gone or hidden since, nothing is told.

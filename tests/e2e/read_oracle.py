@@ -212,22 +212,28 @@ class Oracle:
                     floors[stats] = latest(floors[stats], deed)
                 continue
             self.checked[f"{answer.what} {answer.status}"] += 1
-            least = floors[seen]
-            if answer.what != "stats" and not answer.told.covers(least):
+            if answer.what != "stats" and not answer.told.covers(floors[seen]):
                 self.admitted.append(answer)
-                least = Position(*map(min, zip(least, answer.told, strict=True)))
             for claim in self._claims(answer):
-                floor = floors[stats] if claim.is_stats else least
-                at = claim.timeline.since(floor[claim.of_telemetry], claim.holds)
-                if at is None:
-                    self.faults.append(self._fault(answer, claim, floor))
-                    continue
                 key = stats if claim.is_stats else seen
-                place = Position(0, at) if claim.of_telemetry else Position(at)
-                floors[key] = latest(floors[key], place)
+                at = self._since(answer, claim, floors[key])
+                if at is None:
+                    self.faults.append(self._fault(answer, claim, floors[key]))
+                else:
+                    place = Position(0, at) if claim.of_telemetry else Position(at)
+                    floors[key] = latest(floors[key], place)
             if answer.what != "stats":
                 floors[seen] = latest(floors[seen], answer.told)
         self._check_admitted(answers)
+
+    def _since(self, answer: Answer, claim: Claim, floor: Position) -> int | None:
+        """Since when a claim is so; of what its client knew, if the answer does not admit less."""
+        at = claim.timeline.since(floor[claim.of_telemetry], claim.holds)
+        if at is None and not answer.told.covers(floor):
+            self.admitted.append(answer)
+            least = min(floor[claim.of_telemetry], answer.told[claim.of_telemetry])
+            at = claim.timeline.since(least, claim.holds)
+        return at
 
     def _check_admitted(self, answers: Sequence[Answer]) -> None:
         """Only where somebody has waited in vain for the same process, an answer may be older."""

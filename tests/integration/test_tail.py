@@ -14,6 +14,7 @@ import pytest
 from psycopg import AsyncConnection, OperationalError
 from psycopg.rows import TupleRow
 
+from domain.operation import Operation, OperationOutcome
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
 from engine import tail as module
@@ -26,7 +27,7 @@ from infra.http.shapes import BEGINNING, Position
 from infra.postgres.connection import make_pool
 from projections.likes import Likes
 from tests.integration.event_log import rows
-from tests.integration.projection_support import Writer, caught_up, hosting
+from tests.integration.projection_support import Writer, caught_up, hosting, origin
 from tests.integration.replay_support import BACK, replayed
 from tests.support import until
 
@@ -253,6 +254,25 @@ def test_a_cutover_is_noticed(database_url: str) -> None:
                     told = await at.tail.confirm()
                     assert at.tail.epoch == epoch + 1
                     assert at.notes.begun[-1] == told == Position(at.writer.head)
+
+    run(case)
+
+
+def test_what_an_operator_did_is_noticed(database_url: str) -> None:
+    """A parked event that is applied after all changes a read model, and nothing in the log."""
+
+    async def case() -> None:
+        async with bench(database_url) as at:
+            await at.tail.confirm()
+            operation, epoch = Operation.blank(uuid4()), at.tail.epoch
+            operation.request("retry", "likes", {}, origin("root"))
+            at.writer.save(operation)
+            await at.tail.confirm()
+            assert at.tail.epoch == epoch
+            operation.finish(OperationOutcome.DONE, {}, origin("root"))
+            told = Position(at.writer.save(operation))
+            assert await at.tail.confirm() == at.notes.begun[-1] == told
+            assert at.tail.epoch == epoch + 1
 
     run(case)
 
