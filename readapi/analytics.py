@@ -245,6 +245,7 @@ async def _list_trending(
     scope: Scope, known: Asked, window: Window, limit: int, category: str | None
 ) -> Response:
     ranking, cached, videos = await _get_ranking(known, window, limit, category)
+    known.fresh.tell(ranking.includes)
     items = b",".join(
         b'%b,"video":%b}' % (_ranked(place, each)[:-1], videos.told(each.video_id))
         for place, each in enumerate(ranking.value, start=1)
@@ -274,7 +275,8 @@ async def _get_ranking(known: Asked, window: Window, limit: int, category: str |
         async with queries.reading(fresh, queries.catalog) as conn:
             if not await queries.catalog.has_category(conn, category):
                 # Whoever makes up categories fills no cache and has nothing counted.
-                return Shown(CachedValue((), datetime.now(UTC), None), False, NO_VIDEOS)
+                now, known_of = datetime.now(UTC), queries.tail.position
+                return Shown(CachedValue((), now, None, includes=known_of), False, NO_VIDEOS)
     gone: set[UUID] = set()
     shown: Shown | None = None
     while True:
