@@ -271,11 +271,13 @@ class ReadThroughCache(Generic[V]):
         generation_key: str,
         compute: Callable[[datetime], Awaitable[V]],
         wanted: Requirement = ANY_VALUE,
+        includes: Callable[[], Position] = Position,
     ) -> tuple[CachedValue[V], bool]:
         """Return a value, and whether it was cached; else `compute` makes it as of a given time.
 
-        A value of another generation than that at `generation_key` holds for a while only.
-        Concurrent callers share one computation and its failure. Never raises RedisError.
+        Then `includes` tells what is in it beside what was wanted. A value of another generation
+        than that at `generation_key` holds for a while only. Concurrent callers share one
+        computation and its failure. Never raises RedisError.
         """
 
         async def read_through() -> tuple[CachedValue[V], bool]:
@@ -284,7 +286,9 @@ class ReadThroughCache(Generic[V]):
             now = self._clock()
             if cached is not None and cached.meets(wanted) and self._holds(cached, generation, now):
                 return cached, True
-            made = CachedValue(await compute(now), now, generation, wanted.edition, wanted.position)
+            value = await compute(now)
+            surely = Position(*map(max, wanted.position, includes()))
+            made = CachedValue(value, now, generation, wanted.edition, surely)
             await self._values.store(key, made, self._lifetimes(made.value).longest)
             return made, False
 

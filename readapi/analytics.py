@@ -236,6 +236,7 @@ async def _list_trending(
     scope: Scope, known: Asked, window: Window, limit: int, category: str | None
 ) -> Response:
     ranking, cached, told = await _get_ranking(known, window, limit, category)
+    known.fresh.tell(ranking.includes)
     items = b",".join(
         b'%b,"video":%b}' % (_ranked(place, each)[:-1], video)
         for place, (each, video) in enumerate(zip(ranking.value, told, strict=True), start=1)
@@ -267,7 +268,9 @@ async def _get_ranking(
         async with queries.reading(fresh, queries.catalog) as conn:
             if not await queries.catalog.has_category(conn, category):
                 # Whoever makes up categories fills no cache and has nothing counted.
-                return ShownRanking(CachedValue((), datetime.now(UTC), None), False, ())
+                now, known_of = datetime.now(UTC), queries.tail.position
+                none = CachedValue[tuple[Ranked, ...]]((), now, None, includes=known_of)
+                return ShownRanking(none, False, ())
     gone: set[UUID] = set()
     shown: ShownRanking | None = None
     while True:

@@ -23,7 +23,7 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
 from domain.upload import NOBODY, VideoViewer
-from engine.checkpoints import Freshness, Pool, Waiting
+from engine.checkpoints import Freshness, Pool, ReadModelBehind, Waiting
 from engine.inspection.index import Audit
 from engine.log import topics_of
 from engine.overview import Rates
@@ -264,7 +264,9 @@ class Queries:
             wanted = Position(fresh.position.events)
             schemas = {each.schema: wanted for each in projections}
             await self.waiting.until(schemas, fresh.seconds_left)
-            await self.tail.confirm()
+            now = await self.tail.confirm()
+            if not schemas and not now.covers(wanted):
+                raise ReadModelBehind({"log": wanted}, {"log": now})
 
     async def _require(self, fresh: Freshness, last: Mapping[str, int]) -> None:
         """Wait for what was asked for; raise ReadModelBehind."""

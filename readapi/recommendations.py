@@ -22,7 +22,7 @@ from domain.video_likes import stream_id as likes_of
 from engine.checkpoints import Freshness
 from engine.event_store import EVENTS
 from engine.log import topics_of
-from infra.http.app import PRIVATE, JsonResponse, hot, wire
+from infra.http.app import NO_HEADERS, JsonResponse, hot, wire
 from infra.http.auth import Caller, person_named, require_known
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
@@ -156,6 +156,7 @@ async def list_recommendations(
         for each, video in zip(shown.offered.items, shown.videos.videos, strict=True)
     ]
     told = {"source": shown.source, "cached": shown.cached, "list_id": shown.list_id}
+    # Each answer is a list of its own, which is named when something of it is chosen.
     return wire(Recommendations.model_validate({**told, "items": items}))
 
 
@@ -195,7 +196,7 @@ async def _list_recommended_videos(known: Asked, user_id: str, limit: int) -> Re
     if shown.list_id is not None:
         rest["listId"] = shown.list_id
     body = b'{"items":[%b],%b' % (b",".join(items), orjson.dumps(rest)[1:])
-    return JsonResponse(body, 200, {"Cache-Control": PRIVATE})
+    return JsonResponse(body, 200, NO_HEADERS)
 
 
 def _told(each: RankedVideo) -> bytes:

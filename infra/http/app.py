@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
@@ -75,6 +75,8 @@ SHORTCUT = "backlot_shortcut"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # Asked for again each time: the answer is as new as the log.
 PUBLIC, PRIVATE = "public, no-cache", "private, no-cache"
+NOT_KEPT = ((b"cache-control", b"no-store"),)
+REVALIDATED = ((b"cache-control", PRIVATE.encode()),)
 TAG = re.compile(r'(?:W/)?("[^"]*")')
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "As the client knows it"}}
 OF_THE_EDGE = problems(414, 421, 429, 431)
@@ -278,7 +280,8 @@ class HttpApp(FastAPI):
             if message["type"] == "http.response.start":
                 status = message["status"]
                 added = scope.get(ADDED, {}).items()
-                message["headers"] = [*message.get("headers", ()), stamp, *added]
+                own = message.get("headers", ())
+                message["headers"] = [*own, stamp, *added, *_storage(scope, own)]
             elif ASKED in scope and message["type"] == "http.response.body":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 raise HeadersSent
@@ -414,6 +417,14 @@ def _check_host(scope: Scope, hosts: Hosts) -> None:
         raise Problem(421, "host-unknown", f"{detail}`BACKLOT_PUBLIC_URL`.")
 
 
+def _storage(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
+    """Return what an answer lacks that says who may keep it: nobody, unless it has a tag."""
+    names = {name for name, _ in headers}
+    if b"cache-control" in names:
+        return ()
+    return REVALIDATED if b"etag" in names and scope["method"] == "GET" else NOT_KEPT
+
+
 async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
     """Let a request of a class pass within its caller's limits; raise LimitReached beyond them."""
     path = scope["path"]
@@ -508,6 +519,18 @@ def conditional(
     if known is not None and (known.strip() == "*" or tag in TAG.findall(known)):
         return Response(status_code=304, headers=added)
     return JsonResponse(body, 200, added)
+
+
+async def conditional_wire(
+    request: Request, body: Wire, *, private: bool = True, headers: Mapping[str, str] = NO_HEADERS
+) -> Response:
+    """Return the same of a contract shape, with user ids in place of pseudonyms.
+
+    Raise Problem 503 where these can't be found out.
+    """
+    persons = request.app.state.authenticator.persons
+    content = await named(persons, body) if body.may_name() else body.to_json()
+    return conditional(request.scope, content, private=private, headers=headers)
 
 
 def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
