@@ -96,6 +96,27 @@ class Clients:
         body: str = "",
     ) -> tuple[tuple[float, dict[str, float]], int]:
         """Return the rate with its notes, and how many requests were answered."""
+        cpu = served.cpu_seconds()
+        report = self.report(served, paths, seed, method=method, known=known, body=body)
+        notes = {
+            "p50 ms": report.p50_ms,
+            "p99 ms": report.p99_ms,
+            CPU_NOTE: (served.cpu_seconds() - cpu) / report.answered * 1e6,
+            "load CPU %": report.cpu_share * 100,
+        }
+        return (report.rate, notes), report.answered
+
+    def report(
+        self,
+        served: Served,
+        paths: list[str],
+        seed: int,
+        *,
+        method: str = "POST",
+        known: bool = True,
+        body: str = "",
+    ) -> Report:
+        """Return what the load says for itself."""
         tokens = self.tokens if known else []
         order = Order(
             served.port,
@@ -108,7 +129,6 @@ class Clients:
             addresses=self.addresses,
             body=body,
         )
-        cpu = served.cpu_seconds()
         done = subprocess.run(
             command("load"),
             env=environment(),
@@ -119,14 +139,7 @@ class Clients:
         )
         if done.returncode != 0:
             raise ProcessFailed(f"The load ended early:\n{done.stderr}\n{served.said()}")
-        report = Report(**json.loads(done.stdout))
-        notes = {
-            "p50 ms": report.p50_ms,
-            "p99 ms": report.p99_ms,
-            CPU_NOTE: (served.cpu_seconds() - cpu) / report.answered * 1e6,
-            "load CPU %": report.cpu_share * 100,
-        }
-        return (report.rate, notes), report.answered
+        return Report(**json.loads(done.stdout))
 
 
 def run(bench: Bench) -> list[Comparison]:
