@@ -28,6 +28,8 @@ AWAY_SECONDS = 5.0
 # Of Redis; a value may have 100 KB.
 KEYS_AT_ONCE, VALUES_AT_ONCE = 1_000, 50
 
+Key = bytes | str
+
 R = TypeVar("R")
 T = TypeVar("T")
 V = TypeVar("V")
@@ -191,7 +193,7 @@ async def drop_values(redis: Redis, prefix: str, texts: Collection[str] | None =
     return dropped
 
 
-async def _with_one_of(redis: Redis, keys: Sequence[bytes], wanted: set[bytes]) -> list[bytes]:
+async def _with_one_of(redis: Redis, keys: Sequence[Key], wanted: set[bytes]) -> list[Key]:
     async with redis.pipeline(transaction=False) as pipe:
         for key in keys:
             _ = pipe.get(key)
