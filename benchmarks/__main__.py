@@ -26,6 +26,7 @@ from infra.settings import load_settings
 BENCHMARKS = (
     "append",
     "like",
+    "reading",
     "counters",
     "limits",
     "encryption",

@@ -94,8 +94,10 @@ class Clients:
         method: str = "POST",
         known: bool = True,
         body: str = "",
+        pace: float = 0.0,
     ) -> tuple[tuple[float, dict[str, float]], int]:
-        """Return the rate with its notes, and how many requests were answered."""
+        """Return the rate with its notes, and how many requests were answered; `pace` is as in an
+        Order."""
         tokens = self.tokens if known else []
         order = Order(
             served.port,
@@ -107,6 +109,7 @@ class Clients:
             method=method,
             addresses=self.addresses,
             body=body,
+            pace=pace,
         )
         cpu = served.cpu_seconds()
         done = subprocess.run(
@@ -175,14 +178,17 @@ def backlot(
     *,
     apart: bool = False,
     events: int | None = None,
+    url: str | None = None,
+    roles: str = "commands,queries,projections,workers",
+    projected: str = BACKLOT_PROJECTED,
     **more: str,
 ) -> Iterator[Server]:
-    """The whole of Backlot on a log of its own; `apart`: the projections in a second process."""
-    url = bench.log(events or bench.size(30_000, 1_000))
+    """The whole of Backlot on a log of its own, or on that at a `url`; `apart`: the projections in
+    a second process."""
+    url = url or bench.log(events or bench.size(30_000, 1_000))
     common = {"DATABASE_URL": url, "JWT_SECRET": secret, "LOG_LEVEL": "warning", **more}
     common["KEY_ENCRYPTION_KEY"] = secrets.token_hex(32)
     with ExitStack() as stack:
-        roles = "commands,queries,projections,workers"
         if apart:
             roles = "commands,queries,workers"
             folder = bench.folder / f"{name}-projections"
@@ -192,7 +198,7 @@ def backlot(
         served = stack.enter_context(
             serving("server", bench.folder / name, health="/readyz", settings=settings)
         )
-        server = Server(served, url, BACKLOT_RECORDED, BACKLOT_PROJECTED, more.get("REDIS_URL"))
+        server = Server(served, url, BACKLOT_RECORDED, projected, more.get("REDIS_URL"))
         _await_projected(server)
         yield server
 

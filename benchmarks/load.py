@@ -32,7 +32,9 @@ ANSWER_SECONDS = 30.0
 class Order:
     """What to send, to where, for how long; `paths` and `tokens`, if any, combined at random.
 
-    `addresses`, if any, are those of the tokens, as a proxy tells them; `body` is JSON.
+    `addresses`, if any, are those of the tokens, as a proxy tells them; `body` is JSON. With a
+    `pace`, all connections together send so many requests a second, and no more; 0: as many as are
+    answered.
     """
 
     port: int
@@ -45,6 +47,7 @@ class Order:
     method: str = "POST"
     addresses: Sequence[str] = ()
     body: str = ""
+    pace: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class Load:
         ]
         self._tails = tails
         self._random = random.Random(order.seed).random
+        self._interval = 1 / order.pace if order.pace else 0.0
+        self._due = time.perf_counter()
         self.measure_from = time.perf_counter() + order.warmup_seconds
         self.end = self.measure_from + order.seconds
         self.latencies = array("d")
@@ -94,9 +99,17 @@ class Load:
         head = self._heads[int(self._random() * len(self._heads))]
         return head + self._tails[int(self._random() * len(self._tails))]
 
+    def pause(self) -> float:
+        """In how many seconds the next request is due."""
+        if not self._interval:
+            return 0.0
+        self._due += self._interval
+        return self._due - time.perf_counter()
+
     def took(self, started: float, ended: float) -> None:
         self.answered += 1
-        if self.measure_from <= ended <= self.end:
+        # Of a server that is that slow, what comes first counts also when it comes late.
+        if self.measure_from <= ended and (ended <= self.end or not self.latencies):
             self.latencies.append(ended - started)
 
     def closed(self, error: Exception | None) -> None:
@@ -122,7 +135,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        self._send()
+        self._send_when_due()
 
     def data_received(self, data: bytes) -> None:
         self._received = received = self._received + data if self._received else data
@@ -135,12 +148,20 @@ class Connection(asyncio.Protocol):
         elif len(received) >= end + len(HEAD_END) + int(length[1]):
             self._received = b""
             self._load.took(self._started, time.perf_counter())
-            self._send()
+            self._send_when_due()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._finish(exc or BadAnswer("The server closed the connection."))
 
+    def _send_when_due(self) -> None:
+        if (pause := self._load.pause()) > 0:
+            asyncio.get_running_loop().call_later(pause, self._send)
+        else:
+            self._send()
+
     def _send(self) -> None:
+        if self._finished:
+            return
         self._started = time.perf_counter()
         request = self._load.next_request(self._started)
         if request is None:

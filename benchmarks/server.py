@@ -1,6 +1,6 @@
 """`backlot up` itself, with more routes.
 
-One does nothing, one only asks Redis, two switch the rate limits and encryption.
+Two do nothing, one only asks Redis, two switch the rate limits and encryption.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ class Nothing(BaseModel):
 
 @router.post("/noop")
 async def noop() -> Nothing:
+    return Nothing(done=True, count=1)
+
+
+@router.get("/noop")
+async def noop_read() -> Nothing:
+    """As `/healthz`: by the framework, as every GET of the contract without a shortcut."""
     return Nothing(done=True, count=1)
 
 

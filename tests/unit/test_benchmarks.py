@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,8 +20,12 @@ from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, STDOUT, keep, main, merged, parse
 from benchmarks.bench import Scale
+from benchmarks.load import Load, Order
 from benchmarks.log import VIDEOS, like_event, uploads
+from benchmarks.reading import Size
 from benchmarks.results import Comparison, Result, Side, as_dict, as_table, machine
+from domain.comment import Comment
+from domain.upload import Upload
 from domain.video_likes import VideoLikes
 from infra.errors import ExitCode
 
@@ -275,3 +281,30 @@ def test_the_made_log_has_each_version_of_each_stream_once() -> None:
     assert len(events) == len(keys) == 2 * len(VIDEOS) + 1_000
     assert len(unliked) == 200
     assert all((event.originator_id, 1) in keys for event in unliked)
+
+
+def test_what_is_read_has_all_that_its_size_says() -> None:
+    size = Size(events=3_000, videos=400, comments=500, viewers=50)
+    events = [*uploads(), *map(size.event, range(size.events - 2 * len(VIDEOS)))]
+    assert len({(each.originator_id, each.originator_version) for each in events}) == size.events
+    counts = Counter(event.topic for event in events)
+    assert counts[Upload.Completed.TOPIC] == size.videos
+    assert counts[Comment.Posted.TOPIC] == size.comments
+    likes = Counter(
+        json.loads(e.state)["viewer"] for e in events if e.topic == VideoLikes.Liked.TOPIC
+    )
+    assert len(likes) == size.viewers
+    # More than a page of each.
+    assert min(likes.values()) > 20
+
+
+def test_a_load_with_a_pace_sends_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("benchmarks.load.time.perf_counter", lambda: now)
+
+    async def pauses(pace: float) -> list[float]:
+        load = Load(Order(1, ["/"], [], 1, 0.0, 1.0, pace=pace))
+        return [load.pause() for _ in range(3)]
+
+    assert asyncio.run(pauses(1_000)) == pytest.approx([0.001, 0.002, 0.003])
+    assert asyncio.run(pauses(0)) == [0, 0, 0]
