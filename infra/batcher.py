@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-# Under load a batch waits for those that were just answered: as long as it takes to tell so many,
-# but no longer than a commit. A lone client waits for nobody.
+# Under load a batch waits for those who were just answered: until all have come back, or as long
+# as it takes to tell so many, but no longer than a commit. A lone client waits for nobody.
 GATHER_SECONDS_EACH = 0.00004
 MOST_GATHER_SECONDS = 0.002
 
@@ -51,6 +51,8 @@ class Batcher(Generic[T, R]):
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._gathering: asyncio.TimerHandle | None = None
+        self._expected = 0
         self._closed = False
 
     def __len__(self) -> int:
@@ -70,15 +72,22 @@ class Batcher(Generic[T, R]):
             self._idle.clear()
             # Not at once: what arrives in the same turn of the loop shares the batch.
             loop.call_soon(self._start, loop)
+        elif self._gathering is not None and len(self._waiting) >= self._expected:
+            self._start(loop)
         return await future
 
     async def close(self) -> None:
         """Take nothing more, and return when what waits is done."""
         self._closed = True
+        if self._gathering is not None:
+            self._start(asyncio.get_running_loop())
         await self._idle.wait()
         self._thread.shutdown()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         if self._waiting:
             self._thread.submit(self._work, loop)
         else:
@@ -103,9 +112,11 @@ class Batcher(Generic[T, R]):
         results: Sequence[R | BaseException],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        answered = 0
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue
+            answered += 1
             if isinstance(result, BaseException):
                 future.set_exception(result)
             else:
@@ -116,5 +127,9 @@ class Batcher(Generic[T, R]):
                 if not waiter.done():
                     waiter.set_exception(NotBegun())
         # What those ask next who were just answered shares the batch.
-        gather = min(GATHER_SECONDS_EACH * len(batch), MOST_GATHER_SECONDS)
-        loop.call_later(gather, self._start, loop)
+        self._expected = min(len(self._waiting) + answered, self._max_batch)
+        if self._closed or len(self._waiting) >= self._expected:
+            self._start(loop)
+        else:
+            gather = min(GATHER_SECONDS_EACH * answered, MOST_GATHER_SECONDS)
+            self._gathering = loop.call_later(gather, self._start, loop)

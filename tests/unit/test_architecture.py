@@ -99,8 +99,9 @@ ONLY_THERE = {
     "signal.signal": SIGNALS,
     "asyncio.run": SIGNALS,
 }
-# No tasks: a timer of `threading`, a replay; and processes whose parent decides.
+# No tasks: a timer of the loop, one of `threading`, a replay; and processes whose parent decides.
 OTHERS = {
+    ("infra/batcher.py", "self._gathering.cancel"),
     ("infra/tasks/middleware.py", "self._timer.cancel"),
     ("workers/operations/actions.py", "requests.cancel"),
     ("engine/replay/build.py", "signal.signal"),

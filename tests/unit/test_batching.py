@@ -41,6 +41,13 @@ def worker() -> Worker:
     return Worker()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch waits longer than a test for those who were just answered."""
+    for name in ("GATHER_SECONDS_EACH", "MOST_GATHER_SECONDS"):
+        monkeypatch.setattr(f"infra.batcher.{name}", 10 * DEADLINE_SECONDS)
+
+
 def batcher(worker: Worker, max_batch: int = 4, max_waiting: int = 100) -> Batcher[int, int]:
     return Batcher(worker, name="test", max_batch=max_batch, max_waiting=max_waiting)
 
@@ -91,6 +98,70 @@ def test_what_one_submits_on_its_answer_shares_the_next_batch(worker: Worker) ->
         assert [*await asyncio.gather(client(1), client(2), client(3))] == [4, 8, 12]
         assert worker.batches == [[1, 2, 3], [2, 4, 6]]
         await batches.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("patient")
+def test_nobody_is_waited_for_once_all_are_back(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+
+        async def client(item: int) -> int:
+            return await batches.submit(await batches.submit(item))
+
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert [*await asyncio.gather(*map(client, (1, 2, 3)))] == [4, 8, 12]
+            assert worker.batches == [[1, 2, 3], [2, 4, 6]]
+            # Nor is anybody when no one can come any more.
+            await batches.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("patient")
+def test_closing_waits_for_nobody_who_was_answered(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+        worker.gate.clear()
+        tasks = await submit(batches, 1, 2)
+        await asyncio.to_thread(worker.entered.wait)
+        closing = asyncio.create_task(batches.close())
+        await asyncio.sleep(0)
+        worker.gate.set()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert await asyncio.gather(*tasks) == [2, 4]
+            await closing
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_full_batch_waits_for_nobody(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker, max_batch=2)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert await asyncio.gather(*await submit(batches, 1, 2, 3, 4)) == [2, 4, 6, 8]
+            assert worker.batches == [[1, 2], [3, 4]]
+            await batches.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_went_away_is_not_waited_for(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+        worker.gate.clear()
+        stays, gone = await submit(batches, 1, 2)
+        await asyncio.to_thread(worker.entered.wait)
+        gone.cancel()
+        worker.gate.set()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert await stays == 2
+            # Who was answered is back, who went away will not be.
+            assert await batches.submit(3) == 6
+            await batches.close()
 
     asyncio.run(scenario())
 
