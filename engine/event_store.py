@@ -35,7 +35,16 @@ from psycopg.rows import TupleRow, dict_row, tuple_row
 from psycopg.sql import SQL, Composed, Identifier
 
 from engine.personal_data import Deleted, PersonalTable
-from infra.postgres.connection import SHORT_WORK, Limits, array, is_silence, thread_pool, unhurried
+from infra.postgres.connection import (
+    SHORT_WORK,
+    Limits,
+    array,
+    column,
+    is_silence,
+    texts,
+    thread_pool,
+    unhurried,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -141,9 +150,9 @@ def arguments(saves: Sequence[Save]) -> tuple[Any, ...]:
     events = [event for save in saves for event in save.events]
     return (
         array(str(index) for index, save in enumerate(saves) for _ in save.events),
-        array(_id(event) for event in events),
+        _ids([event.originator_id for event in events]),
         array(str(event.originator_version) for event in events),
-        [event.topic for event in events],
+        texts([event.topic for event in events]),
         [event.state for event in events],
         *_answer_columns(saves),
     )
@@ -159,12 +168,11 @@ def _answer_columns(saves: Sequence[Save]) -> Sequence[Any]:
     return [*map(list, zip(*rows, strict=True))] or NO_ANSWERS
 
 
-def _id(event: StoredEvent) -> str:
-    stream = event.originator_id
-    if isinstance(stream, UUID):
-        return stream.hex
-    # A text id of the library's; only such ids can need quotes.
-    return '"' + stream.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _ids(streams: Sequence[UUID | str]) -> Any:
+    if all(type(stream) is UUID for stream in streams):
+        return column(streams)
+    # Text ids of the library's.
+    return texts([str(stream) for stream in streams])
 
 
 class Ticket:
@@ -280,7 +288,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         self.sql_create_statements = [Composed([SQL(text)])]
         self.append_statement = self._sql(
             "SELECT head, conflicts FROM {schema}.{append}("
-            "%s::int[], %s::uuid[], %s::bigint[], %b::text[], %b::bytea[], "
+            "%s::int[], %s::uuid[], %s::bigint[], %s::text[], %b::bytea[], "
             "%s::int[], %s::text[], %s::text[], %s::bytea[], %s::int[], %s::bytea[])"
         )
         self.select_streams_statement = self._sql(

@@ -453,6 +453,8 @@ def column(values: Sequence[Any]) -> Any:
 
 def texts(values: Sequence[str]) -> str:
     """Return an array literal of any texts."""
+    if not values:
+        return "{}"
     body = '","'.join(values)
     if "\\" in body or body.count('"') != 2 * (len(values) - 1):
         body = '","'.join(value.replace("\\", "\\\\").replace('"', '\\"') for value in values)

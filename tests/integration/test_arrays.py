@@ -9,7 +9,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from infra.postgres.connection import column
+from infra.postgres.connection import column, texts
 
 TEXTS = [
     "plain",
@@ -44,6 +44,13 @@ def test_texts_keep_every_character(database_url: str, values: list[str | None])
 )
 def test_other_kinds_too(database_url: str, kind: str, values: list[Any]) -> None:
     assert _sent(database_url, kind, values) == values
+
+
+@pytest.mark.parametrize("values", [TEXTS, [""], []])
+def test_texts_alone_arrive_as_they_are(database_url: str, values: list[str]) -> None:
+    with psycopg.connect(database_url) as conn:
+        rows = conn.execute(b"SELECT unnest(%s::text[])", (texts(values),)).fetchall()
+    assert [value for (value,) in rows] == values
 
 
 def _sent(database_url: str, kind: str, values: list[Any]) -> list[Any]:
