@@ -213,7 +213,7 @@ class Oracle:
                 continue
             self.checked[f"{answer.what} {answer.status}"] += 1
             if answer.what != "stats" and not answer.told.covers(floors[seen]):
-                self.admitted.append(answer)
+                self._admit(answer)
             for claim in self._claims(answer):
                 key = stats if claim.is_stats else seen
                 at = self._since(answer, claim, floors[key])
@@ -230,10 +230,14 @@ class Oracle:
         """Since when a claim is so; of what its client knew, if the answer does not admit less."""
         at = claim.timeline.since(floor[claim.of_telemetry], claim.holds)
         if at is None and not answer.told.covers(floor):
-            self.admitted.append(answer)
+            self._admit(answer)
             least = min(floor[claim.of_telemetry], answer.told[claim.of_telemetry])
             at = claim.timeline.since(least, claim.holds)
         return at
+
+    def _admit(self, answer: Answer) -> None:
+        if answer not in self.admitted[-1:]:
+            self.admitted.append(answer)
 
     def _check_admitted(self, answers: Sequence[Answer]) -> None:
         """Only where somebody has waited in vain for the same process, an answer may be older."""
