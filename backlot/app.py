@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
+from redis.asyncio import Redis
 
 from backlot.database import persons_of
 from backlot.features import FEATURES, PERSONAL, read_models, replayable
@@ -45,17 +48,19 @@ from infra.http.app import HttpApp
 from infra.http.auth import make_authenticator
 from infra.http.keys import read_or_make_secret
 from infra.http.rate_limits import RateLimits
+from infra.interpreter import quick_turns
 from infra.kafka import client_options
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable, now
 from infra.postgres.connection import Limits, make_pool
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.embedded import SETTINGS, EmbeddedPostgres
 from infra.rate_limits import Buckets, SharedBuckets
 from infra.redis import open_redis
+from infra.redis_socket import connect_socket
 from infra.redlock import make_redlock
 from infra.security_log import SECURITY_LOG
-from infra.settings import Role, Settings
+from infra.settings import SERVING, Role, Settings
 from infra.tasks.broker import make_broker
 from infra.tasks.middleware import Resources
 from infra.tasks.queues import FailedTask
@@ -70,7 +75,8 @@ from readapi.audit.routes import Integrity
 from readapi.comment_cache import CommentCache
 from readapi.comments import TranslationRequests
 from readapi.erasure import ErasureSearch
-from readapi.likes import LikeCounts, LiveCounts, LiveLimits
+from readapi.likes import LikeCounts
+from readapi.live import LiveLimits, LiveVideos
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
 from readapi.video_cache import VideoCache
@@ -91,31 +97,50 @@ JOBS_BROKEN = counter(
 )
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the first of several processes has opened for the others.
+
+    `redis` is the socket of the Redis inside it; None where there is a server.
+    """
+
+    database_url: str
+    redis: Path | None
+
+
 def open_parts(
-    settings: Settings, stack: ExitStack, *, gives_up: Callable[[], bool] = lambda: False
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    gives_up: Callable[[], bool] = lambda: False,
+    shared: Shared | None = None,
 ) -> Parts:
     """Start what the settings ask for; `stack` stops it again, in reverse order.
 
-    Raises OperatorError with one clear line when a part can't start, and where one that takes long
-    was broken off because of `gives_up`.
+    A process that `shared` is given to joins the first one, which has prepared everything. Raises
+    OperatorError with one clear line when a part can't start, and where one that takes long was
+    broken off because of `gives_up`.
     """
-    folder = stack.enter_context(DataFolder(settings.server.data_dir))
+    first = shared is None
+    folder = stack.enter_context(DataFolder(settings.server.data_dir, joins=not first))
     secret = read_or_make_secret(folder.secret)
     # First what is quick to find wrong: PostgreSQL takes seconds to start, and to stop again.
     if settings.kafka.configured:
         client_options(settings.kafka)
-    objects = open_objects(settings, folder, secret, stack)
+    objects = open_objects(settings, folder, secret, stack, first=first)
     seal_key = configured_key(settings.seals)
     proofs = configured_proofs(settings.seals, settings.objects, folder.path)
     stamp = configured_stamps(settings.seals)
-    database_url = _database(settings, folder, stack, gives_up)
+    database_url = shared.database_url if shared else _database(settings, folder, stack, gives_up)
     models = read_models()
     limits = Limits.from_settings(settings.database)
-    prepare_database(settings, database_url)
+    if first:
+        prepare_database(settings, database_url)
     persons = persons_of(settings, database_url)
     stack.callback(persons.close)
     persons.open()
-    erase_restored(settings, database_url, persons, proofs)
+    if first:
+        erase_restored(settings, database_url, persons, proofs)
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.close)
     notifications, host = Notifications(database_url), None
@@ -127,7 +152,7 @@ def open_parts(
             batch_events=settings.projections.batch_events,
             poll_seconds=settings.projections.poll_seconds,
         )
-    redis = open_redis(settings.redis.url)
+    redis = _redis(settings, shared)
     return Parts(
         settings,
         database_url,
@@ -149,8 +174,14 @@ def open_parts(
     )
 
 
+def _redis(settings: Settings, shared: Shared | None) -> Redis:
+    if shared is None or shared.redis is None:
+        return open_redis(settings.redis.url)
+    return connect_socket(shared.redis)
+
+
 def open_objects(
-    settings: Settings, folder: DataFolder, secret: str, stack: ExitStack
+    settings: Settings, folder: DataFolder, secret: str, stack: ExitStack, *, first: bool = True
 ) -> ObjectStore:
     """Return the store of these settings, ready for this process's roles; `stack` closes it.
 
@@ -160,7 +191,7 @@ def open_objects(
     try:
         if settings.objects.bucket is None:
             local = FolderStore(folder.objects, secret.encode(), settings.objects.url_ttl, now)
-            if Role.COMMANDS in roles:
+            if first and Role.COMMANDS in roles:
                 # Only the process that takes uploads may sweep up what a crash left of them.
                 run(local.recover())
             return local
@@ -200,7 +231,9 @@ def _database(
     settings: Settings, folder: DataFolder, stack: ExitStack, gives_up: Callable[[], bool]
 ) -> str:
     if settings.database.url is None:
-        server = EmbeddedPostgres(folder.postgres, gives_up=gives_up)
+        beside = (settings.server.processes - 1) * CONNECTIONS_EACH
+        most = {"max_connections": str(int(SETTINGS["max_connections"]) + beside)}
+        server = EmbeddedPostgres(folder.postgres, settings=most, gives_up=gives_up)
         stack.enter_context(last_word(server.part_with))
         return stack.enter_context(server).url
     url = settings.database.url.get_secret_value()
@@ -210,10 +243,10 @@ def _database(
     return url
 
 
+# What one more process that serves may open.
+CONNECTIONS_EACH = 40
 FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})
 """The roles that follow what is recorded."""
-SERVING = frozenset({Role.COMMANDS, Role.QUERIES})
-"""The roles that take requests with tokens."""
 # An operation at hand stops within 30 seconds, and its children within 15 more.
 LONGEST_STOP_SECONDS = 50.0
 
@@ -228,6 +261,8 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
     """Run what the roles of this process are; the end of the block loses nothing."""
     roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
+        # Commands, projections and consumers compute in threads beside the loop.
+        stack.enter_context(quick_turns())
         in_background(SECURITY_LOG.run(), stack)
         if roles & (FOLLOWING | SERVING):
             in_background(parts.notifications.run(), stack)
@@ -271,7 +306,8 @@ def _limit_rates(app: HttpApp, parts: Parts, stack: AsyncExitStack) -> Buckets |
     settings = parts.settings
     if not settings.rate_limits.on:
         return None
-    buckets = Buckets() if settings.redis.url is None else SharedBuckets(parts.redis)
+    alone = settings.redis.url is None and settings.server.processes == 1
+    buckets = Buckets() if alone else SharedBuckets(parts.redis)
     stack.push_async_callback(buckets.aclose)
     app.limit_rates(RateLimits(buckets, settings.rate_limits))
     return buckets
@@ -331,7 +367,13 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         ranking_seconds=min(1.0, settings.trending.invalidate_seconds),
         offer_seconds=settings.recommendations.invalidate_seconds,
     )
-    live = LiveCounts(tail, cache, slots if settings.rate_limits.on else None)
+    comments = CommentCache(pool, tail, parts.persons)
+    waiting = Waiting(pool, parts.models.all())
+    live = LiveVideos(
+        *(pool, tail, cache, comments, waiting),
+        wake=parts.notifications.subscribe(EVENTS),
+        limits=slots if settings.rate_limits.on else None,
+    )
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
     analytics = await AnalyticsQueries.open(
@@ -352,12 +394,12 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     return Queries(
         pool=pool,
         models=parts.models,
-        waiting=Waiting(pool, parts.models.all()),
+        waiting=waiting,
         counts=counts,
         live=live,
         tail=tail,
         cache=cache,
-        comment_cache=CommentCache(pool, tail, parts.persons),
+        comment_cache=comments,
         objects=parts.objects,
         analytics=analytics,
         recommendations=recommendations,
@@ -428,7 +470,7 @@ async def _follow(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks
     tasks = await _tasks(parts, bus, stack)
     # What is consumed, and the jobs that send tasks for what was missed.
     for feature in FEATURES if Role.CONSUMERS in roles else ():
-        for subscription in feature.subscriptions(parts, tasks):
+        for subscription in feature.subscriptions(parts, bus, tasks):
             in_background(subscription.run(), stack)
         _schedule(feature.sweeps(parts, tasks), stack)
     return tasks
@@ -459,7 +501,10 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
 
     resources = Resources(open_means)
     loop = asyncio.get_running_loop()
-    broker = make_broker(settings.tasks, on_dead=on_dead, resources=resources, loop=loop)
+    alone = settings.server.processes == 1
+    broker = make_broker(
+        settings.tasks, on_dead=on_dead, resources=resources, loop=loop, alone=alone
+    )
     tasks = declare(broker, resources.get)
     if Role.TASKS in settings.server.roles:
         worker = TaskWorker(broker, settings.tasks)

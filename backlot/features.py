@@ -46,6 +46,7 @@ import readapi.comments
 import readapi.erasure
 import readapi.feedback
 import readapi.likes
+import readapi.live
 import readapi.moderation
 import readapi.operations
 import readapi.privacy
@@ -134,7 +135,7 @@ class Feature:
     # What the role `projections` runs beside the projections.
     reactors: Callable[[Parts, ProjectionHost], Iterable[Coroutine[Any, Any, None]]] = nothing
     # What the role `consumers` follows, and its jobs, which send tasks for what was missed.
-    subscriptions: Callable[[Parts, Tasks], Iterable[Subscription[Any]]] = nothing
+    subscriptions: Callable[[Parts, CommandBus, Tasks], Iterable[Subscription[Any]]] = nothing
     sweeps: Callable[[Parts, Tasks], Iterable[Job]] = nothing
     # The jobs of the role `workers`.
     jobs: Callable[[Parts, CommandBus], Iterable[Job]] = nothing
@@ -154,7 +155,7 @@ FEATURES: tuple[Feature, ...] = (
         name="likes",
         aggregates=(VideoLikes,),
         commands=(commands.likes.router,),
-        queries=(readapi.likes.router,),
+        queries=(readapi.likes.router, readapi.live.router),
         lookups=workers.likes.lookups,
         projections=(Likes,),
         tables=(projections.like_counters.TABLES,),

@@ -24,7 +24,7 @@ from infra.data_folder import DataFolderError, cluster_path, key_encryption_key_
 from infra.errors import OperatorError
 from infra.http.app import wire
 from infra.http.shapes import Wire
-from infra.metrics import CONTENT_TYPE, render
+from infra.metrics import CONTENT_TYPE
 from infra.postgres.cluster import PostgresError
 from infra.postgres.connection import UNHURRIED, Limits, explained, open_connection
 from infra.postgres.embedded import running_url
@@ -286,7 +286,7 @@ def operations(parts: Parts) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def prometheus() -> Response:
-        return Response(render(), media_type=CONTENT_TYPE)
+        return Response(await parts.page(), media_type=CONTENT_TYPE)
 
     return router
 

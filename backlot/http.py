@@ -36,6 +36,7 @@ from infra.http.problems import Make, Problem
 from infra.http.requests import Hosts, Proxies
 from infra.http.shapes import InvalidPosition, encode_position
 from infra.key_encryption import KeyEncryptionFailed
+from infra.metric_pages import PageUnavailable
 from infra.objects.folder import FolderStore
 from infra.objects.port import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
 from infra.objects.routes import object_router, part_router
@@ -63,6 +64,7 @@ UNREADABLE = "What is stored here can't be read by this release; an operator has
 NO_LOCKS = "The lock service does not answer; nothing was changed. Try again later."
 NO_KEYS = "What is stored can't be decrypted now; an operator has to look at the keys."
 NO_READ_MODELS = "The database of the read models does not answer; try again soon."
+NO_SUM = "The process that adds up the metrics of all does not answer; try again soon."
 NO_ANALYTICS = "The database of the analytics does not answer; try again soon."
 
 
@@ -115,6 +117,7 @@ def _over_quota(error: QuotaExceeded) -> Problem:
     return Problem(429, "quota-exceeded", str(error), headers=headers)
 
 
+_no_sum = _refusal(503, "unavailable", NO_SUM, retry=1, logged=True)
 _store_away = _refusal(503, "store-unavailable", UNKNOWN, retry=1)
 _keys_away = _refusal(503, "keys-unavailable", NO_KEYS, retry=5, logged=True)
 _objects_away = _refusal(503, "object-store-unavailable", retry=5)
@@ -214,7 +217,7 @@ def _routes(parts: Parts) -> list[BaseRoute]:
 def _application(parts: Parts, lifespan: Lifespan, routes: Iterable[BaseRoute]) -> HttpApp:
     server = parts.settings.server
     roles, admin = server.roles, server.admin_host or server.host
-    translate: dict[type[Exception], Make] = {}
+    translate: dict[type[Exception], Make] = {PageUnavailable: _no_sum}
     if Role.COMMANDS in roles:
         translate |= OF_COMMANDS
     if Role.QUERIES in roles:

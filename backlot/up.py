@@ -1,4 +1,4 @@
-"""Everything in one process: `backlot up`."""
+"""The first process, which runs everything, and those that serve beside it: `backlot up`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import gc
 import socket
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastapi import FastAPI
 
 from backlot.app import make_app, open_parts
 from backlot.health import check
+from backlot.processes import PROCESSES, Assignment, ServingProcesses, socket_folder, working
 from backlot.signals import STOP_SECONDS, STOPS, Stop
 from infra.cancellation import cancel
 from infra.errors import ExitCode, OperatorError
@@ -26,6 +28,8 @@ from infra.settings import ServerSettings, Settings
 from workers.parts import Parts
 
 GRACE_SECONDS = 10
+BACKLOG = 2048
+LOOK_SECONDS = 0.05
 SWEEP_TICKS = 10
 """uvicorn ticks ten times a second."""
 
@@ -64,22 +68,30 @@ class PortTaken(OperatorError):
 
 
 def run_up(settings: Settings) -> int:
-    """Start, serve until SIGINT or SIGTERM, and stop everything; return the exit code."""
+    """Start, serve until SIGINT or SIGTERM, and stop everything; return the exit code.
+
+    Ctrl-C reaches only this process, which tells the others.
+    """
     configure_logging(settings.logs)
     print("starting Backlot …", file=sys.stderr)
     seconds = STOP_SECONDS + settings.tasks.stop_seconds
-    tell = partial(print, "stopping …", file=sys.stderr)
+    processes = ServingProcesses(settings.server.processes - 1)
+
+    def tell() -> None:
+        print("stopping …", file=sys.stderr)
+        processes.tell_stop()
+
     with Stop(tell, numbers=STOPS, seconds=seconds) as stop:
         try:
             with ExitStack() as stack:
                 # First of all, so that a clash costs nothing.
                 listeners = [stack.enter_context(each) for each in _listen(settings.server)]
+                stack.enter_context(processes)
                 parts = open_parts(settings, stack, gives_up=lambda: stop.asked)
                 if stop.asked:
                     return ExitCode.DONE
                 calm_garbage_collector()
-                limits = _connection_limits(settings.server)
-                server = Server(serving(make_app(parts), limits), parts, stop)
+                server = _first_server(parts, stop, processes, stack)
                 server.run(sockets=listeners)
                 return ExitCode.DONE if server.started else ExitCode.FAILED
         except (OperatorError, KeyboardInterrupt):
@@ -89,15 +101,45 @@ def run_up(settings: Settings) -> int:
             raise
 
 
+def _first_server(
+    parts: Parts, stop: Stop, processes: ServingProcesses, stack: ExitStack
+) -> Server:
+    settings = parts.settings
+
+    async def announce() -> None:
+        while not processes.ready:  # noqa: ASYNC110 - threads see it
+            await asyncio.sleep(LOOK_SECONDS)
+        print(f"ready: {settings.server.local_url}", flush=True)
+
+    limits = connection_limits(settings.server)
+    if settings.server.processes == 1:
+        return Server(serving(make_app(parts), limits), parts, stop, announce=announce)
+    sockets = stack.enter_context(socket_folder(settings.server.data_dir))
+    parts = replace(parts, page=partial(processes.pages.whole, sockets))
+    beside = partial(working, processes, Assignment.of(settings, parts.database_url, sockets))
+    app = make_app(parts)
+    return Server(serving(app, limits), parts, stop, announce=announce, beside=beside)
+
+
 class Server(uvicorn.Server):
-    """Says on standard output that it is ready, once every part has answered.
+    """Calls `announce` once every part has answered; is inside of `beside` while it serves.
 
     It runs until `stop` is asked for: uvicorn's own handlers would wait again for whoever presses
     Ctrl-C twice.
     """
 
-    def __init__(self, config: uvicorn.Config, parts: Parts, stop: Stop) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        parts: Parts,
+        stop: Stop,
+        *,
+        announce: Callable[[], Awaitable[None]],
+        beside: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+    ) -> None:
         super().__init__(config)
+        self._tell_ready = announce
+        self._beside = beside
         self._parts = parts
         self._stop = stop
 
@@ -107,7 +149,8 @@ class Server(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         try:
-            await super().serve(sockets)
+            async with self._beside():
+                await super().serve(sockets)
         finally:
             # `asyncio.run` would cancel them once, and wait for ever.
             await cancel(*asyncio.all_tasks() - {asyncio.current_task()})
@@ -143,31 +186,59 @@ class Server(uvicorn.Server):
                     if not state["ok"] and name not in told:
                         told.add(name)
                         log.info("waiting_for_part", part=name, state=state)
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(LOOK_SECONDS)
+            PROCESSES.set(1)
+            await self._tell_ready()
         except Exception:
             log.exception("readiness_check_broke")
             raise
-        print(f"ready: {self._parts.settings.server.local_url}", flush=True)
 
 
-def _connection_limits(settings: ServerSettings) -> ConnectionLimits:
+def connection_limits(settings: ServerSettings) -> ConnectionLimits:
+    """Return what one connection may take, and how many there may be in this process."""
     most = room_for_connections(settings.max_connections)
     return ConnectionLimits(settings.head_seconds, settings.body_seconds, most)
 
 
 def _listen(settings: ServerSettings) -> Iterator[socket.socket]:
     """Yield the sockets of all ports that are served; raise PortTaken."""
-    yield _listener(settings.host, settings.port, "BACKLOT_PORT (or BACKLOT_HOST)")
+    several = settings.processes > 1
+    for host, port, variables in _addresses(settings):
+        try:
+            if several:
+                # A port that is shared can be taken by whoever shares it too.
+                socket.create_server((host, port), family=_family(host)).close()
+            yield socket.create_server(
+                (host, port), family=_family(host), backlog=BACKLOG, reuse_port=several
+            )
+        except OSError as error:
+            raise PortTaken(
+                f"can't listen on {host}:{port} ({error.strerror}): "
+                f"stop what runs there, or set {variables} to another one"
+            ) from error
+
+
+def bound(settings: ServerSettings) -> Iterator[socket.socket]:
+    """Yield a socket at each port that the first process shares; no client is sent to it yet.
+
+    The kernel gives each new connection to one of those that listen, by its addresses.
+    """
+    for host, port, _ in _addresses(settings):
+        sock = socket.socket(_family(host))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        yield sock
+
+
+def _addresses(settings: ServerSettings) -> Iterator[tuple[str, int, str]]:
+    """Yield host and port of all that is served, and the settings that they come from."""
+    yield settings.host, settings.port, "BACKLOT_PORT (or BACKLOT_HOST)"
     if settings.admin_port is not None:
-        yield _listener(settings.admin_host, settings.admin_port, "ADMIN_PORT (or ADMIN_HOST)")
+        yield settings.admin_host, settings.admin_port, "ADMIN_PORT (or ADMIN_HOST)"
 
 
-def _listener(host: str, port: int, variables: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise PortTaken(
-            f"can't listen on {host}:{port} ({error.strerror}): "
-            f"stop what runs there, or set {variables} to another one"
-        ) from error
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

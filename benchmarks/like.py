@@ -98,6 +98,28 @@ class Clients:
     ) -> tuple[tuple[float, dict[str, float]], int]:
         """Return the rate with its notes, and how many requests were answered; `pace` is as in an
         Order."""
+        cpu = served.cpu_seconds()
+        report = self.report(served, paths, seed, method=method, known=known, body=body, pace=pace)
+        notes = {
+            "p50 ms": report.p50_ms,
+            "p99 ms": report.p99_ms,
+            CPU_NOTE: (served.cpu_seconds() - cpu) / report.answered * 1e6,
+            "load CPU %": report.cpu_share * 100,
+        }
+        return (report.rate, notes), report.answered
+
+    def report(
+        self,
+        served: Served,
+        paths: list[str],
+        seed: int,
+        *,
+        method: str = "POST",
+        known: bool = True,
+        body: str = "",
+        pace: float = 0.0,
+    ) -> Report:
+        """Return what the load says for itself."""
         tokens = self.tokens if known else []
         order = Order(
             served.port,
@@ -111,7 +133,6 @@ class Clients:
             body=body,
             pace=pace,
         )
-        cpu = served.cpu_seconds()
         done = subprocess.run(
             command("load"),
             env=environment(),
@@ -122,14 +143,7 @@ class Clients:
         )
         if done.returncode != 0:
             raise ProcessFailed(f"The load ended early:\n{done.stderr}\n{served.said()}")
-        report = Report(**json.loads(done.stdout))
-        notes = {
-            "p50 ms": report.p50_ms,
-            "p99 ms": report.p99_ms,
-            CPU_NOTE: (served.cpu_seconds() - cpu) / report.answered * 1e6,
-            "load CPU %": report.cpu_share * 100,
-        }
-        return (report.rate, notes), report.answered
+        return Report(**json.loads(done.stdout))
 
 
 def run(bench: Bench) -> list[Comparison]:

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import repeat
@@ -26,6 +27,7 @@ OK = b"HTTP/1.1 20"
 # However fast the server is, no more than this; and no answer may take longer.
 MOST_REQUESTS = 2_000_000
 ANSWER_SECONDS = 30.0
+SLICE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +54,18 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came back: requests/s and latencies (ms) after the warm-up, and all answers counted."""
+    """What came back: requests/s and latencies (ms) after the warm-up, and all answers counted.
+
+    `slices` are the answers of each SLICE_SECONDS from `measured_from` on, by `time.perf_counter`.
+    """
 
     rate: float
     p50_ms: float
     p99_ms: float
     answered: int
     cpu_share: float
+    measured_from: float
+    slices: list[int]
 
 
 class BadAnswer(Exception):
@@ -87,7 +94,7 @@ class Load:
         self._due = time.perf_counter()
         self.measure_from = time.perf_counter() + order.warmup_seconds
         self.end = self.measure_from + order.seconds
-        self.latencies = array("d")
+        self.latencies, self.ends = array("d"), array("d")
         self.answered = 0
         self.open = order.connections
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -111,6 +118,7 @@ class Load:
         # Of a server that is that slow, what comes first counts also when it comes late.
         if self.measure_from <= ended and (ended <= self.end or not self.latencies):
             self.latencies.append(ended - started)
+            self.ends.append(ended)
 
     def closed(self, error: Exception | None) -> None:
         """One connection has ended; the load is over with the last one, or with an error."""
@@ -195,7 +203,14 @@ async def run(order: Order) -> Report:
         p99_ms=taken[len(taken) * 99 // 100] * 1000,
         answered=load.answered,
         cpu_share=share,
+        measured_from=load.measure_from,
+        slices=_slices(load, order.seconds),
     )
+
+
+def _slices(load: Load, seconds: float) -> list[int]:
+    found = Counter(int((ended - load.measure_from) / SLICE_SECONDS) for ended in load.ends)
+    return [found[number] for number in range(int(seconds / SLICE_SECONDS))]
 
 
 if __name__ == "__main__":

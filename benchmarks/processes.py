@@ -41,8 +41,9 @@ class Served:
         return self.log.read_text(errors="replace")[-4000:]
 
     def cpu_seconds(self) -> float:
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+        """Of the process and of those that serve beside it."""
+        found = [each.cpu_times() for each in (self.process, *self.process.children())]
+        return float(sum(times.user + times.system for times in found))
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -50,7 +51,9 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"benchmarks.{module}", *arguments]
 
 
+# What is measured is one process, unless a benchmark says otherwise.
 UNLIMITED = {
+    "BACKLOT_PROCESSES": "1",
     "RATE_LIMITS": "off",
     "TRANSLATION_CALLS_PER_DAY": "1000000",
     "TRANSLATION_USER_CALLS_PER_DAY": "1000000",

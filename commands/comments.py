@@ -337,20 +337,38 @@ class FindCommentText(LogQuery[CommentText | None]):
         return (self.comment_id,)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> CommentText | None:
-        comment = aggregates.get(Comment, self.comment_id)
-        if comment.video_id is None or comment.standing is not Standing.POSTED:
-            return None
-        target, status = self.target, comment.translation_status
-        return CommentText(
-            comment.video_id,
-            comment.author,
-            comment.revision,
-            comment.written_at,
-            comment.content,
-            status if target is None else comment.target_status(target),
-            comment.language,
-            comment.confidence,
-        )
+        return _text_of(aggregates.get(Comment, self.comment_id), self.target)
+
+
+def _text_of(comment: Comment, target: str | None = None) -> CommentText | None:
+    if comment.video_id is None or comment.standing is not Standing.POSTED:
+        return None
+    return CommentText(
+        comment.video_id,
+        comment.author,
+        comment.revision,
+        comment.written_at,
+        comment.content,
+        comment.translation_status if target is None else comment.target_status(target),
+        comment.language,
+        comment.confidence,
+    )
+
+
+@dataclass(frozen=True)
+class FindCommentTexts(LogQuery[list[CommentText | None]]):
+    """Return the texts of comments, each with the id of its video; None where that is gone, too."""
+
+    comments: Sequence[tuple[UUID, UUID]]
+
+    def streams(self) -> Sequence[UUID]:
+        return [stream for pair in self.comments for stream in pair]
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> list[CommentText | None]:
+        return [
+            _text_of(aggregates.get(Comment, comment)) if _stands(aggregates, video) else None
+            for comment, video in self.comments
+        ]
 
 
 @dataclass(frozen=True)
@@ -363,7 +381,11 @@ class FindStanding(LogQuery[bool]):
         return (self.video_id,)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> bool:
-        return aggregates.get(Upload, self.video_id).status is Status.COMPLETED
+        return _stands(aggregates, self.video_id)
+
+
+def _stands(aggregates: Aggregates, video_id: UUID) -> bool:
+    return aggregates.get(Upload, video_id).status is Status.COMPLETED
 
 
 class Detected(NamedTuple):

@@ -104,6 +104,9 @@ class GivenList:
         """Return the list of an id; raise ListUnknown for one that was not given to this user."""
         try:
             whole = base64.b64decode(list_id.encode(), altchars=b"-_", validate=True)
+            # Python takes "+" and "/" as well: the same list would have several ids.
+            if base64.urlsafe_b64encode(whole).decode() != list_id:
+                raise ListUnknown("No such list was given to you.")
             told, signature = whole[:-SIGNATURE_BYTES], whole[-SIGNATURE_BYTES:]
             if not hmac.compare_digest(signature, _signature(told, user_id, key)):
                 raise ListUnknown("No such list was given to you.")

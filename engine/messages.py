@@ -14,12 +14,14 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.connections import ThreadedConnection
-from engine.subscription import Place, Prefetch, Source
+from engine.subscription import Place, Prefetch, Source, happened
 
 log = structlog.get_logger(__name__)
 
 # What is taken at once where more waits: a larger batch costs less per message.
 BEHIND_EVENTS = 10_000
+# How often messages are looked for that gather anyway: each look costs as much as some messages.
+PACE_SECONDS = 0.25
 
 
 class IncomingMessage(NamedTuple):
@@ -158,7 +160,8 @@ class GatheredMessages(Prefetch[MessageBatch]):
     """Messages in batches that are worth a transaction, read ahead.
 
     A batch ends with `batch_events` messages, or `flush_seconds` after its first one; at once
-    while `hurried` is set, since a query waits for it.
+    while `hurried` is set, since a query waits for it. Where no more waits, the source is read
+    every PACE_SECONDS at most.
     """
 
     def __init__(
@@ -173,16 +176,17 @@ class GatheredMessages(Prefetch[MessageBatch]):
         self._batch_events = batch_events
         self._flush_seconds = flush_seconds
         self._hurried = hurried
+        self._next_at = 0.0
 
     async def fetch(self, at_most_seconds: float) -> MessageBatch:
-        fetched = await super().fetch(at_most_seconds)
+        fetched = await self._read(at_most_seconds, PACE_SECONDS)
         flush_at = time.monotonic() + self._flush_seconds
         while not (fetched.is_empty or self._hurried.is_set()):
             wanted = max(self._batch_events, BEHIND_EVENTS if fetched.lag else 0)
             left = flush_at - time.monotonic()
             if left <= 0 or len(fetched.received) + len(fetched.dead) >= wanted:
                 break
-            more = await super().fetch(min(left, at_most_seconds))
+            more = await self._read(min(left, at_most_seconds), left)
             fetched = MessageBatch(
                 [*fetched.received, *more.received],
                 [*fetched.dead, *more.dead],
@@ -190,4 +194,12 @@ class GatheredMessages(Prefetch[MessageBatch]):
                 more.lag,
                 max(fetched.lag_seconds, more.lag_seconds),
             )
+        return fetched
+
+    async def _read(self, at_most_seconds: float, longest_pause: float) -> MessageBatch:
+        pause = min(self._next_at - time.monotonic(), longest_pause)
+        if pause > 0:
+            await happened(self._hurried, pause)
+        fetched = await super().fetch(at_most_seconds)
+        self._next_at = 0.0 if fetched.lag else time.monotonic() + PACE_SECONDS
         return fetched

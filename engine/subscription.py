@@ -119,11 +119,16 @@ class Notifications:
             wake.set()
 
 
-async def woken(wake: asyncio.Event, at_most_seconds: float) -> None:
-    """Return when it is set, or after that time; clear it."""
+async def happened(event: asyncio.Event, at_most_seconds: float) -> None:
+    """Return when it is set, or after that time."""
     with suppress(TimeoutError):
         async with asyncio.timeout(at_most_seconds):
-            await wake.wait()
+            await event.wait()
+
+
+async def woken(wake: asyncio.Event, at_most_seconds: float) -> None:
+    """Return when it is set, or after that time; clear it."""
+    await happened(wake, at_most_seconds)
     wake.clear()
 
 

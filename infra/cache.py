@@ -28,6 +28,8 @@ AWAY_SECONDS = 5.0
 # Of Redis; a value may have 100 KB.
 KEYS_AT_ONCE, VALUES_AT_ONCE = 1_000, 50
 
+Key = bytes | str
+
 R = TypeVar("R")
 T = TypeVar("T")
 V = TypeVar("V")
@@ -191,7 +193,7 @@ async def drop_values(redis: Redis, prefix: str, texts: Collection[str] | None =
     return dropped
 
 
-async def _with_one_of(redis: Redis, keys: Sequence[bytes], wanted: set[bytes]) -> list[bytes]:
+async def _with_one_of(redis: Redis, keys: Sequence[Key], wanted: set[bytes]) -> list[Key]:
     async with redis.pipeline(transaction=False) as pipe:
         for key in keys:
             _ = pipe.get(key)
@@ -269,11 +271,13 @@ class ReadThroughCache(Generic[V]):
         generation_key: str,
         compute: Callable[[datetime], Awaitable[V]],
         wanted: Requirement = ANY_VALUE,
+        includes: Callable[[], Position] = Position,
     ) -> tuple[CachedValue[V], bool]:
         """Return a value, and whether it was cached; else `compute` makes it as of a given time.
 
-        A value of another generation than that at `generation_key` holds for a while only.
-        Concurrent callers share one computation and its failure. Never raises RedisError.
+        Then `includes` tells what is in it beside what was wanted. A value of another generation
+        than that at `generation_key` holds for a while only. Concurrent callers share one
+        computation and its failure. Never raises RedisError.
         """
 
         async def read_through() -> tuple[CachedValue[V], bool]:
@@ -282,7 +286,9 @@ class ReadThroughCache(Generic[V]):
             now = self._clock()
             if cached is not None and cached.meets(wanted) and self._holds(cached, generation, now):
                 return cached, True
-            made = CachedValue(await compute(now), now, generation, wanted.edition, wanted.position)
+            value = await compute(now)
+            surely = Position(*map(max, wanted.position, includes()))
+            made = CachedValue(value, now, generation, wanted.edition, surely)
             await self._values.store(key, made, self._lifetimes(made.value).longest)
             return made, False
 
@@ -324,10 +330,12 @@ class Generations:
         What was computed of the generations before is soon computed anew.
         """
 
+        generation = secrets.token_hex(8)
+
         async def set_all(redis: Redis) -> None:
             async with redis.pipeline(transaction=False) as pipe:
                 for key in keys:
-                    _ = pipe.set(key, secrets.token_hex(8), px=self._lifetime)
+                    _ = pipe.set(key, generation, px=self._lifetime)
                 await pipe.execute()
 
         await self._redis.ask(set_all)

@@ -28,17 +28,22 @@ class DataFolderError(OperatorError):
 class DataFolder:
     """A data folder that this process holds exclusively until ``close``."""
 
-    def __init__(self, path: Path) -> None:
-        """Create, check and lock the folder. Raise DataFolderError with what to do about it."""
+    def __init__(self, path: Path, *, joins: bool = False) -> None:
+        """Create, check and lock the folder. Raise DataFolderError with what to do about it.
+
+        Where the process `joins` another one of the same Backlot, that one holds the folder.
+        """
         self.path = path.absolute()
         self.postgres = cluster_path(self.path)
         self.objects = objects_path(self.path)
         self.secret = secret_path(self.path)
         self.key_encryption_key = key_encryption_key_path(self.path)
         check_format(self.path)
-        self._create()
-        self._lock = self._acquire()
-        self._mark_format()
+        self._lock = -1
+        if not joins:
+            self._create()
+            self._lock = self._acquire()
+            self._mark_format()
 
     def close(self) -> None:
         """Let another process use the folder; safe to call twice."""

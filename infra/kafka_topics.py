@@ -26,8 +26,6 @@ UNKNOWN_TOPIC = 3
 OF_TOPIC = 1
 # How long a topic that was asked for may take until it is there.
 MADE_SECONDS, LOOK_SECONDS = 2.0, 0.1
-
-
 # The library knows not every version of each request, and not every server has all that Kafka has.
 UNAVAILABLE = (KafkaError, TimeoutError, NotImplementedError, LookupError, TypeError, ValueError)
 

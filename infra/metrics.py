@@ -53,6 +53,11 @@ def render() -> bytes:
     return generate_latest(REGISTRY)
 
 
+async def own_page() -> bytes:
+    """Return the metrics of this process alone."""
+    return render()
+
+
 def value(name: str, **labels: str) -> float:
     """Return one sample as it stands now, 0 when it was never touched.
 

@@ -30,7 +30,8 @@ DEFAULT_PORT = 6379
 DATABASE = re.compile(r"/?[0-9]*")
 
 
-def _options() -> dict[str, Any]:
+def options() -> dict[str, Any]:
+    """Return how a pool of connections for an event loop is made."""
     return {
         "max_connections": CONNECTIONS,
         "timeout": ANSWER_SECONDS,
@@ -47,6 +48,11 @@ class BadRedisUrl(ValueError):
     """What can't be the URL of a Redis; the text does not repeat it: it may hold a secret."""
 
 
+def blocking_options() -> dict[str, Any]:
+    """Return the same for threads."""
+    return {**options(), "retry": BlockingRetry(NoBackoff(), 0)}
+
+
 def open_redis(url: SecretStr | None) -> Redis:
     """Return a client for one event loop: of the server at `url`, or else of the embedded one.
 
@@ -60,14 +66,13 @@ def open_redis(url: SecretStr | None) -> Redis:
 def connect_redis(url: str) -> Redis:
     """Return a client of the server at a `redis://` or `rediss://` URL; raise BadRedisUrl."""
     check_redis_url(url)
-    return Redis.from_pool(BlockingConnectionPool.from_url(url, **_options()))
+    return Redis.from_pool(BlockingConnectionPool.from_url(url, **options()))
 
 
 def connect_blocking_redis(url: str) -> BlockingRedis:
     """Return the same client for threads; raise BadRedisUrl."""
     check_redis_url(url)
-    options = {**_options(), "retry": BlockingRetry(NoBackoff(), 0)}
-    return BlockingRedis.from_pool(BlockingPool.from_url(url, **options))
+    return BlockingRedis.from_pool(BlockingPool.from_url(url, **blocking_options()))
 
 
 def check_redis_url(url: str) -> None:
@@ -77,7 +82,7 @@ def check_redis_url(url: str) -> None:
     try:
         # redis-py would take any other path for database 0.
         known = DATABASE.fullmatch(urlsplit(url).path) is not None
-        pool = BlockingConnectionPool.from_url(url, **_options())
+        pool = BlockingConnectionPool.from_url(url, **options())
         # Options in the URL are looked at only when a connection is made.
         pool.make_connection()  # type: ignore[no-untyped-call]
     except (RedisError, TypeError, ValueError):
@@ -95,7 +100,7 @@ def embedded_redis(server: FakeServer | None = None) -> Redis:
         connection_class=FakeAsyncRedisConnection,
         server=server or embedded_server(),
         client_class=Redis,
-        **_options(),
+        **options(),
     )
     return Redis.from_pool(pool)
 
@@ -117,6 +122,6 @@ def server_of(url: str) -> str:
 def address(client: Redis) -> str:
     """Return where a client's Redis is, for logs and metrics: `host:port`, or `embedded`."""
     known = client.connection_pool.connection_kwargs
-    if "server" in known:
+    if {"server", "path"} & known.keys():
         return "embedded"
     return f"{known.get('host', 'localhost')}:{known.get('port', DEFAULT_PORT)}"

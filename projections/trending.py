@@ -33,6 +33,7 @@ from infra.cache import (
     ReadThroughCache,
     Requirement,
 )
+from infra.http.shapes import Position
 from infra.metrics import counter
 from infra.postgres.connection import fetch_as
 from infra.settings.features import TrendingSettings
@@ -492,9 +493,12 @@ class TrendingCache:
         category: str | None,
         compute: Callable[[datetime], Awaitable[tuple[Ranked, ...]]],
         wanted: Requirement = ANY_VALUE,
+        includes: Callable[[], Position] = Position,
     ) -> tuple[Ranking, bool]:
         """Return a ranking, and whether it was cached; else `compute` makes it as of a given time.
 
-        Concurrent callers share one computation and its failure. Never raises RedisError.
+        Then `includes` tells what is in it. Concurrent callers share one computation and its
+        failure. Never raises RedisError.
         """
-        return await self._cache.get(key_of(window, limit, category), GENERATION, compute, wanted)
+        key = key_of(window, limit, category)
+        return await self._cache.get(key, GENERATION, compute, wanted, includes)

@@ -236,6 +236,7 @@ async def _list_trending(
     scope: Scope, known: Asked, window: Window, limit: int, category: str | None
 ) -> Response:
     ranking, cached, told = await _get_ranking(known, window, limit, category)
+    known.fresh.tell(ranking.includes)
     items = b",".join(
         b'%b,"video":%b}' % (_ranked(place, each)[:-1], video)
         for place, (each, video) in enumerate(zip(ranking.value, told, strict=True), start=1)
@@ -245,7 +246,7 @@ async def _list_trending(
     return conditional(scope, body, private=known.caller is not None, tagged=items)
 
 
-class Shown(NamedTuple):
+class ShownRanking(NamedTuple):
     """A ranking of those that are there, whether it was cached, and these videos as JSON."""
 
     ranking: Ranking
@@ -253,7 +254,9 @@ class Shown(NamedTuple):
     told: Sequence[bytes]
 
 
-async def _get_ranking(known: Asked, window: Window, limit: int, category: str | None) -> Shown:
+async def _get_ranking(
+    known: Asked, window: Window, limit: int, category: str | None
+) -> ShownRanking:
     """Return what is shown of the ranking.
 
     Where it has what the catalog does not list any more, those behind take its place. Raise
@@ -265,9 +268,11 @@ async def _get_ranking(known: Asked, window: Window, limit: int, category: str |
         async with queries.reading(fresh, queries.catalog) as conn:
             if not await queries.catalog.has_category(conn, category):
                 # Whoever makes up categories fills no cache and has nothing counted.
-                return Shown(CachedValue((), datetime.now(UTC), None), False, ())
+                now, known_of = datetime.now(UTC), queries.tail.position
+                none = CachedValue[tuple[Ranked, ...]]((), now, None, includes=known_of)
+                return ShownRanking(none, False, ())
     gone: set[UUID] = set()
-    shown: Shown | None = None
+    shown: ShownRanking | None = None
     while True:
         try:
             ranking, cached = await queries.ranking(window, limit, category, fresh, gone)
@@ -285,10 +290,10 @@ async def _get_ranking(known: Asked, window: Window, limit: int, category: str |
         ]
         told = [videos.told(each) for each in there]
         if len(there) == len(ranked):
-            return Shown(ranking, cached, told)
+            return ShownRanking(ranking, cached, told)
         ids = {each.row.video_id for each in there}
         listed = tuple(each for each in ranking.value if each.video_id in ids)
-        shown = Shown(replace(ranking, value=listed), cached, told)
+        shown = ShownRanking(replace(ranking, value=listed), cached, told)
         if len(gone) >= MOST_GONE:
             return shown
         gone |= set(ranked) - ids

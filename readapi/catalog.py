@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AfterValidator
 
-from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, hot, wire
+from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, conditional_wire, hot
 from infra.http.auth import Caller, Identity, MaybeCaller, person_named, require_known
 from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
@@ -186,17 +186,25 @@ uploads = APIRouter(tags=["uploads"])
 @uploads.get(
     "/uploads/{upload_id}",
     response_model=UploadStatus,
-    responses=problems(401, 403, 404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="An upload and its arrived parts",
 )
-async def get_upload(upload_id: UUID, queries: Read, caller: Caller, fresh: Fresh) -> Response:
+async def get_upload(
+    upload_id: UUID,
+    request: Request,
+    queries: Read,
+    caller: Caller,
+    fresh: Fresh,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     async with queries.reading(fresh, queries.catalog) as conn:
         found = await queries.catalog.upload(conn, upload_id)
     if found is None or not found.visible_to(caller.viewer):
         raise Problem(404, "not-found", "There is no such upload.")
     if caller.person != found.owner and not caller.is_admin:
         raise Problem(403, "forbidden", "This belongs to another user.")
-    return wire(_present_upload(found, await _arrived_parts(found, queries.objects)))
+    arrived = await _arrived_parts(found, queries.objects)
+    return await conditional_wire(request, _present_upload(found, arrived))
 
 
 async def _arrived_parts(row: UploadRow, store: ObjectStore) -> list[Part]:

@@ -33,6 +33,13 @@ FROM (SELECT (SELECT position FROM backlot_checkpoints
 LEFT JOIN (SELECT {COLUMNS} FROM comments.comments WHERE video_id = %(video)s
            ORDER BY position DESC LIMIT %(limit)s) AS shown ON true
 """
+FOUND: LiteralString = f"""
+SELECT at.position, shown.*
+FROM (SELECT position FROM backlot_checkpoints
+      WHERE kind = 'projection' AND subscription = %(comments)s) AS at
+LEFT JOIN (SELECT {COLUMNS} FROM comments.comments WHERE comment_id = ANY (%(ids)s)) AS shown
+    ON true
+"""
 OF_COMMENTS = frozenset(topic for event in CommentAggregate.events() for topic in topics_of(event))
 OF_VIDEOS = frozenset(topics_of(Upload.Removed))
 OF_PERSONS = frozenset(topic for event in Person.events() for topic in topics_of(event))
@@ -103,16 +110,32 @@ class CommentCache:
             rows = await cursor.fetchall()
         reached, hidden = rows[0][:2]
         comments = [CommentRow(*row[2:]) for row in rows if row[2] is not None]
-        authors = {each.author for each in comments}
-        names = self._persons.recall(authors)
-        if names is None:
-            names = await ask(self._persons.names, authors)
-        items = [
-            (each.position, Comment(**each._asdict(), user_id=each.author).to_json(names))
-            for each in comments[:MOST_COMMENTS]
-        ]
+        told = await self._encoded(comments[:MOST_COMMENTS])
+        items = [(each.position, told[each.comment_id]) for each in comments[:MOST_COMMENTS]]
         more = len(comments) > MOST_COMMENTS
         page = CommentPage(items, more, hidden, reached or 0, self._changes.get(video_id))
         if not page.is_behind and epoch == self._epoch:
             self._pages.put(video_id, page)
         return page
+
+    async def found(self, ids: Sequence[UUID]) -> tuple[dict[UUID, bytes], int]:
+        """Return those of the comments that everybody sees, as JSON, and how far that is.
+
+        Raise what the database raises.
+        """
+        given = {"comments": Comments.name, "ids": list(ids)}
+        async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
+            await cursor.execute(FOUND.encode(), given)
+            rows = await cursor.fetchall()
+        comments = [CommentRow(*row[1:]) for row in rows if row[1] is not None]
+        return await self._encoded(comments), rows[0][0] if rows else 0
+
+    async def _encoded(self, comments: Sequence[CommentRow]) -> dict[UUID, bytes]:
+        authors = {each.author for each in comments}
+        names = self._persons.recall(authors)
+        if names is None:
+            names = await ask(self._persons.names, authors)
+        return {
+            each.comment_id: Comment(**each._asdict(), user_id=each.author).to_json(names)
+            for each in comments
+        }

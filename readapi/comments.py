@@ -23,11 +23,10 @@ from fastapi import APIRouter, Query, Request, Response
 from redis.asyncio import Redis
 
 from domain.moderation import Standing
-from engine.checkpoints import Freshness
 from engine.personal_data import Deleted, PersonalKeys
 from infra.cache import OptionalRedis
-from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, hot, named, wire
-from infra.http.auth import Identity, MaybeCaller, persons_of, require_identity
+from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, conditional_wire, hot
+from infra.http.auth import Identity, MaybeCaller, require_identity
 from infra.http.problems import Problem, problems
 from infra.http.requests import header, request_id_of
 from infra.http.shapes import Comment
@@ -51,7 +50,7 @@ from readapi.pages import (
     page_of,
     plain_page,
 )
-from readapi.queries import Asked, Queries, Read, asked, require_video
+from readapi.queries import Asked, Read, asked, require_video
 
 log = structlog.get_logger(__name__)
 
@@ -374,7 +373,8 @@ async def list_comments(
     """
     if status is not None:
         await require_identity(request)
-        return await _list_hidden(queries, fresh, caller, video_id, Standing(status), page)
+        known = Asked(queries, fresh, caller)
+        return await _list_hidden(request, known, video_id, Standing(status), page)
     known, choice = Asked(queries, fresh, caller), queries.requests.choice(request, lang)
     at_once = await _list_newest(request, known, video_id, page, choice)
     return at_once or await _list_page(request, known, video_id, page, choice)
@@ -430,20 +430,16 @@ async def _list_page(
         seen.get(row.comment_id) or present_hidden(hidden[row.comment_id], decides=False)
         for row in shown
     ]
-    body = await named(await persons_of(request), Page[Comment](items=items, next_cursor=following))
+    body = Page[Comment](items=items, next_cursor=following)
     private = caller is not None
-    return conditional(request.scope, body, private=private, headers=choice.headers)
+    return await conditional_wire(request, body, private=private, headers=choice.headers)
 
 
 async def _list_hidden(
-    queries: Queries,
-    fresh: Freshness,
-    caller: Identity | None,
-    video_id: UUID,
-    standing: Standing,
-    page: PageRequest,
+    request: Request, known: Asked, video_id: UUID, standing: Standing, page: PageRequest
 ) -> Response:
     """Return what waits for approval on a video, or was removed, to those who decide about it."""
+    queries, fresh, caller = known
     async with queries.reading(fresh, queries.catalog, queries.comments) as conn:
         _require_deciding(caller, await require_video(queries, conn, video_id, caller))
         hidden = partial(queries.comments.hidden_page, conn, video_id=video_id, standing=standing)
@@ -451,7 +447,7 @@ async def _list_hidden(
             f"comments-{standing}", hidden, lambda row: row.comment.position
         )
     items = [present_hidden(row, decides=True) for row in shown]
-    return wire(Page[Comment](items=items, next_cursor=following))
+    return await conditional_wire(request, Page[Comment](items=items, next_cursor=following))
 
 
 def _require_deciding(caller: Identity | None, video: VideoRow) -> None:

@@ -11,11 +11,12 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from engine.connections import in_thread
 from engine.erasures import Erasure, find_erasure
 from engine.persons import Persons
-from infra.http.app import wire
+from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Admin
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Time, Wire
 from infra.postgres.connection import open_connection
+from readapi.pages import IfNoneMatch
 from readapi.queries import ReadModelUnavailable
 
 
@@ -77,13 +78,15 @@ router = APIRouter(tags=["privacy"])
 @router.get(
     "/users/{user_id}/forgetting",
     response_model=ForgettingProgress,
-    responses=problems(401, 403, 404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="How far it is with a user who is forgotten",
 )
 async def forgetting(
     user_id: Annotated[str, Path(min_length=1, max_length=128, examples=["alice"])],
+    request: Request,
     caller: Admin,
     search: Annotated[ErasureSearch, Depends(_search)],
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     try:
         found = await in_thread(search.find, user_id)
@@ -91,4 +94,4 @@ async def forgetting(
         raise ReadModelUnavailable(str(error)) from error
     if found is None:
         raise Problem(404, "not-found", "Nobody asked to have this user forgotten.")
-    return wire(progress_of(user_id, found))
+    return await conditional_wire(request, progress_of(user_id, found))

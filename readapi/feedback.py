@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from domain.feedback import Signal, Variant
-from infra.http.app import wire
+from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Admin
 from infra.http.problems import problems
 from infra.http.shapes import Time, Wire
@@ -27,6 +27,7 @@ from projections.feedback.reports import (
 )
 from readapi.analytics import InRange
 from readapi.freshness import Fresh
+from readapi.pages import IfNoneMatch
 from readapi.queries import Read
 
 EARLIEST = datetime.fromtimestamp(0, UTC)
@@ -82,11 +83,16 @@ router = APIRouter(tags=["analytics"])
 @router.get(
     "/analytics/recommendations",
     response_model=RecommendationFigures,
-    responses=problems(401, 403, 422, 503),
+    responses=problems(401, 403, 422, 503) | NOT_MODIFIED,
     summary="How often recommendations are chosen, by source and variant",
 )
 async def get_recommendation_figures(
-    queries: Read, _: Admin, fresh: Fresh, range_: InRange = Range.WEEK
+    request: Request,
+    queries: Read,
+    _: Admin,
+    fresh: Fresh,
+    range_: InRange = Range.WEEK,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     now = start_of_hour(datetime.now(UTC))
     since = now - LENGTHS[range_] if range_ in LENGTHS else EARLIEST
@@ -110,7 +116,7 @@ async def get_recommendation_figures(
         ],
         experiments=[_experiment(each, queries.recommendations.experiment) for each in compared],
     )
-    return wire(body)
+    return await conditional_wire(request, body)
 
 
 def _click_through(

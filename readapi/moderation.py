@@ -8,12 +8,12 @@ from operator import attrgetter
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from psycopg import AsyncConnection
 
 from domain.moderation import ReportReason, Standing, ThingKind
 from engine.log import END_OF_LOG
-from infra.http.app import wire
+from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Caller, Moderator
 from infra.http.problems import problems
 from infra.http.shapes import Comment, Time, UserId, Wire
@@ -21,7 +21,7 @@ from projections.catalog import VideoRow
 from projections.comments import CommentRow, HiddenComment
 from projections.moderation import CaseRow, DetailRow, Moderation
 from readapi.freshness import Fresh
-from readapi.pages import Page, Paged
+from readapi.pages import IfNoneMatch, Page, Paged
 from readapi.queries import Queries, Read
 
 DETAILS = 5
@@ -86,15 +86,17 @@ Status = Annotated[
 @router.get(
     "/moderation/reports",
     response_model=Page[ReportedThing],
-    responses=problems(401, 403, 422, 503),
+    responses=problems(401, 403, 422, 503) | NOT_MODIFIED,
     summary="Reported things, the oldest open one first",
 )
 async def list_reports(
+    request: Request,
     queries: Read,
     caller: Moderator,
     fresh: Fresh,
     page: Paged,
     status: Status = "open",
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """What was decided, or is gone, comes newest first."""
     moderation, first = queries.models[Moderation], 0 if status == "open" else END_OF_LOG
@@ -102,7 +104,7 @@ async def list_reports(
         read = partial(moderation.cases, conn, status)
         shown, following = await page.read(f"reports-{status}", read, by_position, first)
         items = await _reported(queries, conn, shown)
-    return wire(Page[ReportedThing](items=items, next_cursor=following))
+    return await conditional_wire(request, Page[ReportedThing](items=items, next_cursor=following))
 
 
 async def _reported(
@@ -177,10 +179,17 @@ def present_hidden(hidden: HiddenComment, *, decides: bool) -> Comment:
 @router.get(
     "/moderation/held",
     response_model=Page[Comment],
-    responses=problems(401, 422, 503),
+    responses=problems(401, 422, 503) | NOT_MODIFIED,
     summary="Comments that wait for the caller's approval, newest first",
 )
-async def list_held(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
+async def list_held(
+    request: Request,
+    queries: Read,
+    caller: Caller,
+    fresh: Fresh,
+    page: Paged,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     """All of them for a moderator; for others those on videos of their own."""
     owner = None if caller.is_moderator else caller.person
     async with queries.reading(fresh, queries.comments) as conn:
@@ -189,19 +198,26 @@ async def list_held(queries: Read, caller: Caller, fresh: Fresh, page: Paged) ->
         )
         shown, following = await page.read("held", held, lambda row: row.comment.position)
     items = [present_hidden(row, decides=True) for row in shown]
-    return wire(Page[Comment](items=items, next_cursor=following))
+    return await conditional_wire(request, Page[Comment](items=items, next_cursor=following))
 
 
 @router.get(
     "/users/me/blocked",
     response_model=Page[BlockedUser],
-    responses=problems(401, 422, 503),
+    responses=problems(401, 422, 503) | NOT_MODIFIED,
     summary="Whom the caller blocks, the latest first",
 )
-async def list_blocked(queries: Read, caller: Caller, fresh: Fresh, page: Paged) -> Response:
+async def list_blocked(
+    request: Request,
+    queries: Read,
+    caller: Caller,
+    fresh: Fresh,
+    page: Paged,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     moderation = queries.models[Moderation]
     async with queries.reading(fresh, moderation) as conn:
         blocks = partial(moderation.blocks, conn, caller.person)
         shown, following = await page.read("blocked", blocks, by_position)
     items = [BlockedUser(user_id=row.blocked) for row in shown]
-    return wire(Page[BlockedUser](items=items, next_cursor=following))
+    return await conditional_wire(request, Page[BlockedUser](items=items, next_cursor=following))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from uuid import UUID
 
 import psycopg
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Request, Response
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from pydantic import Field
@@ -18,12 +18,12 @@ from engine.checkpoints import Freshness
 from engine.completeness import completeness
 from engine.connections import connect
 from engine.parked_events import parked
-from infra.http.app import wire
+from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Admin
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Time, UserId, Wire
 from readapi.freshness import Fresh
-from readapi.pages import Page, Paged, decode_cursor
+from readapi.pages import IfNoneMatch, Page, Paged, decode_cursor
 from readapi.projection_status import ProjectionStatus, statuses
 from readapi.queries import Queries, Read, ReadModelUnavailable
 
@@ -113,68 +113,102 @@ router = APIRouter(tags=["projections"])
 @router.get(
     "/projections",
     response_model=Page[ProjectionStatus],
-    responses=problems(401, 403, 422, 503),
+    responses=problems(401, 403, 422, 503) | NOT_MODIFIED,
     summary="All projections",
 )
-async def list_projections(queries: Read, caller: Admin) -> Response:
-    found = await _statuses(queries)
-    return wire(Page[ProjectionStatus](items=list(found.values())))
+async def list_projections(
+    request: Request, queries: Read, caller: Admin, fresh: Fresh, if_none_match: IfNoneMatch = None
+) -> Response:
+    found = await _statuses(queries, fresh)
+    return await conditional_wire(request, Page[ProjectionStatus](items=list(found.values())))
 
 
 @router.get(
     "/projections/{name}",
     response_model=ProjectionStatus,
-    responses=problems(401, 403, 404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="One projection",
 )
-async def get_projection(name: Name, queries: Read, caller: Admin) -> Response:
-    return wire(_known(await _statuses(queries), name))
+async def get_projection(
+    name: Name,
+    request: Request,
+    queries: Read,
+    caller: Admin,
+    fresh: Fresh,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    return await conditional_wire(request, _known(await _statuses(queries, fresh), name))
 
 
-async def _statuses(queries: Queries) -> dict[str, ProjectionStatus]:
-    async with queries.reading(Freshness()) as conn:
+async def _statuses(queries: Queries, fresh: Freshness) -> dict[str, ProjectionStatus]:
+    async with queries.reading(fresh) as conn:
         return await statuses(conn, queries.models.by_name(), queries.rates)
 
 
 @router.get(
     "/projections/{name}/completeness",
     response_model=Account,
-    responses=problems(401, 403, 404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="Whether every event was applied once, skipped by its topic, or set aside",
 )
-async def get_completeness(name: Name, queries: Read, caller: Admin) -> Response:
+async def get_completeness(
+    name: Name,
+    request: Request,
+    queries: Read,
+    caller: Admin,
+    fresh: Fresh,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     projection = _known(queries.models.by_name(), name)
+    await queries.confirm(fresh)
     found = await _ask(queries, lambda conn: completeness(conn, projection))
-    return wire(Account.model_validate(found.as_dict()))
+    return await conditional_wire(request, Account.model_validate(found.as_dict()))
 
 
 @router.get(
     "/projections/{name}/parked",
     response_model=Page[ParkedEvent],
-    responses=problems(401, 403, 404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="Events that could not be applied, by position",
 )
-async def list_parked(name: Name, queries: Read, caller: Admin, page: Paged) -> Response:
+async def list_parked(
+    name: Name,
+    request: Request,
+    queries: Read,
+    caller: Admin,
+    page: Paged,
+    fresh: Fresh,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     schema = _known(queries.models.by_name(), name).schema
+    await queries.confirm(fresh)
     after = decode_cursor("parked", page.cursor, 0)
     rows = await _ask(queries, lambda conn: parked(conn, schema, after=after, limit=page.rows))
     shown, following = page.cut("parked", rows, lambda row: row.position)
     items = [ParkedEvent.model_validate(row.as_dict()) for row in shown]
-    return wire(Page[ParkedEvent](items=items, next_cursor=following))
+    return await conditional_wire(request, Page[ParkedEvent](items=items, next_cursor=following))
 
 
 @router.get(
     "/operations/{operation_id}",
     response_model=OperationStatus,
-    responses=problems(401, 403, 404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="What came of an operation",
 )
-async def get_operation(operation_id: UUID, queries: Read, caller: Admin, fresh: Fresh) -> Response:
+async def get_operation(
+    operation_id: UUID,
+    request: Request,
+    queries: Read,
+    caller: Admin,
+    fresh: Fresh,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     async with queries.reading(fresh, queries.operations) as conn:
         row = await queries.operations.operation(conn, operation_id)
     if row is None:
         raise Problem(404, "not-found", "There is no such operation.")
-    return wire(OperationStatus.model_validate(row, from_attributes=True))
+    body = OperationStatus.model_validate(row, from_attributes=True)
+    return await conditional_wire(request, body)
 
 
 def _known(projections: Mapping[str, T], name: str) -> T:

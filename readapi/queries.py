@@ -23,7 +23,7 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
 from domain.upload import NOBODY, VideoViewer
-from engine.checkpoints import Freshness, Pool, Waiting
+from engine.checkpoints import Freshness, Pool, ReadModelBehind, Waiting
 from engine.inspection.index import Audit
 from engine.log import topics_of
 from engine.overview import Rates
@@ -43,11 +43,12 @@ from projections.recommendations.recommender import Recommender
 from projections.trending import Ranking, Window
 from readapi.comment_cache import CommentCache, CommentPage
 from readapi.freshness import freshness_of
-from readapi.video_cache import TELEMETRY, CachedVideo, Found, VideoCache
+from readapi.video_cache import TELEMETRY, CachedVideo, VideoCache
 
 if TYPE_CHECKING:
     from readapi.comments import TranslationRequests
-    from readapi.likes import LikeCounts, LiveCounts
+    from readapi.likes import LikeCounts
+    from readapi.live import LiveVideos
 
 
 class ReadModelUnavailable(Exception):
@@ -62,7 +63,7 @@ class Queries:
     models: ReadModels
     waiting: Waiting
     counts: LikeCounts
-    live: LiveCounts
+    live: LiveVideos
     tail: LogTail
     cache: VideoCache
     comment_cache: CommentCache
@@ -246,14 +247,14 @@ class Queries:
             liked, lacking = likes.videos, dict(likes.behind)
         videos = []
         for each in found:
-            video = each
-            if isinstance(each, Found):
-                video, behind = each
-                for schema, position in behind.items():
-                    if schema in parts or schema == TELEMETRY:
-                        lacking[schema] = max(position, lacking.get(schema, 0))
-            if isinstance(video, CachedVideo):
-                videos.append(video)
+            if isinstance(each, CachedVideo):
+                videos.append(each)
+                continue
+            if each.video is not None:
+                videos.append(each.video)
+            for schema, position in each.behind.items():
+                if schema in parts or schema == TELEMETRY:
+                    lacking[schema] = max(position, lacking.get(schema, 0))
         return ShownVideos(videos, liked, not lacking), lacking
 
     async def _confirm(self, fresh: Freshness, projections: Iterable[Projection]) -> None:
@@ -263,7 +264,9 @@ class Queries:
             wanted = Position(fresh.position.events)
             schemas = {each.schema: wanted for each in projections}
             await self.waiting.until(schemas, fresh.seconds_left)
-            await self.tail.confirm()
+            now = await self.tail.confirm()
+            if not schemas and not now.covers(wanted):
+                raise ReadModelBehind({"log": wanted}, {"log": now})
 
     async def _require(self, fresh: Freshness, last: Mapping[str, int]) -> None:
         """Wait for what was asked for; raise ReadModelBehind."""

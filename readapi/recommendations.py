@@ -22,7 +22,7 @@ from domain.video_likes import stream_id as likes_of
 from engine.checkpoints import Freshness
 from engine.event_store import EVENTS
 from engine.log import topics_of
-from infra.http.app import PRIVATE, JsonResponse, hot, wire
+from infra.http.app import NO_HEADERS, JsonResponse, hot, wire
 from infra.http.auth import Caller, person_named, require_known
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
@@ -156,6 +156,7 @@ async def list_recommendations(
         for each, video in zip(shown.offered.items, shown.videos.videos, strict=True)
     ]
     told = {"source": shown.source, "cached": shown.cached, "list_id": shown.list_id}
+    # Each answer is a list of its own, which is named when something of it is chosen.
     return wire(Recommendations.model_validate({**told, "items": items}))
 
 
@@ -195,7 +196,7 @@ async def _list_recommended_videos(known: Asked, user_id: str, limit: int) -> Re
     if shown.list_id is not None:
         rest["listId"] = shown.list_id
     body = b'{"items":[%b],%b' % (b",".join(items), orjson.dumps(rest)[1:])
-    return JsonResponse(body, 200, {"Cache-Control": PRIVATE})
+    return JsonResponse(body, 200, NO_HEADERS)
 
 
 def _told(each: RankedVideo) -> bytes:
@@ -214,7 +215,7 @@ class Offered(NamedTuple):
     list_id: str
 
 
-class Shown(NamedTuple):
+class ShownRecommendations(NamedTuple):
     """What is told of recommendations, and the videos of them."""
 
     source: str
@@ -224,7 +225,7 @@ class Shown(NamedTuple):
     videos: ShownVideos
 
 
-async def _shown(known: Asked, user_id: str, limit: int) -> Shown:
+async def _shown(known: Asked, user_id: str, limit: int) -> ShownRecommendations:
     """Return recommendations as fresh as was asked; raise ReadModelBehind."""
     queries, fresh, caller = known
     person = person_of(caller)
@@ -242,8 +243,8 @@ async def _shown(known: Asked, user_id: str, limit: int) -> Shown:
         found = await queries.shown(fresh, list(dict.fromkeys(videos)), person)
         rows = {each.row.video_id: each.row for each in found.videos}
         items = display(rows, offers.out, user_id, made, limit, now)
-        list_id = _given(user_id, made, items, now).signed(await queries.key_of_lists())
-        offered = Offered(items, [_told(each) for each in items], list_id)
+        signed = _given(user_id, made, items, now).signed(await queries.key_of_lists())
+        offered = Offered(items, [_told(each) for each in items], signed)
         offers.told = (state, offered) if found.exact else None
     else:
         offered = offers.told[1]
@@ -253,7 +254,7 @@ async def _shown(known: Asked, user_id: str, limit: int) -> Shown:
         # One of them may have gone, or been hidden, just now.
         offers.told = None
         return await _shown(known, user_id, limit)
-    return Shown(offers.made.source.value, cached, list_id, offered, shown)
+    return ShownRecommendations(offers.made.source.value, cached, list_id, offered, shown)
 
 
 async def _offers(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Offers, bool]:

@@ -24,12 +24,13 @@ from engine.event_store import GroupCommitRecorder
 from engine.log import MAPPER
 from engine.personal_data import IN_THE_LOG, PersonalEvents
 from engine.subscription import woken
-from infra.http.app import wire
+from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Admin, Authenticator, RevokedTokens, ask
 from infra.http.problems import problems
 from infra.http.shapes import RevokedToken
-from readapi.pages import Page, Paged, decode_cursor
-from readapi.queries import ReadModelUnavailable
+from readapi.freshness import Fresh
+from readapi.pages import IfNoneMatch, Page, Paged, decode_cursor
+from readapi.queries import Read, ReadModelUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -154,14 +155,19 @@ router = APIRouter(prefix="/admin/revocations", tags=["revocations"])
 @router.get(
     "",
     response_model=Page[RevokedToken],
-    responses=problems(401, 403, 422, 503),
+    responses=problems(401, 403, 422, 503) | NOT_MODIFIED,
     summary="Revocations that tokens may still be refused for, newest first",
 )
 async def list_revocations(
+    request: Request,
     caller: Admin,
+    queries: Read,
+    fresh: Fresh,
     follower: Annotated[RevocationFollower, Depends(_follower)],
     page: Paged,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
+    await queries.confirm(fresh)
     try:
         await follower.refresh()
     except (PersistenceError, psycopg.Error) as error:
@@ -170,4 +176,4 @@ async def list_revocations(
     behind = [each for each in follower.standing if each.number < before]
     rows, following = page.cut(KIND, behind[: page.rows], _number)
     items = [RevokedToken.of(row) for row in await follower.readable(rows)]
-    return wire(Page[RevokedToken](items=items, next_cursor=following))
+    return await conditional_wire(request, Page[RevokedToken](items=items, next_cursor=following))

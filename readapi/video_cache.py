@@ -135,7 +135,7 @@ class CachedVideo:
         return video.to_json({} if self.owner_name is None else {self.row.owner: self.owner_name})
 
 
-class Found(NamedTuple):
+class LoadedVideo(NamedTuple):
     """A video, if there is one; up to where read models that lack something of it have to come.
 
     By schema; nothing where the video is right at the position of the tail.
@@ -146,7 +146,7 @@ class Found(NamedTuple):
 
 
 class Liked(NamedTuple):
-    """What a viewer likes, at which positions; the rest as in `Found`."""
+    """What a viewer likes, at which positions; the rest as in `LoadedVideo`."""
 
     videos: Mapping[UUID, int]
     behind: Mapping[str, int] = NOTHING
@@ -187,7 +187,7 @@ class VideoCache:
         self._comments, self._views = LastSeen(MOST_CHANGES), LastSeen(MOST_CHANGES)
         self._telemetry = LastSeen(MOST_CHANGES)
         self._viewer_likes = LastSeen(MOST_CHANGES)
-        self._wanted: dict[UUID, asyncio.Future[Found]] = {}
+        self._wanted: dict[UUID, asyncio.Future[LoadedVideo]] = {}
         self._loader: asyncio.Task[None] | None = None
         self.changes = 0
         """Another number whenever more than the counts of a video changed."""
@@ -322,7 +322,7 @@ class VideoCache:
         # Names and texts of theirs may stand anywhere.
         self.begin(Position(event.position, self._tail.position.telemetry))
 
-    async def videos(self, ids: Sequence[UUID]) -> Sequence[Found | CachedVideo]:
+    async def videos(self, ids: Sequence[UUID]) -> Sequence[LoadedVideo | CachedVideo]:
         """Return these videos in their order: as they are in memory, or from the read models.
 
         Raise what the database raises when it is away.
@@ -337,7 +337,15 @@ class VideoCache:
             for video, load in zip(cached, loads, strict=True)
         ]
 
-    def _load(self, video_id: UUID) -> asyncio.Future[Found]:
+    async def found(self, ids: Sequence[UUID]) -> dict[UUID, LoadedVideo]:
+        """Return the same by id, with what they lack."""
+        videos = zip(ids, await self.videos(ids), strict=True)
+        return {
+            each: video if isinstance(video, LoadedVideo) else LoadedVideo(video)
+            for each, video in videos
+        }
+
+    def _load(self, video_id: UUID) -> asyncio.Future[LoadedVideo]:
         wanted = self._wanted.get(video_id)
         if wanted is None:
             wanted = self._wanted[video_id] = asyncio.get_running_loop().create_future()
@@ -366,7 +374,7 @@ class VideoCache:
         finally:
             self._loader = None
 
-    async def _read(self, ids: Sequence[UUID]) -> dict[UUID, Found]:
+    async def _read(self, ids: Sequence[UUID]) -> dict[UUID, LoadedVideo]:
         """Return the videos as the read models have them, and keep those that lack nothing."""
         epoch = self._epoch
         given = {"ids": list(ids), "catalog": Catalog.name, "likes": Likes.name}
@@ -390,7 +398,7 @@ class VideoCache:
         row: Sequence[Any] | None,
         at: Sequence[int],
         names: Mapping[str, str],
-    ) -> Found:
+    ) -> LoadedVideo:
         parts = (
             (Catalog.name, self._catalog, at[0]),
             (Likes.name, self._likes, at[1]),
@@ -403,17 +411,18 @@ class VideoCache:
         }
         if row is None:
             # Of a video that is not there, nothing else matters.
-            return Found(None, behind if Catalog.name in behind else NOTHING)
+            return LoadedVideo(None, behind if Catalog.name in behind else NOTHING)
         *columns, likes, comments, views, policy = row
         shown = VideoRow(*columns)
         name = names.get(shown.owner)
         who_comments = CommentPolicy(policy) if policy else CommentPolicy.OPEN
-        video = CachedVideo(shown, name, who_comments, likes, comments, views, *at)
+        counts = (likes, comments, views)
+        video = CachedVideo(shown, name, who_comments, *counts, at[0], at[1], at[2], at[3])
         # Views are counted where they are recorded: these are as far as the statement saw.
         views_seen = self._views.get(video_id)
         if views_seen > video.views_at:
             behind[TELEMETRY] = views_seen
-        return Found(video, behind)
+        return LoadedVideo(video, behind)
 
     async def _names(self, persons: Collection[str]) -> Mapping[str, str]:
         known = self._persons.recall(persons)

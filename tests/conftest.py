@@ -10,8 +10,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from unittest.mock import patch
@@ -44,6 +44,11 @@ hypothesis.settings.load_profile("backlot")
 
 # COLUMNS is how wide the terminal is; a runner of tests in several processes may say so.
 OWN_VARIABLES = {*Settings.variables(), *Settings.files(), "COLUMNS"}
+# The usual ones but for the last: its pretty tracebacks take as long as ten whole tests.
+PLAIN_LOG = (
+    *structlog.get_config()["processors"][:-1],
+    structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+)
 ROOM = 2**30
 TIERS = ("e2e", "integration", "unit")
 _numbers = count(1)
@@ -85,6 +90,7 @@ def _surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
         # A command or a program in this process encrypts with the keys of its database.
         patches.setattr(MAPPER, "ciphers", MAPPER.ciphers)
         structlog.contextvars.clear_contextvars()
+        structlog.configure(processors=[*PLAIN_LOG])
         yield
         structlog.reset_defaults()
 
@@ -201,6 +207,15 @@ def _database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
         admin.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
         yield postgres.url_of(name)
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def copy_of(postgres: EmbeddedPostgres) -> Callable[[str], AbstractContextManager[str]]:
+    """Makes databases from a database, given its name, to which nobody is connected; their URLs.
+
+    What many tests begin with is recorded once, and copied for each.
+    """
+    return partial(_database, postgres)
 
 
 @pytest.fixture

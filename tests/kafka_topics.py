@@ -77,7 +77,9 @@ class TopicBroker(ThreadingTCPServer):
         known = set(self.topics)
         for topic in topics if self.makes_topics else ():
             self.topics.setdefault(topic, {})
-        told = [(0 if topic in known else UNKNOWN_TOPIC, topic, False, []) for topic in topics]
+        told: list[Any] = [
+            (0 if topic in known else UNKNOWN_TOPIC, topic, False, []) for topic in topics
+        ]
         host, port = self.server_address[:2]
         return MetadataResponse_v1([(1, host, port, None)], 1, told)
 
@@ -85,7 +87,7 @@ class TopicBroker(ThreadingTCPServer):
         if topic not in self.topics:
             return (UNKNOWN_TOPIC, "", TOPIC, topic, [])
         own = self.topics[topic]
-        entries = [
+        entries: list[Any] = [
             (name, value, False, OF_TOPIC if name in own else OF_BROKER, False, [])
             for name, value in (DEFAULTS | own).items()
         ]

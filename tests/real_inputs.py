@@ -5,7 +5,7 @@ with these names. `right` is what Backlot must make of it, in the words of that 
 where the input comes from or what is special about it. A cell that begins with a double quote is a
 JSON string, so that what nobody can see is written as an escape: "\\u200b".
 
-A new input is a new line: every tier that reads the kind tries it.
+A new input is a new line: every tier that reads the kind tries it, if only in `make chaos`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,17 @@ def real_inputs(kind: str, right: str | None = None) -> list[RealInput]:
     return [one for one in inputs if right in (None, one.right)]
 
 
-def each(kind: str, right: str | None = None) -> pytest.MarkDecorator:
-    """Run a test once for each input of this kind, as its argument `real`."""
-    inputs = real_inputs(kind, right)
-    return pytest.mark.parametrize("real", inputs, ids=[ascii(one.text)[1:41] for one in inputs])
+def each(kind: str, right: str | None = None, *, always: int = 1) -> pytest.MarkDecorator:
+    """Run a test once for each input of this kind, as its argument `real`.
+
+    With `always` only each so-manieth always, and all others with the mark `chaos`: for tests of
+    which each takes long, and whose inputs a lower tier tries as well.
+    """
+    inputs = []
+    for place, one in enumerate(real_inputs(kind, right)):
+        marks = [pytest.mark.chaos] if place % always else []
+        inputs.append(pytest.param(one, id=ascii(one.text)[1:41], marks=marks))
+    return pytest.mark.parametrize("real", inputs)
 
 
 def _cell(written: str) -> str:

@@ -154,7 +154,7 @@ ROUTES: tuple[Line, ...] = (
     Line("GET /admin/revocations", ADMIN),
     Line("DELETE /admin/revocations/{revocation_id}", ADMIN, 404),
     # Personal data. A setting lets users export their own, and be forgotten
-    # (tests/e2e/planted.py, tests/e2e/test_erasure.py).
+    # (tests/e2e/test_privacy.py, tests/e2e/test_erasure.py).
     Line("GET /users/me/export", NOBODY),
     Line("GET /users/{user_id}/export", ADMIN),
     Line("GET /users/{user_id}/pseudonym", ADMIN),

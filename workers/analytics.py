@@ -143,7 +143,9 @@ def uploads_feed(batch_events: int) -> EventFeed:
     return EventFeed(videos.WRITES, batch_events=batch_events, message_of=videos.message)
 
 
-def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
+def subscriptions(
+    parts: Parts, bus: CommandBus, tasks: Tasks
+) -> Iterator[Subscription[MessageBatch]]:
     """Count what happens; know the videos, which only the event log tells all of."""
     rules = rules_of(parts.settings)
     yield parts.feed(Analytics(rules, counted=TrendingInvalidation(parts.redis).touch))

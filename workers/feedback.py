@@ -94,7 +94,9 @@ def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
     return {ListKey: key}
 
 
-def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
+def subscriptions(
+    parts: Parts, bus: CommandBus, tasks: Tasks
+) -> Iterator[Subscription[MessageBatch]]:
     """Count the feedback on recommendations."""
     yield parts.feed(FeedbackSink())
 

@@ -17,6 +17,7 @@ from engine.seals.proofs import Proofs
 from engine.seals.sealer import Sealer
 from engine.subscription import CHANNELS, EVENTS, Notifications, Subscription
 from infra.http.auth import Authenticator
+from infra.metrics import own_page
 from infra.objects.port import ObjectStore
 from infra.postgres.connection import SHORT_WORK, Limits
 from infra.redlock import Redlock
@@ -56,6 +57,8 @@ class Parts:
     sealer: Sealer | None = None
     proofs: Proofs = field(default_factory=Proofs)
     limits: Limits = SHORT_WORK
+    # What `/metrics` answers.
+    page: Callable[[], Awaitable[bytes]] = own_page
 
     def consume(self, consumer: Consumer) -> Subscription[MessageBatch]:
         """Return the subscription of a consumer to its topics."""

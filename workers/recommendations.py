@@ -16,6 +16,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
+from engine.command_bus import CommandBus
 from engine.connections import ThreadedConnection, leading
 from engine.messages import IncomingMessage, MessageBatch
 from engine.schedule import Job, Outage, Run
@@ -151,7 +152,9 @@ async def open_preparing(
         yield made
 
 
-def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
+def subscriptions(
+    parts: Parts, bus: CommandBus, tasks: Tasks
+) -> Iterator[Subscription[MessageBatch]]:
     """Keep what viewers engage with."""
     settings = parts.settings.recommendations
     profiles = RecommendationInvalidation(parts.redis, settings)

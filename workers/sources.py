@@ -62,8 +62,10 @@ ORDER BY seq LIMIT %b
 
 RELAY = "relay"
 
-# Where many write, what comes within this time shares a batch.
+# Where many write, what comes within this time shares a batch; where nothing of it was wanted, a
+# consumer of messages looks again after the longer one.
 GATHER_SECONDS = 0.02
+GATHER_UNWANTED_SECONDS = 0.1
 # How often new partitions are looked for.
 LOOK_SECONDS = 10.0
 # How long a read goes on that nobody cuts short, and how often the relay is looked at for nobody.
@@ -199,28 +201,33 @@ class FeedSource(Generic[M]):
         wake: asyncio.Event,
         form: Callable[[str, Message], M],
         gather_seconds: float = GATHER_SECONDS,
+        gather_unwanted_seconds: float = GATHER_SECONDS,
     ) -> None:
         self._feeds = {feed.name: feed for feed in feeds}
         self._wake = wake
         self._form = form
         self._gather_seconds = gather_seconds
-        self._gathers = False
+        self._gather_unwanted_seconds = gather_unwanted_seconds
+        self._pause = 0.0
         self._conn: ThreadedConnection | None = None
         self._positions: dict[str, int] = {}
 
     async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
         self._conn = conn
         self._positions = {name: places.get((name, 0), 0) for name in self._feeds}
-        self._gathers = False
+        self._pause = 0.0
         self._wake.set()
 
     async def fetch(self, at_most_seconds: float) -> FeedBatch[M]:
-        if self._gathers:
-            await asyncio.sleep(self._gather_seconds)
+        if self._pause:
+            await asyncio.sleep(self._pause)
         await woken(self._wake, at_most_seconds)
         batch = FeedBatch(await self.read(dict(self._positions)))
         reached = {name: stretch.until for name, (stretch, _) in batch.by_feed.items()}
-        self._gathers = batch.lag == 0 and reached != self._positions
+        self._pause = 0.0
+        if batch.lag == 0 and reached != self._positions:
+            wanted = any(stretch.messages for stretch, _ in batch.by_feed.values())
+            self._pause = self._gather_seconds if wanted else self._gather_unwanted_seconds
         self._positions = reached
         if batch.lag:
             self._wake.set()
@@ -252,7 +259,9 @@ class LogSource:
     kind = "log"
 
     def __init__(self, feeds: Sequence[Feed], *, wake: asyncio.Event) -> None:
-        self._feeds = FeedSource(feeds, wake=wake, form=received)
+        self._feeds = FeedSource(
+            feeds, wake=wake, form=received, gather_unwanted_seconds=GATHER_UNWANTED_SECONDS
+        )
 
     async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
         await self._feeds.start(conn, places)

@@ -117,7 +117,9 @@ def media_urls(
         yield None
 
 
-def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
+def subscriptions(
+    parts: Parts, bus: CommandBus, tasks: Tasks
+) -> Iterator[Subscription[MessageBatch]]:
     """Have completed videos transcribed, where that is wanted."""
     if wanted(parts.settings.speech):
         yield parts.consume(SpeechConsumer(tasks.transcribe_video))

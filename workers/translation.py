@@ -1,4 +1,4 @@
-"""One task per comment: find its language, have it translated, record what came of it.
+"""The task of a comment: find its language, have it translated, record what came of it.
 
 Running it twice does no harm: it works on the comment as it stands in the log, and its result
 counts only for the revision that it has read.
@@ -33,7 +33,6 @@ from commands.comments import (
     TranslatedText,
 )
 from domain.comment import TranslationStatus
-from domain.model import SystemActor
 from engine.command_bus import Command, CommandBus
 from engine.connections import ThreadedConnection, leading
 from engine.messages import MessageBatch
@@ -65,9 +64,19 @@ from infra.tasks.queues import (
     enqueue,
 )
 from projections.comments import Comments
-from projections.integration_events import COMMENT_CREATED, COMMENT_EDITED
 from workers.fidelity import Glossary
-from workers.tasks import TaskConsumer, Tasks, execute
+from workers.languages import (
+    ACTOR,
+    FINAL,
+    TRANSLATIONS,
+    WITHOUT_WORDS,
+    Target,
+    as_detected,
+    make_consumer,
+    may_translate,
+    pause_left,
+)
+from workers.tasks import Tasks, execute
 from workers.translator import Translation, TranslationCache, Translator
 
 if TYPE_CHECKING:
@@ -77,24 +86,14 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
-ACTOR = SystemActor.TRANSLATION
-FINAL = ("translated", "not_needed")
 PROVIDER_SECONDS = 10.0
 SHARED_SECONDS = 1.0
 ON_RECORD = "on record"
-# Why comments are skipped or fail, besides the outcomes of calls of a language model.
-NO_WORDS = "no_words"
+# Why comments fail, besides the outcomes of calls of a language model.
 NO_LANGUAGE = "no_language"
 BROKEN = "error"
 
 Finding = tuple[Detected | None, Outcome | None]
-
-TRANSLATIONS = counter(
-    "backlot_translations",
-    "Comments that a task has dealt with, by the status that they have now, or gone, done_before, "
-    "not_a_target (any more).",
-    ("outcome",),
-)
 
 
 def _kinds(of: type[LanguageModelError]) -> Iterator[type[LanguageModelError]]:
@@ -108,11 +107,17 @@ REASONS = {kind.__name__: kind.outcome for kind in _kinds(LanguageModelError)}
 
 
 class TargetLanguage(NamedTuple):
-    """A language that comments are translated to (`code`: ISO 639-1), and what does that."""
+    """A language that comments are translated to, and what does that."""
 
-    code: str
+    target: Target
     translator: Translator | None
     cache: TranslationCache
+
+    async def translation(self, content: str, source: str | None) -> Translation:
+        """Return the text in the target language; `source` is a guess of its own."""
+        if (translator := self.translator) is None:
+            raise RuntimeError("There is no language model.")
+        return await self.cache.once(content, lambda: translator.translate(content, source))
 
 
 def known_language(text: CommentText) -> Detected | None:
@@ -126,8 +131,7 @@ def known_language(text: CommentText) -> Detected | None:
 class CommentTranslation:
     """Translates comments to `target` (ISO 639-1), and to each of `targets` on demand.
 
-    Without a translator it only detects. The translator is asked about what is in its target less
-    surely than `target_confidence` (0..1). A text that its author has edited waits for `edit_pause`
+    Without a translator it only detects. A text that its author has edited waits for `edit_pause`
     to pass without another edit. Every comment's calls are its author's; what a reader asks for
     is nobody's, since asking is limited.
     """
@@ -136,7 +140,6 @@ class CommentTranslation:
     detector: Detector
     targets: Mapping[str, TargetLanguage]
     target: str
-    target_confidence: float
     edit_pause: timedelta = timedelta(0)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
@@ -165,7 +168,7 @@ class CommentTranslation:
         if target is None:
             with spending(text.author):
                 finding = await self._find_out(text.content, into)
-            record = RecordTranslation(comment_id, text.revision, into.code, *finding)
+            record = RecordTranslation(comment_id, text.revision, into.target.code, *finding)
         else:
             _, outcome = await self._find_out(text.content, into, known_language(text))
             record = RecordTarget(comment_id, text.revision, target, outcome)
@@ -174,8 +177,8 @@ class CommentTranslation:
 
     def _require_settled(self, text: CommentText) -> None:
         """Raise Postponed for a text that its author may still be working on."""
-        left = text.written_at + self.edit_pause - self.clock()
-        if text.revision > 1 and left > timedelta(0):
+        left = pause_left(text, self.edit_pause, self.clock())
+        if left > timedelta(0):
             raise Postponed("edited just now", left.total_seconds())
 
     async def give_up(
@@ -199,15 +202,13 @@ class CommentTranslation:
     ) -> Finding:
         """Return what is to be recorded; without an outcome, the text is in that language."""
         if not words(content):
-            return None, Skipped(False, NO_WORDS)
+            return WITHOUT_WORDS.detected, WITHOUT_WORDS.outcome
         try:
-            detected = self._sure(known or await self._detected(content), into)
-            if detected is not None and detected.language == into.code:
-                return detected, None
-            if (translator := into.translator) is None:
-                return detected, Skipped(True, NO_LANGUAGE_MODEL)
-            hint = None if detected is None else detected.language
-            made = await into.cache.once(content, lambda: translator.translate(content, hint))
+            found = known or as_detected(await self.detector.detect(content), self.detector)
+            detected, outcome, settled = into.target.judge(found)
+            if settled:
+                return detected, outcome
+            made = await into.translation(content, None if detected is None else detected.language)
             return self._judged(detected, made, into)
         except BudgetSpent as error:
             return self._unpaid(error)
@@ -225,29 +226,12 @@ class CommentTranslation:
             raise Postponed(error.outcome, SHARED_SECONDS) from error
         return None, Skipped(True, error.outcome)
 
-    async def _detected(self, content: str) -> Detected | None:
-        found = await self.detector.detect(content)
-        if found is None:
-            return None
-        return Detected(found.language, found.confidence, self.detector.name)
-
-    def _sure(self, found: Detected | None, into: TargetLanguage) -> Detected | None:
-        """Return the language, None where the translator has to be asked for it.
-
-        It is asked about what seems to be in the target language, but not surely: taken for that
-        wrongly, a comment would never be translated.
-        """
-        if found is None or found.language != into.code or into.translator is None:
-            return found
-        unsure = found.confidence is not None and found.confidence < self.target_confidence
-        return None if unsure else found
-
     def _judged(
         self, detected: Detected | None, made: Translation, into: TargetLanguage
     ) -> Finding:
         """Return what a translation means for the comment; its model has seen the language too."""
-        if made.source_language == into.code:
-            return Detected(into.code, None, made.model), None
+        if made.source_language == into.target.code:
+            return Detected(into.target.code, None, made.model), None
         language = detected.language if detected else made.source_language
         if language is None:
             return None, Skipped(False, NO_LANGUAGE)
@@ -255,14 +239,6 @@ class CommentTranslation:
 
     async def _execute(self, command: Command[R], origin: TaskOrigin) -> R:
         return await execute(self.bus, command, ACTOR, origin)
-
-
-class TranslationConsumer(TaskConsumer):
-    """Sends `translate_comment`."""
-
-    name = "translation"
-    topics = frozenset((COMMENT_CREATED, COMMENT_EDITED))
-    subject = "commentId"
 
 
 @asynccontextmanager
@@ -287,10 +263,11 @@ async def open_translation(
     def into(code: str) -> TargetLanguage:
         name, ttl = settings.model, settings.cache_ttl_seconds
         cache = TranslationCache(redis, ttl, model=name, target=code, glossary=glossary)
+        to = Target(code, settings.target_confidence, translates=llm is not None)
         if llm is None:
-            return TargetLanguage(code, None, cache)
+            return TargetLanguage(to, None, cache)
         translator = Translator(llm, name, code, glossary=glossary, detector=looks)
-        return TargetLanguage(code, translator, cache)
+        return TargetLanguage(to, translator, cache)
 
     if llm is None:
         log.info("translation_skipped", reason="neither OPENAI_API_KEY nor OPENAI_BASE_URL is set")
@@ -300,7 +277,6 @@ async def open_translation(
             detector=detector,
             targets={each: into(each) for each in (target, *settings.on_demand)},
             target=target,
-            target_confidence=settings.target_confidence,
             edit_pause=timedelta(seconds=settings.edit_seconds),
         )
     finally:
@@ -363,9 +339,13 @@ def sweep_job(sweep: Sweep, database_url: str, every: float) -> Job:
     return Job("translation sweep", every, session, outage, at_once=False)
 
 
-def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
+def subscriptions(
+    parts: Parts, bus: CommandBus, tasks: Tasks
+) -> Iterator[Subscription[MessageBatch]]:
     """Have comments translated that were posted or edited."""
-    yield parts.consume(TranslationConsumer(tasks.translate_comment))
+    translates = may_translate(parts.settings)
+    settings, task = parts.settings.translation, tasks.translate_comment
+    yield parts.consume(make_consumer(settings, task, bus, translates=translates))
 
 
 def sweeps(parts: Parts, tasks: Tasks) -> Iterator[Job]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
@@ -37,11 +37,12 @@ from infra.http.problems import (
     problems,
     unknown_parameters,
 )
-from infra.http.rate_limits import OBJECTS, RateLimits, fields, rate_class, too_many
-from infra.http.request_metrics import HTTP
+from infra.http.rate_limits import RateLimits, fields, too_many
 from infra.http.requests import (
     ADDED,
     HEADERS,
+    HTTP,
+    OBJECTS,
     TOO_LARGE,
     Hosts,
     Proxies,
@@ -50,6 +51,7 @@ from infra.http.requests import (
     header,
     limited,
     new_request_id,
+    rate_class,
     request_id_of,
 )
 from infra.http.shapes import Wire
@@ -73,6 +75,8 @@ SHORTCUT = "backlot_shortcut"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # Asked for again each time: the answer is as new as the log.
 PUBLIC, PRIVATE = "public, no-cache", "private, no-cache"
+NOT_KEPT = ((b"cache-control", b"no-store"),)
+REVALIDATED = ((b"cache-control", PRIVATE.encode()),)
 TAG = re.compile(r'(?:W/)?("[^"]*")')
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "As the client knows it"}}
 OF_THE_EDGE = problems(414, 421, 429, 431)
@@ -90,7 +94,7 @@ BEARER = {
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class Found(NamedTuple):
+class Way(NamedTuple):
     """What answers a request at once, if a hot route does; the request's class of rate limits."""
 
     answer: Answer | None
@@ -141,13 +145,13 @@ class AnswersByPath:
 
     def __init__(self, most_bytes: int = REMEMBERED_BYTES) -> None:
         self._most = most_bytes
-        self._answers: dict[tuple[str, str], Found] = {}
+        self._answers: dict[tuple[str, str], Way] = {}
         self.bytes = 0
 
-    def get(self, method: str, path: str) -> Found | None:
+    def get(self, method: str, path: str) -> Way | None:
         return self._answers.get((method, path))
 
-    def put(self, method: str, path: str, answer: Found) -> None:
+    def put(self, method: str, path: str, answer: Way) -> None:
         self._answers[method, path] = answer
         self.bytes += ENTRY_BYTES + len(path)
         while self.bytes > self._most:
@@ -276,7 +280,8 @@ class HttpApp(FastAPI):
             if message["type"] == "http.response.start":
                 status = message["status"]
                 added = scope.get(ADDED, {}).items()
-                message["headers"] = [*message.get("headers", ()), stamp, *added]
+                own = message.get("headers", ())
+                message["headers"] = [*own, stamp, *added, *_storage(scope, own)]
             elif ASKED in scope and message["type"] == "http.response.body":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 raise HeadersSent
@@ -305,7 +310,7 @@ class HttpApp(FastAPI):
             _measure(scope, status or 500, time.perf_counter() - started)
             CORRELATION_ID.reset(correlation)
 
-    def _find(self, method: str, path: str) -> Found:
+    def _find(self, method: str, path: str) -> Way:
         """Return what answers at once, if a hot route does, and the class of the request."""
         known = self._answers.get(method, path)
         if known is None:
@@ -344,15 +349,15 @@ class HttpApp(FastAPI):
                 signed[route.path] = signed.get(route.path, frozenset()) | names
         return [(route, names, signed.get(route.path, names)) for route, names in own]
 
-    def _search(self, method: str, path: str) -> Found:
+    def _search(self, method: str, path: str) -> Way:
         if self._hot is None:
             routes = [route for route in self.routes if isinstance(route, APIRoute)]
             self._hot = [(route, call) for route in routes if (call := _shortcut(route))]
         for route, call in self._hot:
             if method in (route.methods or ()) and (ids := _ids_in(route, path)) is not None:
                 answer = partial(self._answer_at_once, route, call, ids)
-                return Found(answer, rate_class(method, path), route)
-        return Found(None, rate_class(method, path))
+                return Way(answer, rate_class(method, path), route)
+        return Way(None, rate_class(method, path))
 
     async def _answer_at_once(
         self,
@@ -410,6 +415,14 @@ def _check_host(scope: Scope, hosts: Hosts) -> None:
     if not hosts.knows(header(scope, b"host"), scope) and rate_class("GET", scope["path"]):
         detail = "This server is not known by that `Host`; its operator has to set "
         raise Problem(421, "host-unknown", f"{detail}`BACKLOT_PUBLIC_URL`.")
+
+
+def _storage(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
+    """Return what an answer lacks that says who may keep it: nobody, unless it has a tag."""
+    names = {name for name, _ in headers}
+    if b"cache-control" in names:
+        return ()
+    return REVALIDATED if b"etag" in names and scope["method"] == "GET" else NOT_KEPT
 
 
 async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
@@ -506,6 +519,18 @@ def conditional(
     if known is not None and (known.strip() == "*" or tag in TAG.findall(known)):
         return Response(status_code=304, headers=added)
     return JsonResponse(body, 200, added)
+
+
+async def conditional_wire(
+    request: Request, body: Wire, *, private: bool = True, headers: Mapping[str, str] = NO_HEADERS
+) -> Response:
+    """Return the same of a contract shape, with user ids in place of pseudonyms.
+
+    Raise Problem 503 where these can't be found out.
+    """
+    persons = request.app.state.authenticator.persons
+    content = await named(persons, body) if body.may_name() else body.to_json()
+    return conditional(request.scope, content, private=private, headers=headers)
 
 
 def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -1,4 +1,4 @@
-"""Rate limits at the edge: which class a request belongs to, who pays for it, what they are told.
+"""Rate limits at the edge: who pays for a request, and what they are told.
 
 The fields are those of draft-ietf-httpapi-ratelimit-headers-10: `RateLimit-Policy` has the quota
 and its window in seconds, `RateLimit` what remains of it and in how many seconds it is whole again.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from infra.http.problems import Problem
-from infra.http.requests import REMEMBERED, subscriber
+from infra.http.requests import OBJECTS, REMEMBERED, subscriber
 from infra.rate_limits import (
     DECISIONS,
     BucketAnswer,
@@ -20,40 +20,12 @@ from infra.rate_limits import (
 )
 from infra.settings.features import RateLimitSettings
 
-READING = frozenset({"GET", "HEAD", "OPTIONS"})
-# What only operators and auditors ask for, by the first part of its path; and what is another's.
-ADMIN = frozenset(
-    {"admin", "audit", "metrics", "moderation", "operations", "projections", "webhooks"}
-)
-USERS, OWN = "/users/", "/users/me/"
-# Whoever watches over the program asks these, and may not be told to come back later.
-UNLIMITED = frozenset({"/healthz", "/readyz"})
-WATCHING = ("/watch", "/watch-time", "/share", "/shown", "/chosen")
-LIVE = "/events"
-# Signed URLs are their own permission: whoever has one was somebody when it was made.
-OBJECTS = "/objects/"
 POLICY, LEFT = b"ratelimit-policy", b"ratelimit"
 
 
 @lru_cache(REMEMBERED)
 def _of_address(kind: str, address: str) -> str:
     return f"{kind}:a:{subscriber(address)}"
-
-
-def rate_class(method: str, path: str) -> str | None:
-    """Return the class of a request; None for one that is never limited."""
-    if path in UNLIMITED:
-        return None
-    if path.startswith(OBJECTS):
-        return "watch" if method in READING else "upload"
-    first = path[1:].partition("/")[0]
-    if first in ADMIN or (path.startswith(USERS) and not path.startswith(OWN)):
-        return "admin"
-    if method in READING:
-        return "live" if path.endswith(LIVE) and first == "videos" else "read"
-    if first == "uploads":
-        return "upload"
-    return "watch" if path.endswith(WATCHING) else "write"
 
 
 class RateLimits:

@@ -1,17 +1,26 @@
-"""What a request tells of itself: its headers and id, its size, who sends it, the host it names."""
+"""What a request tells of itself: its headers and id, its size, who sends it, the host it names.
+
+Also the class of its rate limits, and how many requests were answered, and how fast.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
-from itertools import chain
+from itertools import accumulate, chain
 from urllib.parse import urlsplit
 
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.types import Message, Receive, Scope
 
 from infra.http.problems import Problem
+from infra.metrics import REGISTRY, SECONDS
 
 Network = IPv4Network | IPv6Network
 REMEMBERED = 10_000
@@ -28,6 +37,18 @@ MOST_HEADER_BYTES = 32 * 1024
 HEADERS = "backlot.headers"
 ADDED = "backlot.added"
 TOO_LARGE = "backlot.too_large"
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+# What only operators and auditors ask for, by the first part of its path; and what is another's.
+ADMIN = frozenset(
+    {"admin", "audit", "metrics", "moderation", "operations", "projections", "webhooks"}
+)
+USERS, OWN = "/users/", "/users/me/"
+# Whoever watches over the program asks these, and may not be told to come back later.
+UNLIMITED = frozenset({"/healthz", "/readyz"})
+WATCHING = ("/watch", "/watch-time", "/share", "/shown", "/chosen")
+LIVE = "/events"
+# Signed URLs are their own permission: whoever has one was somebody when it was made.
+OBJECTS = "/objects/"
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -92,6 +113,22 @@ def limited(receive: Receive, scope: Scope, most: int) -> Receive:
 def _too_large(most: int) -> Problem:
     detail = f"The body has more than {most} bytes."
     return Problem(413, "too-large", detail, headers={"Connection": "close"})
+
+
+def rate_class(method: str, path: str) -> str | None:
+    """Return the class of a request; None for one that is never limited."""
+    if path in UNLIMITED:
+        return None
+    if path.startswith(OBJECTS):
+        return "watch" if method in READING else "upload"
+    first = path[1:].partition("/")[0]
+    if first in ADMIN or (path.startswith(USERS) and not path.startswith(OWN)):
+        return "admin"
+    if method in READING:
+        return "live" if path.endswith(LIVE) and first == "videos" else "read"
+    if first == "uploads":
+        return "upload"
+    return "watch" if path.endswith(WATCHING) else "write"
 
 
 class Proxies:
@@ -214,3 +251,58 @@ def _address(text: str) -> object:
         return ip_address(text)
     except ValueError:
         return None
+
+
+@dataclass(slots=True)
+class Timings:
+    """Requests of one method and route: how many fell into each bucket, and their seconds."""
+
+    counts: list[int]
+    seconds: float = 0.0
+    statuses: Counter[int] = field(default_factory=Counter)
+
+
+class RequestMetrics(Collector):
+    """Requests by method, route template and status, and the time that they took.
+
+    prometheus_client's own counters cost a request as much as its route. One event loop observes;
+    the figures get Prometheus' shape when somebody scrapes them.
+    """
+
+    def __init__(self, prefix: str, buckets: Sequence[float]) -> None:
+        """`buckets` are upper bounds in seconds, in rising order."""
+        self._prefix = prefix
+        self._bounds = list(buckets)
+        self._timed: dict[tuple[str, str], Timings] = {}
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Take in one answered request."""
+        timed = self._timed.get((method, route))
+        if timed is None:
+            timed = self._timed[method, route] = Timings([0] * (len(self._bounds) + 1))
+        timed.counts[bisect_left(self._bounds, seconds)] += 1
+        timed.seconds += seconds
+        timed.statuses[status] += 1
+
+    def collect(self) -> Iterable[Metric]:
+        requests = CounterMetricFamily(
+            f"{self._prefix}_requests",
+            "HTTP requests answered, by route template.",
+            labels=("method", "route", "status"),
+        )
+        seconds = HistogramMetricFamily(
+            f"{self._prefix}_request_seconds",
+            "Time to answer an HTTP request, by route template.",
+            labels=("method", "route"),
+        )
+        names = [*map(str, self._bounds), "+Inf"]
+        for labels, timed in list(self._timed.items()):
+            for status, count in list(timed.statuses.items()):
+                requests.add_metric((*labels, str(status)), count)
+            below = list(zip(names, accumulate(timed.counts), strict=True))
+            seconds.add_metric(labels, below, timed.seconds)
+        return (requests, seconds)
+
+
+HTTP = RequestMetrics("backlot_http", SECONDS)
+REGISTRY.register(HTTP)

@@ -152,8 +152,12 @@ class TextDetector:
         self.name = "+".join(model.name for model in (self._eld, self._fast_text) if model)
 
     async def detect(self, text: str) -> Detection | None:
-        spoken = words(text)[:EXCERPT]
-        best = self._best(spoken) if spoken else None
+        spoken = words(text)
+        return self.detect_words(spoken) if spoken else None
+
+    def detect_words(self, spoken: str) -> Detection | None:
+        """Return the language of the words of a text, of which there is one at least."""
+        best = self._best(spoken[:EXCERPT])
         return None if best is None else Detection.of(*best, self._min_confidence)
 
     def _best(self, spoken: str) -> tuple[str, float] | None:

@@ -7,6 +7,7 @@ is decided from these values alone.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
@@ -40,6 +41,8 @@ MAY_HOLD_SECRETS = (
 ALSO_IN_FILES = frozenset({"S3_ACCESS_KEY_ID", "JWT_PUBLIC_KEY"})
 MOST_SECRET_BYTES = 64 * 1024
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
+# PostgreSQL and the projections take cores too.
+MOST_PROCESSES_BY_CORES = 4
 
 
 class SettingsError(UsageError):
@@ -56,6 +59,10 @@ class Role(StrEnum):
     RELAY = "relay"
     CONSUMERS = "consumers"
     TASKS = "tasks"
+
+
+SERVING = frozenset({Role.COMMANDS, Role.QUERIES})
+"""The roles that take requests with tokens."""
 
 
 def _some_roles(value: frozenset[Role]) -> frozenset[Role]:
@@ -79,6 +86,16 @@ class ServerSettings(SettingsGroup, alias_generator=variables("BACKLOT_")):
     head_seconds: PositiveFloat = Field(default=20.0, alias="HEAD_TIMEOUT_SECONDS", le=3600)
     body_seconds: PositiveFloat = Field(default=60.0, alias="BODY_TIMEOUT_SECONDS", le=3600)
     max_connections: int = Field(default=10_000, alias="MAX_CONNECTIONS", ge=16, le=1_000_000)
+    configured_processes: int | None = Field(default=None, alias="BACKLOT_PROCESSES", ge=1, le=64)
+
+    @property
+    def processes(self) -> int:
+        """How many processes answer at `port`: by cores, where one program has every role."""
+        if not self.roles & SERVING:
+            return 1
+        if self.configured_processes is not None:
+            return self.configured_processes
+        return _processes_by_cores() if self.roles == frozenset(Role) else 1
 
     @property
     def admin_host(self) -> str:
@@ -103,6 +120,13 @@ class ServerSettings(SettingsGroup, alias_generator=variables("BACKLOT_")):
         """Where this machine reaches Backlot, whatever proxy stands before it."""
         host = "127.0.0.1" if self.host in EVERY_ADDRESS else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+
+def _processes_by_cores() -> int:
+    # Elsewhere the kernel gives all connections of a port to one process.
+    if sys.platform != "linux":
+        return 1
+    return min(MOST_PROCESSES_BY_CORES, len(os.sched_getaffinity(0)))
 
 
 class Settings(SettingsGroup):

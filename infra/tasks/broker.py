@@ -28,6 +28,7 @@ from dramatiq.middleware import Middleware, TimeLimit
 from redis import Redis, RedisError
 
 from infra.redis import connect_blocking_redis, embedded_server
+from infra.redis_socket import connect_blocking_socket, socket_of
 from infra.settings.adapters import TaskSettings
 from infra.tasks.middleware import (
     Correlation,
@@ -374,10 +375,12 @@ def make_broker(
     on_dead: OnDead | None = None,
     resources: Middleware | None = None,
     loop: asyncio.AbstractEventLoop | None = None,
+    alone: bool = True,
 ) -> Broker:
     """Return a broker for one worker, or for sending; close it. It connects when it is used.
 
-    `loop`: run async actors there, not on a loop of the worker's own. Raise ExtraMissing.
+    `loop`: run async actors there, not on a loop of the worker's own. `alone`: no other process
+    uses the Redis inside this one. Raise ExtraMissing.
     """
     # Called in this order before a task, and in reverse after it. The interrupting ones are
     # innermost: their exception must never hit Retries at work. No AgeLimit (no task is too old),
@@ -395,7 +398,7 @@ def make_broker(
         GraceThenInterrupt(settings.stop_seconds),
         PromptStop(),
     )
-    broker = _bare_broker(settings)
+    broker = _bare_broker(settings, alone=alone)
     for each in middleware:
         if each is not None:
             broker.add_middleware(each)
@@ -412,14 +415,14 @@ def shared_queues(settings: TaskSettings) -> TaskQueues:
     return task_queues(settings)
 
 
-def _bare_broker(settings: TaskSettings) -> Broker:
+def _bare_broker(settings: TaskSettings, *, alone: bool) -> Broker:
     url = _url(settings)
     if url.startswith("amqp"):
         from infra.tasks.rabbitmq import TaskRabbitmqBroker
 
         return TaskRabbitmqBroker(url)
     alive = settings.heartbeat_seconds
-    return TaskRedisBroker(_client(url), heartbeat_seconds=alive, alone=not url)
+    return TaskRedisBroker(_client(url), heartbeat_seconds=alive, alone=alone and not url)
 
 
 def task_queues(settings: TaskSettings) -> TaskQueues:
@@ -437,6 +440,8 @@ def _url(settings: TaskSettings) -> str:
 
 
 def _client(url: str) -> Redis:
+    if (path := socket_of(url)) is not None:
+        return connect_blocking_socket(path)
     if url:
         return connect_blocking_redis(url)
     from fakeredis import FakeRedis

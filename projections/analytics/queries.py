@@ -164,6 +164,12 @@ class Stats:
     series: Sequence[Counts]
 
 
+async def _reached(conn: AsyncConnection[TupleRow], consumer: str) -> Position:
+    """Return how far a consumer is; first: what it counts while one reads is in it, or not."""
+    found = await (await conn.execute(REACHED)).fetchall()
+    return next((Position(*at) for name, *at, _, _ in found if name == consumer), BEGINNING)
+
+
 async def stats_of(
     conn: AsyncConnection[TupleRow],
     video_id: UUID,
@@ -284,10 +290,12 @@ class AnalyticsQueries:
     ) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """Yield a connection, once these consumers have taken in what an answer has to include.
 
-        Raise ReadModelBehind and AnalyticsUnavailable.
+        The answer is told to be as far as they are. Raise ReadModelBehind and AnalyticsUnavailable.
         """
         await self.wait(fresh, *names)
         async with self._connection() as conn:
+            for name in names:
+                fresh.tell(await _reached(conn, name))
             yield conn
 
     async def ranking(
@@ -304,9 +312,13 @@ class AnalyticsQueries:
         Raise ReadModelBehind and AnalyticsUnavailable.
         """
 
+        reached = BEGINNING
+
         async def make(now: datetime) -> tuple[Ranked, ...]:
+            nonlocal reached
             await self.wait(fresh, COUNTS_CONSUMER, VIDEOS_CONSUMER)
             async with self._connection() as conn:
+                reached = await _reached(conn, COUNTS_CONSUMER)
                 ranked = await self._trending.rank(
                     conn, window, limit=limit, now=now, category=category, without=without
                 )
@@ -314,9 +326,9 @@ class AnalyticsQueries:
 
         if without:
             now = datetime.now(UTC)
-            return CachedValue(await make(now), now, None), False
+            return CachedValue(await make(now), now, None, includes=reached), False
         wanted = Requirement(await self._edition(fresh), fresh.position)
-        return await self._cache.get(window, limit, category, make, wanted)
+        return await self._cache.get(window, limit, category, make, wanted, lambda: reached)
 
     async def settle(self, fresh: Freshness, position: Position) -> None:
         """Wait for what a caller has done; go on without what does not come in time.
@@ -336,11 +348,9 @@ class AnalyticsQueries:
         await self.wait(fresh, COUNTS_CONSUMER, VIDEOS_CONSUMER)
         now = datetime.now(UTC)
         async with self._connection() as conn:
-            # First: what is counted meanwhile may be in it, or not.
-            cursor = await conn.execute(REACHED)
-            reached = {name: Position(*at) for name, *at, _, _ in await cursor.fetchall()}
+            reached = await _reached(conn, COUNTS_CONSUMER)
             stats = await stats_of(conn, video_id, range_, bucket, began=began, now=now)
-        return stats, reached.get(COUNTS_CONSUMER, BEGINNING)
+        return stats, reached
 
     async def _edition(self, fresh: Freshness) -> int | None:
         """Return the edition of the listing with all that the catalog took out or moved.

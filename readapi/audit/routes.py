@@ -26,7 +26,7 @@ from engine.seals.chain import connect
 from engine.seals.places import AnchorsUnusable
 from engine.seals.proofs import Proofs
 from engine.seals.verification import Verification
-from infra.http.app import wire
+from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Admin, Auditor, Identity, ask, persons_of, role_refused
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Wire
@@ -41,7 +41,8 @@ from readapi.audit.inspector import (
     StreamHistory,
     TraceTree,
 )
-from readapi.pages import Cursor, Page, storable
+from readapi.freshness import Fresh
+from readapi.pages import Cursor, IfNoneMatch, Page, storable
 from readapi.queries import Queries, Read, ReadModelUnavailable
 
 DEFAULT_LIMIT = 50
@@ -167,88 +168,120 @@ def moment(
 
 @asynccontextmanager
 async def open_inspector(
-    queries: Queries, mode: PayloadMode, persons: Pseudonyms
+    queries: Queries, fresh: Freshness, mode: PayloadMode, persons: Pseudonyms
 ) -> AsyncIterator[Inspector]:
-    """Open an inspector on a connection of its own; raise ReadModelUnavailable."""
-    async with queries.reading(Freshness()) as conn:
+    """Open an inspector on a connection of its own; raise as `Queries.reading` does.
+
+    It reads the log itself, beside an index, and knows all that is recorded.
+    """
+    async with queries.reading(fresh) as conn:
         yield Inspector(conn, queries.audit, mode, persons)
 
 
 @router.get(
     "/events",
     response_model=Page[AuditEvent],
-    responses=problems(401, 403, 422, 503),
+    responses=problems(401, 403, 422, 503) | NOT_MODIFIED,
     summary="Recorded events, by any of what is known of them",
 )
 async def list_events(
+    request: Request,
     queries: Read,
+    fresh: Fresh,
     mode: Mode,
     persons: Persons,
     search: Annotated[Search, Depends(search_of_query)],
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
-    async with open_inspector(queries, mode, persons) as inspector:
-        return wire(await inspector.events(search, limit, cursor))
+    async with open_inspector(queries, fresh, mode, persons) as inspector:
+        found = await inspector.events(search, limit, cursor)
+    return await conditional_wire(request, found)
 
 
 @router.get(
     "/events/{position}",
     response_model=AuditEventDetail,
-    responses=problems(401, 403, 404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="One event, with its neighbours, its cause and its effects",
 )
-async def get_event(position: Position, queries: Read, mode: Mode, persons: Persons) -> Response:
-    async with open_inspector(queries, mode, persons) as inspector:
-        return wire(await inspector.event(position))
+async def get_event(
+    position: Position,
+    request: Request,
+    queries: Read,
+    fresh: Fresh,
+    mode: Mode,
+    persons: Persons,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    async with open_inspector(queries, fresh, mode, persons) as inspector:
+        found = await inspector.event(position)
+    return await conditional_wire(request, found)
 
 
 @router.get(
     "/streams/{stream_id}",
     response_model=StreamHistory,
-    responses=problems(401, 403, 404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="A stream event by event, and its aggregate's state at a version or a time",
 )
 async def get_stream(
     stream_id: Annotated[UUID, Path(examples=[VIDEO_ID])],
+    request: Request,
     queries: Read,
+    fresh: Fresh,
     mode: Mode,
     persons: Persons,
     at: Annotated[Moment, Depends(moment)],
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
-    async with open_inspector(queries, mode, persons) as inspector:
-        return wire(await inspector.stream(stream_id, at, limit, cursor))
+    async with open_inspector(queries, fresh, mode, persons) as inspector:
+        found = await inspector.stream(stream_id, at, limit, cursor)
+    return await conditional_wire(request, found)
 
 
 @router.get(
     "/trace/{correlation_id}",
     response_model=TraceTree,
-    responses=problems(401, 403, 404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="Everything that a request led to, as a tree of cause and effect",
 )
 async def get_trace(
     correlation_id: Annotated[
         str, Path(min_length=1, max_length=MAX_NAME), AfterValidator(storable)
     ],
+    request: Request,
     queries: Read,
+    fresh: Fresh,
     mode: Mode,
     persons: Persons,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
-    async with open_inspector(queries, mode, persons) as inspector:
-        return wire(await inspector.trace(correlation_id))
+    async with open_inspector(queries, fresh, mode, persons) as inspector:
+        found = await inspector.trace(correlation_id)
+    return await conditional_wire(request, found)
 
 
 @router.get(
     "/stats",
     response_model=AuditStats,
-    responses=problems(401, 403, 422, 503),
+    responses=problems(401, 403, 422, 503) | NOT_MODIFIED,
     summary="How many events of which kinds there are, and how large the log is",
 )
-async def get_stats(queries: Read, caller: Auditor, persons: Persons) -> Response:
-    async with open_inspector(queries, PayloadMode.NONE, persons) as inspector:
-        return wire(await inspector.stats())
+async def get_stats(
+    request: Request,
+    queries: Read,
+    fresh: Fresh,
+    caller: Auditor,
+    persons: Persons,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    async with open_inspector(queries, fresh, PayloadMode.NONE, persons) as inspector:
+        found = await inspector.stats()
+    return await conditional_wire(request, found)
 
 
 STALE_SECONDS = 3600.0
@@ -400,15 +433,17 @@ async def _integrity(request: Request) -> Integrity:
 @router.get(
     "/verify",
     response_model=LogIntegrity,
-    responses=problems(401, 403, 422, 503),
+    responses=problems(401, 403, 422, 503) | NOT_MODIFIED,
     summary="Integrity of the event log",
 )
 async def verify_log(
+    request: Request,
     caller: Admin,
     integrity: Annotated[Integrity, Depends(_integrity)],
     full: Annotated[
         bool, Query(description="Check everything now, from the first event; may take minutes.")
     ] = False,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """What this process has proved; when that is older than an hour, what came since is checked
     first. What the database says of verifications by others is told as a hint.
@@ -429,7 +464,7 @@ async def verify_log(
         "completeAt": found.complete_at,
         "hint": None if hint is None else _as_hint(hint),
     }
-    return wire(LogIntegrity.model_validate(said))
+    return await conditional_wire(request, LogIntegrity.model_validate(said))
 
 
 def _as_hint(stored: Verification) -> StoredResult:

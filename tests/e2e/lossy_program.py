@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from backlot.cli import main
 from engine.subscription import Notifications, woken
-from readapi.likes import LiveCounts
+from readapi.live import LiveVideos
 from workers import sources
 
 LOSSES = 2
@@ -41,6 +41,6 @@ if __name__ == "__main__":
     with (
         patch.object(sources, "woken", losing(woken)),
         patch.object(Notifications, "_listen", losing(Notifications._listen)),
-        patch.object(LiveCounts, "_look", losing(LiveCounts._look)),
+        patch.object(LiveVideos, "_look", losing(LiveVideos._look)),
     ):
         main()

@@ -154,6 +154,8 @@ class Program:
             "BACKLOT_PORT": str(self.port),
             "BACKLOT_DATA_DIR": str(self.data),
             "LOG_FORMAT": "json",
+            # By cores, all programs of a run would be several; what several do has its own tests.
+            "BACKLOT_PROCESSES": "1",
             # Tests of other things ask faster than any person.
             "RATE_LIMITS": "off",
             # The source beside these tests, whichever copy of it is installed.

@@ -168,6 +168,7 @@ def test_tail_follows_until_ctrl_c(server: Program, story: dict[str, str], ignor
         assert (tail.returncode, out, err) == (0, "", "")
 
 
+@pytest.mark.chaos
 def test_tail_ends_whenever_ctrl_c_comes(server: Program, story: dict[str, str]) -> None:
     """In the midst of a wait, of a query, of an event that is just printed."""
     chance, path = random.Random(17), f"/videos/{story['video']}/like"

@@ -130,7 +130,7 @@ def test_a_comment_that_is_odd_but_one(alice: httpx.Client, film: str, content: 
     assert listed["items"][0]["content"] == content
 
 
-@each("texts")
+@each("texts", always=4)
 def test_a_comment_has_to_show_something(
     alice: httpx.Client, film: str, commented: str, real: RealInput
 ) -> None:
@@ -145,7 +145,7 @@ def test_a_comment_has_to_show_something(
         assert (edited.status_code, edited.json()["content"]) == (200, real.text)
 
 
-@each("texts", "nothing")
+@each("texts", "nothing", always=4)
 def test_details_that_show_nothing(
     alice: httpx.Client, server: Program, film: str, real: RealInput
 ) -> None:

@@ -34,7 +34,7 @@ def test_an_upload_of_nothing_sensible(alice: httpx.Client, field: str, value: o
     assert field in found["detail"]
 
 
-@each("media_types")
+@each("media_types", always=4)
 def test_a_film_is_played_as_what_it_is(alice: httpx.Client, real: RealInput) -> None:
     if real.right == "refused":
         body = {"title": "T", "filename": "f.mp4", "contentType": real.text, "sizeBytes": 1}

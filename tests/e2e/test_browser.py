@@ -14,9 +14,10 @@ from playwright.sync_api import Browser, Error, Page, sync_playwright
 from tests.e2e import plain
 from tests.e2e.program import Program
 from tests.e2e.videos import read, upload
-from tests.support import eventually, requires
+from tests.support import DEADLINE_SECONDS, eventually, requires
 
-SECONDS = 1000.0
+# In milliseconds, as Playwright has it.
+DEADLINE = 1000 * DEADLINE_SECONDS
 HAVE_CURRENT_DATA = 2
 
 
@@ -56,7 +57,7 @@ def watched(browser: Browser) -> Iterator[Watched]:
 def test_the_page_of_the_api(server: Program, watched: Watched, tmp_path: Path) -> None:
     page = watched.page
     page.goto(f"{server.url}/docs")
-    page.wait_for_selector(".opblock", timeout=20 * SECONDS)
+    page.wait_for_selector(".opblock", timeout=DEADLINE)
     document = plain.get(f"{server.url}/openapi.json").json()
     operations = sum(len(path) for path in document["paths"].values())
     assert page.locator(".opblock").count() == operations
@@ -66,11 +67,11 @@ def test_the_page_of_the_api(server: Program, watched: Watched, tmp_path: Path) 
     page.get_by_role("button", name="Try it out").click()
     page.get_by_role("button", name="Execute").click()
     status = page.locator(".live-responses-table .response .response-col_status")
-    status.wait_for(timeout=20 * SECONDS)
+    status.wait_for(timeout=DEADLINE)
     assert status.inner_text().strip() == "200"
 
     picture = tmp_path / "docs.png"
-    page.screenshot(path=picture, full_page=True)
+    page.screenshot(path=picture)
     assert picture.stat().st_size > 20_000
     assert watched.complaints == []
     assert watched.hosts == {f"127.0.0.1:{server.port}"}
@@ -82,7 +83,7 @@ def test_a_film_plays(
     page = watched.page
     page.goto(read(alice.post(f"/videos/{video}/watch"))["url"])
     film = page.locator("video")
-    film.wait_for(timeout=20 * SECONDS)
+    film.wait_for(timeout=DEADLINE)
     # Asked from here: the film's own page may run no script, so it has no timers.
     eventually(lambda: film.evaluate("film => film.readyState") >= HAVE_CURRENT_DATA)
     length, width = film.evaluate("film => [film.duration, film.videoWidth]")

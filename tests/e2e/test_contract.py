@@ -21,6 +21,8 @@ from tests.real_inputs import real_inputs
 from tests.support import PROJECT, unused_port
 
 CONFIG = PROJECT / "tests" / "e2e" / "schemathesis.toml"
+# What most calls are about.
+VIDEOS = r"^/videos/\{video_id\}"
 METHODS = {"get", "head", "put", "post", "patch", "delete"}
 
 
@@ -74,9 +76,10 @@ def schemathesis(server: Program, folder: Path, *options: str) -> subprocess.Com
 
 
 def test_the_answers_to_a_few_calls_are_documented(server: Program, tmp_path: Path) -> None:
-    ended = schemathesis(server, tmp_path, "--phases", "fuzzing", "--max-examples", "1")
+    few = ["--phases", "fuzzing", "--max-examples", "1", "--include-path-regex", VIDEOS]
+    ended = schemathesis(server, tmp_path, *few)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert len((tmp_path / "seen").read_text().splitlines()) > 50
+    assert len((tmp_path / "seen").read_text().splitlines()) > 10
 
 
 @pytest.mark.chaos

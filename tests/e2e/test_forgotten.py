@@ -147,19 +147,9 @@ def test_nobody_is_told_of_a_forgotten_person(forgotten: Forgotten) -> None:
 
 def test_what_a_forgotten_person_counted_for_still_counts(forgotten: Forgotten) -> None:
     assert forgotten.numbers() == forgotten.before
-    for name in (
-        "likes",
-        "comments",
-        "catalog",
-        "moderation",
-        "translations",
-        "dismissals",
-        "operations",
-        "analytics",
-        "feedback",
-    ):
-        ended = forgotten.program.run("projections", "verify", name, "--json")
-        assert ended.returncode == 0, (name, ended.stdout, ended.stderr)
+    for names in (["--all"], ["analytics"], ["feedback"]):
+        ended = forgotten.program.run("projections", "verify", *names, "--json")
+        assert ended.returncode == 0, (names, ended.stdout, ended.stderr)
 
 
 def test_a_certificate_of_a_forgotten_person_finds_nothing(forgotten: Forgotten) -> None:

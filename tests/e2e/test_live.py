@@ -1,24 +1,54 @@
-"""Live counts over a real connection: they come while somebody likes, and end with the server."""
+"""Live streams over real connections: what happens comes at once, and they end with the server."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from itertools import islice
+from contextlib import ExitStack, suppress
+from typing import Any, NamedTuple
 
 import httpx
 
 from tests.e2e import plain
 from tests.e2e.program import Program
-from tests.e2e.videos import upload
+from tests.e2e.videos import read, upload
+
+
+class Told(NamedTuple):
+    """An event of a stream."""
+
+    kind: str
+    id: str
+    data: dict[str, Any]
+
+
+def events(lines: Iterator[str]) -> Iterator[Told]:
+    """The events of a stream, in which lines follow each other that are no comments."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(": ")
+        if name:
+            fields[name] = value
+        elif line == "":
+            if "data" in fields:
+                yield Told(fields["event"], fields["id"], json.loads(fields["data"]))
+            fields = {}
 
 
 def counts(lines: Iterator[str]) -> Iterator[int]:
-    """The number in each event of a stream."""
-    for line in lines:
-        if line.startswith("data: "):
-            yield int(json.loads(line.removeprefix("data: "))["likesCount"])
+    """The number of likes in each event of a stream that tells it."""
+    return (each.data["likesCount"] for each in events(lines) if each.kind == "likes")
+
+
+def of_comments(told: Iterator[Told]) -> Iterator[Told]:
+    return (each for each in told if each.kind != "likes")
+
+
+def tail_reads(server: Program) -> float:
+    """How often the program has read something new from the end of its log."""
+    name = 'backlot_tail_reads_total{outcome="events"} '
+    lines = plain.get(f"{server.url}/metrics").text.splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
 def test_a_page_sees_likes_as_they_come(server: Program) -> None:
@@ -42,13 +72,78 @@ def test_a_removed_video_ends_its_streams_with_one_last_event(server: Program) -
         plain.client(base_url=server.url) as page,
         page.stream("GET", f"/videos/{video}/events") as stream,
     ):
-        lines = stream.iter_lines()
-        assert next(counts(lines)) == 0
+        seen = events(stream.iter_lines())
+        assert next(seen).data == {"likesCount": 0}
         assert owner.delete(f"/videos/{video}").is_success
-        # A few heartbeats without it would mean that the stream goes on.
-        told = [line for line in islice(lines, 16) if line and not line.startswith(":")]
-    assert told == ["event: removed", f'data: {{"videoId":"{video}"}}']
+        told = list(seen)
+    assert [(each.kind, each.data) for each in told] == [("removed", {"videoId": video})]
     assert plain.get(f"{server.url}/videos/{video}/events").status_code == 404
+
+
+def test_all_who_watch_cost_one_question_for_each_change(server: Program) -> None:
+    video = upload(server.client("owner"))
+    with ExitStack() as stack:
+        page = stack.enter_context(plain.client(base_url=server.url))
+        streams = [
+            stack.enter_context(page.stream("GET", f"/videos/{video}/events")) for _ in range(2)
+        ]
+        watchers = [counts(stream.iter_lines()) for stream in streams]
+        assert [next(seen) for seen in watchers] == [0, 0]
+        asked = tail_reads(server)
+        for number, viewer in enumerate(("ann", "bob", "cid"), start=1):
+            assert server.client(viewer).put(f"/videos/{video}/like").is_success
+            assert [next(seen) for seen in watchers] == [number, number]
+        assert tail_reads(server) - asked == 3
+
+
+def test_two_pages_see_what_happens_to_comments(server: Program) -> None:
+    video, ann = upload(server.client("owner")), server.client("ann")
+    with ExitStack() as stack:
+        page = stack.enter_context(plain.client(base_url=server.url))
+        streams = [
+            stack.enter_context(page.stream("GET", f"/videos/{video}/events")) for _ in range(2)
+        ]
+        both = [events(stream.iter_lines()) for stream in streams]
+        assert [next(seen).kind for seen in both] == ["likes", "likes"]
+
+        def next_of(kind: str) -> list[Told]:
+            """The next event of a kind; a language may be found meanwhile."""
+            return [next(each for each in seen if each.kind == kind) for seen in both]
+
+        posted = read(ann.post(f"/videos/{video}/comments", json={"content": "¿Qué tal?"}))
+        path = f"/comments/{posted['commentId']}"
+        for told in next_of("comment"):
+            assert told.data["content"] == "¿Qué tal?"
+            # Persons have their names, as everywhere.
+            assert (told.data["userId"], told.data["commentId"]) == ("ann", posted["commentId"])
+        assert ann.patch(path, json={"content": "¿Qué hay?"}).is_success
+        assert [each.data["content"] for each in next_of("comment-edited")] == ["¿Qué hay?"] * 2
+        assert ann.delete(path).is_success
+        gone = {"commentId": posted["commentId"]}
+        assert [each.data for each in next_of("comment-removed")] == [gone] * 2
+
+
+def test_a_page_that_comes_back_is_told_what_it_has_missed(
+    make_program: Callable[..., Program],
+) -> None:
+    program = make_program().start()
+    video = upload(program.client("owner"))
+    with program.client().stream("GET", f"/videos/{video}/events") as stream:
+        told = next(events(stream.iter_lines()))
+    ann = program.client("ann")
+    kept = read(ann.post(f"/videos/{video}/comments", json={"content": "Missed"}))
+    gone = read(ann.post(f"/videos/{video}/comments", json={"content": "Missed, too"}))
+    assert ann.delete(f"/comments/{gone['commentId']}").is_success
+    # What served the page has nothing of that in memory.
+    program.process.terminate()
+    assert program.wait() == 0
+    program.start()
+    known = {"Last-Event-ID": told.id}
+    with program.client().stream("GET", f"/videos/{video}/events", headers=known) as stream:
+        missed = of_comments(events(stream.iter_lines()))
+        first, second = next(missed), next(missed)
+    assert (first.kind, first.data["commentId"]) == ("comment", kept["commentId"])
+    assert (second.kind, second.data) == ("comment-removed", {"commentId": gone["commentId"]})
 
 
 def test_open_streams_do_not_hold_up_the_end(make_program: Callable[..., Program]) -> None:

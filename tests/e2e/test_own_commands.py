@@ -204,7 +204,7 @@ def replicas(request: pytest.FixtureRequest, short_dir: Path) -> Iterator[Sequen
         assert [program.stop() for program in (another, whole)] == [0, 0]
 
 
-@each("listing_changes")
+@each("listing_changes", always=3)
 def test_the_next_ranking_is_right_wherever_it_is_read(
     replicas: Sequence[Program], real: RealInput
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from http.client import HTTPConnection
@@ -15,6 +16,7 @@ import psycopg
 import pytest
 
 from infra.http.connections import room_for_connections
+from infra.settings.features import RateLimitSettings
 from tests.e2e import plain
 from tests.e2e.load import Request, together
 from tests.e2e.program import Program
@@ -143,6 +145,7 @@ def test_long_paths_queries_and_headers_are_refused(limited: Program) -> None:
     problem(get("/videos", **{"X-Long": "x" * 32_768}), 431, "headers-too-large")
 
 
+@pytest.mark.chaos
 def test_ten_thousand_paths_cost_no_memory(server: Program) -> None:
     """Of `server`, which limits nothing: what is remembered is bounded whoever asks."""
     process = server.process
@@ -217,7 +220,9 @@ def test_1700_half_open_requests_keep_nobody_out_and_end(
 def test_by_default_people_are_let_be_and_a_flood_is_not(
     make_program: Callable[..., Program],
 ) -> None:
-    program = make_program(RATE_LIMITS="").start()
+    most = RateLimitSettings().write.burst
+    # As many at once as by default; what comes back meanwhile depends on the machine's speed.
+    program = make_program(RATE_LIMITS="", RATE_LIMIT_WRITE=f"0.01/{most}").start()
     video = upload(program.client("alice"), MP4)
     people = [f"person-{number}" for number in range(5)]
     requests = [
@@ -233,7 +238,6 @@ def test_by_default_people_are_let_be_and_a_flood_is_not(
     # So few connections that none of them rests for as long as the server keeps one.
     answers = together(program, requests, connections=8)
     assert {answer.status_code for answer in answers} <= {200, 201}
-    flood = [Request("mallory", "POST", f"/videos/{video}/like") for _ in range(2_000)]
+    flood = [Request("mallory", "POST", f"/videos/{video}/like") for _ in range(most + 200)]
     statuses = [answer.status_code for answer in together(program, flood, connections=8)]
-    assert statuses.count(429) > 0
-    assert statuses.count(200) >= 600
+    assert Counter(statuses) == {200: most, 429: 200}

@@ -98,8 +98,9 @@ def erased_line(program: Program) -> dict[str, object]:
 def test_a_database_that_was_put_back_is_erased_by_what_the_data_folder_knows(
     make_program: Make, tmp_path: Path
 ) -> None:
-    site = Site(make_program())
-    program = site.program
+    program = make_program()
+    program.module = "tests.e2e.hasty_erasure"
+    site = Site(program)
     site.back_up(tmp_path / "backup")
     site.forget(lambda: forgotten_path(program.data).exists())
     assert SOMEBODY.encode() not in forgotten_path(program.data).read_bytes()

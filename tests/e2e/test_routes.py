@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +19,7 @@ from tests.e2e.videos import read, see, start, upload
 from tests.routes import ROUTES, As, Line
 from tests.support import eventually, unused_port
 
+CONVERSATION = "of-one-comment"
 # Whose things they are has no role.
 CALLERS = {
     As.USER: ("ann", []),
@@ -73,7 +74,10 @@ class Things:
         return text
 
     def _comment(self, video: str) -> str:
-        posted = self.ann.post(f"/videos/{video}/comments", json={"content": "Rain"})
+        headers = {"X-Request-Id": CONVERSATION}
+        posted = self.ann.post(
+            f"/videos/{video}/comments", json={"content": "Rain"}, headers=headers
+        )
         see(self.ann, posted)
         return str(read(posted)["commentId"])
 
@@ -112,16 +116,84 @@ def test_the_walk(line: Line, callers: Mapping[As, httpx.Client], things: Things
 
 
 def call(client: httpx.Client, line: Line, things: Things) -> int:
-    """The status of an answer, which may be a stream without an end."""
+    """The status of an answer."""
+    return head_of(client, line, things).status_code
+
+
+def head_of(
+    client: httpx.Client, line: Line, things: Things, headers: Mapping[str, str] | None = None
+) -> httpx.Response:
+    """An answer without its body, which may be a stream without an end."""
     template = line.call
     for name, other in line.names.items():
         template = template.replace(f"{{{name}}}", other)
     method, _, path = things.fill(template).partition(" ")
-    options: dict[str, Any] = {"params": dict(line.query)}
+    options: dict[str, Any] = {"params": dict(line.query), "headers": headers}
     if line.body is not None:
         options["json"] = json.loads(things.fill(json.dumps(line.body)))
     with client.stream(method, path, **options) as answer:
-        return answer.status_code
+        return answer
+
+
+READS = [line for line in ROUTES if line.call.startswith("GET ")]
+OF_THE_PROCESS = {
+    *("GET /healthz", "GET /readyz", "GET /metrics"),
+    *("GET /openapi.json", "GET /docs", "GET /docs/static"),
+}
+# Whoever has them may not use them again: a stream, what is told to the security log each time,
+# and lists that are named when something of them is chosen.
+NOT_KEPT = {
+    *("GET /videos/{video_id}/events", "GET /recommendations", "GET /videos/recommendations"),
+    *("GET /users/{user_id}/export", "GET /users/{user_id}/pseudonym"),
+}
+# What says by itself of when it is, and what is no matter of the log.
+WITHOUT_POSITION = {
+    *("GET /audit/verify", "GET /users/{user_id}/forgetting"),
+    *("GET /users/{user_id}/export", "GET /users/{user_id}/pseudonym"),
+}
+
+
+@pytest.mark.parametrize("line", READS, ids=lambda line: line.call)
+def test_answers_say_who_may_keep_them_and_how_far_they_are(
+    line: Line, callers: Mapping[As, httpx.Client], things: Things
+) -> None:
+    known = {"name": "likes", "correlation_id": CONVERSATION}
+    line = replace(line, names={**known, **line.names})
+    for caller in As:
+        answer = head_of(callers[caller], line, things)
+        stored = answer.headers.get("Cache-Control", "")
+        if not answer.is_success:
+            assert stored == "no-store" or answer.is_redirect
+            continue
+        if line.call in OF_THE_PROCESS:
+            assert stored == "no-store"
+            continue
+        assert ("Backlot-Position" in answer.headers) is (line.call not in WITHOUT_POSITION)
+        if line.call in NOT_KEPT:
+            assert (stored, "ETag" in answer.headers) == ("no-store", False)
+            continue
+        # Who has a token may be told what others are not.
+        public = caller is As.NONE
+        assert stored == ("public, no-cache" if public else "private, no-cache")
+        assert "Authorization" in answer.headers["Vary"]
+
+        def again(line: Line = line, caller: As = caller) -> int:
+            """What is asked with the tag of an answer that came before."""
+            first = head_of(callers[caller], line, things)
+            tag = {"If-None-Match": first.headers["ETag"]}
+            return head_of(callers[caller], line, things, tag).status_code
+
+        # Some tell of the moment, which goes on between two questions.
+        assert eventually(lambda: again() == 304)
+
+
+def test_what_changes_something_is_kept_by_nobody(
+    callers: Mapping[As, httpx.Client], things: Things
+) -> None:
+    for line in ROUTES:
+        if line.call.startswith(("POST", "PUT", "PATCH")):
+            answer = head_of(callers[As.USER], line, things)
+            assert answer.headers["Cache-Control"] == "no-store", line.call
 
 
 def test_with_an_admin_port_the_public_one_has_nothing_for_operators(

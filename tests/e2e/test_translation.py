@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -87,13 +88,14 @@ def test_from_post_to_translation_and_to_the_audit(program: Program) -> None:
     assert "comment.translated.v1" in trace
 
 
+@pytest.mark.parametrize("always", [8, pytest.param(1, marks=pytest.mark.chaos)])
 def test_real_comments_are_translated_where_they_say_something(
-    program: Program, provider: OpenAIServer
+    program: Program, provider: OpenAIServer, always: int
 ) -> None:
     provider.otherwise = lambda call: translated(f"[en] {call.text}", "hi")
     bob = program.client("bob")
     video = upload(bob)
-    posted = {post(bob, video, one.text): one for one in real_inputs("comments")}
+    posted = {post(bob, video, one.text): one for one in real_inputs("comments")[::always]}
     eventually(lambda: all_final(bob, video, len(posted)))
     found = comments(bob, video)
     for comment, one in posted.items():
@@ -215,6 +217,40 @@ def test_a_task_that_was_given_up_is_found_again(
 
 
 @pytest.mark.chaos
+def test_killed_again_and_again_every_language_is_recorded_once(
+    make_program: Callable[..., Program], provider: OpenAIServer
+) -> None:
+    """The consumer's place is written down after its work: no sweep has to find what was lost."""
+    provider.forget()
+    settings = {"OPENAI_BASE_URL": provider.url, **SOON, "TRANSLATION_SWEEP_SECONDS": "3600"}
+    program = make_program(**settings).start()
+    count, kills = 240, 3
+    video = upload(program.client("bob"))
+    posted: list[str] = []
+
+    with ThreadPoolExecutor(8) as pool:
+        texts = (f"This is a wonderful film, I liked part {number} best" for number in range(count))
+        writing = [pool.submit(_post_again, program, video, text, posted) for text in texts]
+        for turn in range(kills):
+            eventually(partial(_are, posted, (turn + 1) * count // (kills + 1)))
+            program.kill()
+            program.start()
+        for each in writing:
+            each.result()
+    reader, admin = program.client("bob"), program.client("root", admin=True)
+    eventually(lambda: len(comments(reader, video)) >= count)
+    eventually(lambda: all_final(reader, video, len(comments(reader, video))))
+    found = comments(reader, video)
+    assert set(posted) <= found.keys()
+    assert {item["translationStatus"] for item in found.values()} == {"not_needed"}
+    for comment in found:
+        stream = read(admin.get(f"/audit/streams/{comment}"))["items"]
+        kinds = [event["type"].split(".")[1] for event in stream]
+        assert kinds == ["posted", "language_detected"]
+    assert provider.calls == []
+
+
+@pytest.mark.chaos
 def test_killed_again_and_again_every_comment_ends(
     program: Program, provider: OpenAIServer
 ) -> None:
@@ -224,18 +260,12 @@ def test_killed_again_and_again_every_comment_ends(
     video = upload(program.client("bob"))
     posted: list[str] = []
 
-    def write(number: int) -> None:
-        text = f"Este vídeo es muy bonito y muy largo, número {number % texts}"
-        for _ in range(200):
-            try:
-                with program_client(program) as client:
-                    posted.append(post(client, video, text))
-                return
-            except (httpx.HTTPError, AssertionError):
-                eventually(lambda: program.process.poll() is None)
-
     with ThreadPoolExecutor(8) as pool:
-        writing = [pool.submit(write, number) for number in range(count)]
+        numbered = (
+            f"Este vídeo es muy bonito y muy largo, número {number % texts}"
+            for number in range(count)
+        )
+        writing = [pool.submit(_post_again, program, video, text, posted) for text in numbered]
         for _ in range(3):
             eventually(lambda: len(provider.calls) > 5)
             program.kill()
@@ -254,6 +284,21 @@ def test_killed_again_and_again_every_comment_ends(
     }
     # The cache dies with the program too: a call for each text and life, at most.
     assert max(provider.by_text.values()) <= 4
+
+
+def _are(posted: list[str], wanted: int) -> bool:
+    return len(posted) >= wanted
+
+
+def _post_again(program: Program, video: str, text: str, posted: list[str]) -> None:
+    """Post a comment, again and again while the program is away."""
+    for _ in range(200):
+        try:
+            with program_client(program) as client:
+                posted.append(post(client, video, text))
+            return
+        except (httpx.HTTPError, AssertionError):
+            eventually(lambda: program.process.poll() is None)
 
 
 def program_client(program: Program) -> httpx.Client:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,6 +29,7 @@ from engine.operations import load, request
 from engine.replay.records import Replay, tell_nobody
 from projections.operations import Operations
 from tests.e2e.program import OWN_VARIABLES
+from tests.fork_server import ForkedProcess
 from tests.forked_children import ForkedChildren
 from tests.integration.event_log import logged, recording
 from tests.integration.projection_support import ThreadedHost
@@ -195,14 +195,25 @@ def replay_state(
     return None
 
 
-def launch(database_url: str, *words: str, output: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    """A command about projections as a process of its own, and where it writes to."""
-    foreign = {name: text for name, text in os.environ.items() if name not in OWN_VARIABLES}
-    return subprocess.Popen(
-        [sys.executable, "-m", "backlot", "projections", *words],
-        env={**foreign, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)},
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        text=True,
-    )
+class Launched(ForkedProcess):
+    """A command about projections as a process of its own, and what it has said."""
+
+    def __init__(self, folder: Path, database_url: str, *words: str) -> None:
+        foreign = {name: text for name, text in os.environ.items() if name not in OWN_VARIABLES}
+        self._out, self._err = folder / "out", folder / "err"
+        super().__init__(
+            "backlot",
+            ["projections", *words],
+            cwd=folder,
+            env={**foreign, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)},
+            stdout=self._out,
+            stderr=self._err,
+        )
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text() if self._err.exists() else ""

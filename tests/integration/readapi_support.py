@@ -45,7 +45,8 @@ from projections.recommendations.recommender import Recommender
 from projections.trending import Formula, Trending, TrendingCache
 from readapi.comment_cache import CommentCache
 from readapi.comments import TranslationRequests
-from readapi.likes import LikeCounts, LiveCounts
+from readapi.likes import LikeCounts
+from readapi.live import LiveVideos
 from readapi.queries import Queries
 from readapi.video_cache import VideoCache
 from tests.integration.projection_support import Writer, hosting
@@ -92,15 +93,18 @@ class Site:
         counts = LikeCounts(counters)
         tail = LogTail(pool, (each.schema for each in read_models().all()))
         cache = VideoCache(pool, tail, OwnNames(), Likes(), ranking_seconds=0.0)
+        comments = CommentCache(pool, tail, OwnNames())
+        waiting = Waiting(pool, read_models().all())
+        self.wake = asyncio.Event()
         return Queries(
             pool=pool,
             models=read_models(),
-            waiting=Waiting(pool, read_models().all()),
+            waiting=waiting,
             counts=counts,
-            live=LiveCounts(tail, cache),
+            live=LiveVideos(pool, tail, cache, comments, waiting, self.wake),
             tail=tail,
             cache=cache,
-            comment_cache=CommentCache(pool, tail, OwnNames()),
+            comment_cache=comments,
             objects=self.objects,
             analytics=(analytics := await self._open_analytics(pool)),
             recommendations=Recommender(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
@@ -195,3 +196,27 @@ def site(log_url: str, url: str, shape: Shape, writer: Writer) -> Iterator[Site]
     opened.tell(1)
     opened.take_in()
     yield opened
+
+
+Copies = Callable[[], AbstractContextManager[Site]]
+
+
+@contextmanager
+def copies(
+    copy_of: Callable[[str], AbstractContextManager[str]], template: str
+) -> Iterator[Copies]:
+    """Makes sites with the same history, which is recorded and taken in once."""
+    with copy_of(template) as url:
+        with closing(Writer(url)) as writer, site(url, url, Shape.PLAIN, writer) as told:
+            pass
+
+        @contextmanager
+        def copy() -> Iterator[Site]:
+            with (
+                copy_of(url.partition("?")[0].rpartition("/")[2]) as mine,
+                closing(Writer(mine)) as own,
+            ):
+                own.likes, own.head = deepcopy(writer.likes), writer.head
+                yield Site(mine, mine, Shape.PLAIN, own, [*told.videos])
+
+        yield copy

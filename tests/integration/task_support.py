@@ -47,10 +47,15 @@ class Toy:
         resources: Resources[Any] | None = None,
         on_dead: OnDead | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
+        alone: bool = True,
     ) -> None:
         self.dead: list[FailedTask] = []
         self.broker = make_broker(
-            settings, on_dead=on_dead or self._remember, resources=resources, loop=loop
+            settings,
+            on_dead=on_dead or self._remember,
+            resources=resources,
+            loop=loop,
+            alone=alone,
         )
         self.worker = TaskWorker(self.broker, settings)
         self._actors: dict[str, Actor[..., Any]] = {}

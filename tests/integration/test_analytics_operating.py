@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,7 +17,7 @@ from engine.installation import install
 from projections.analytics.schema import Shape
 from tests.integration.analytics_support import RULES
 from tests.integration.event_log import rows
-from tests.integration.operator_desk import Backlot, Desk, desk, executing, launch
+from tests.integration.operator_desk import Backlot, Desk, Launched, desk, executing
 from tests.integration.projection_support import Writer
 from tests.integration.rebuilding_support import Site, site
 from tests.support import DEADLINE_SECONDS, eventually
@@ -137,7 +137,7 @@ def test_over_http(told: Site, root: Desk) -> None:
     assert told.contents() == before
 
 
-def test_killed_in_the_middle(told: Site) -> None:
+def test_killed_in_the_middle(told: Site, tmp_path: Path) -> None:
     """Days that were mended stay so, the others stay as they were, and nothing else stays."""
     before = told.contents()
     for days in (2, 1):
@@ -151,7 +151,7 @@ def test_killed_in_the_middle(told: Site) -> None:
     )
     with psycopg.connect(told.url) as holding:
         assert holding.execute(f"{lock} FOR UPDATE".encode()).rowcount == 1
-        process = launch(told.url, "replay", "analytics", "--yes", output=subprocess.DEVNULL)
+        process = Launched(tmp_path, told.url, "replay", "analytics", "--yes")
         eventually(lambda: rows(told.url, WAITING))
         process.send_signal(signal.SIGKILL)
         process.wait(DEADLINE_SECONDS)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg
@@ -17,7 +17,7 @@ from projections.analytics import privacy
 from projections.analytics.schema import Shape
 from tests.integration.analytics_support import migrated, timescale_database
 from tests.integration.event_log import rows
-from tests.integration.rebuilding_support import Site, site
+from tests.integration.rebuilding_support import Copies, Site, copies, site
 
 PLACES = [
     place
@@ -49,16 +49,25 @@ event_id = (SELECT event_id FROM analytics.video_analytics WHERE event_type = 'l
 """
 
 
+@pytest.fixture(scope="module")
+def plain(copy_of: Callable[[str], AbstractContextManager[str]], template: str) -> Iterator[Copies]:
+    with copies(copy_of, template) as made:
+        yield made
+
+
 @pytest.fixture(params=list(Shape))
 def told(request: pytest.FixtureRequest) -> Iterator[Site]:
     """A history that was taken in, in each shape; nothing runs any more."""
-    shape: Shape = request.param
-    with ExitStack() as stack:
-        url = stack.enter_context(timescale_database()) if shape is Shape.TIMESCALE else None
+    if request.param is Shape.PLAIN:
+        with request.getfixturevalue("plain")() as copy:
+            yield copy
+        return
+    with timescale_database() as url:
+        # Not made before it is known whether there is a TimescaleDB.
         log_url, writer = map(request.getfixturevalue, ("database_url", "writer"))
-        if url is not None:
-            assert migrated(url).shape is Shape.TIMESCALE
-        yield stack.enter_context(site(log_url, url or log_url, shape, writer))
+        assert migrated(url).shape is Shape.TIMESCALE
+        with site(log_url, url, Shape.TIMESCALE, writer) as opened:
+            yield opened
 
 
 def numbers(told: Site) -> dict[str, list[str]]:

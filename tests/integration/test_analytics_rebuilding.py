@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from threading import Event, Thread
 
 import psycopg
@@ -14,7 +14,7 @@ from projections.analytics.rebuild import Stopped
 from projections.analytics.schema import Shape
 from tests.integration.analytics_support import migrated, timescale_database
 from tests.integration.event_log import rows
-from tests.integration.rebuilding_support import Site, site
+from tests.integration.rebuilding_support import Copies, Site, copies, site
 from tests.support import eventually
 
 ROWS = "analytics.video_analytics"
@@ -59,17 +59,25 @@ WHERE metadata ? 'trending' AND user_id IS NOT NULL
 STRANGER = "INSERT INTO analytics.videos (video_id, owner) SELECT gen_random_uuid(), 'zoe'"
 
 
+@pytest.fixture(scope="module")
+def plain(copy_of: Callable[[str], AbstractContextManager[str]], template: str) -> Iterator[Copies]:
+    with copies(copy_of, template) as made:
+        yield made
+
+
 @pytest.fixture(params=list(Shape))
 def told(request: pytest.FixtureRequest) -> Iterator[Site]:
     """A history that was taken in, in each shape; nothing runs any more."""
-    shape: Shape = request.param
-    with ExitStack() as stack:
-        url = stack.enter_context(timescale_database()) if shape is Shape.TIMESCALE else None
+    if request.param is Shape.PLAIN:
+        with request.getfixturevalue("plain")() as copy:
+            yield copy
+        return
+    with timescale_database() as url:
         # Not made before it is known whether there is a TimescaleDB.
         log_url, writer = map(request.getfixturevalue, ("database_url", "writer"))
-        if url is not None:
-            assert migrated(url).shape is Shape.TIMESCALE
-        yield stack.enter_context(site(log_url, url or log_url, shape, writer))
+        assert migrated(url).shape is Shape.TIMESCALE
+        with site(log_url, url, Shape.TIMESCALE, writer) as opened:
+            yield opened
 
 
 def views(told: Site) -> list[tuple[object, ...]]:

@@ -81,7 +81,7 @@ def limited(broker: TopicBroker, term: timedelta = WEEK) -> dict[str, str]:
     ],
 )
 def test_what_a_topic_lacks(own: Mapping[str, str], lacking: Mapping[str, str]) -> None:
-    known = {name: TopicSetting(each, name in own) for name, each in (DEFAULTS | own).items()}
+    known = {name: TopicSetting(each, name in own) for name, each in {**DEFAULTS, **own}.items()}
     assert limits(known, WEEK) == lacking
 
 

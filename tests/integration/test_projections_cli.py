@@ -23,8 +23,8 @@ from tests.integration.event_log import rows
 from tests.integration.operator_desk import (
     Backlot,
     Desk,
+    Launched,
     executing,
-    launch,
     replay_state,
     standing_still,
     working_on,
@@ -32,7 +32,7 @@ from tests.integration.operator_desk import (
 from tests.integration.projection_support import Writer, caught_up, hosting, position
 from tests.integration.redis_servers import redis_servers
 from tests.integration.replay_support import replays
-from tests.support import eventually
+from tests.support import DEADLINE_SECONDS, eventually
 
 ME = f"operator:{getpass.getuser()}"
 
@@ -141,16 +141,15 @@ class TestReplay:
 
     @pytest.mark.usefixtures("liked")
     def test_ctrl_c_lets_it_rest_and_the_same_command_goes_on(
-        self, backlot: Backlot, root: Desk
+        self, backlot: Backlot, root: Desk, tmp_path: Path
     ) -> None:
         with standing_still(root.database_url, "likes"):
-            process = launch(root.database_url, "replay", "likes")
+            process = Launched(tmp_path, root.database_url, "replay", "likes")
             eventually(lambda: replay_state(root) is not None)
             process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=180)
-        assert process.returncode == 130
-        assert "stays where it is" in err
-        assert "projections cancel likes" in err
+        assert process.wait(DEADLINE_SECONDS) == 130
+        assert "stays where it is" in process.err
+        assert "projections cancel likes" in process.err
         assert replay_state(root, paused=True)
         with executing(root.database_url):
             root.done("pause", "comments")
@@ -160,29 +159,29 @@ class TestReplay:
             assert len(replays(conn)) == 1
 
     @pytest.mark.usefixtures("liked")
-    def test_killed_it_is_finished_by_a_running_backlot(self, root: Desk) -> None:
+    def test_killed_it_is_finished_by_a_running_backlot(self, root: Desk, tmp_path: Path) -> None:
         with executing(root.database_url):
             with standing_still(root.database_url, "likes"):
-                process = launch(root.database_url, "replay", "likes", "--yes")
+                process = Launched(tmp_path, root.database_url, "replay", "likes", "--yes")
                 eventually(lambda: replay_state(root) is not None)
                 process.kill()
-                process.communicate()
+                process.wait(DEADLINE_SECONDS)
             (operation_id,) = {event.originator_id for event in root.events()}
             outcome, result = root.end(operation_id)
         assert (outcome, result["state"]) == (OperationOutcome.DONE, "switched")
 
     @pytest.mark.usefixtures("liked")
-    def test_one_that_another_process_carries_out_is_followed(self, root: Desk) -> None:
+    def test_one_that_another_process_carries_out_is_followed(
+        self, root: Desk, tmp_path: Path
+    ) -> None:
         with executing(root.database_url):
             with standing_still(root.database_url, "likes"):
                 operation_id = root.ask("replay", "likes")
                 eventually(lambda: working_on(operation_id))
-                process = launch(root.database_url, "replay", "likes", "--json")
-                assert process.stderr is not None
-                assert process.stderr.readline().startswith("replay likes: ")
-            out, err = process.communicate(timeout=180)
-        assert process.returncode == 0, err
-        assert json.loads(out)["operationId"] == str(operation_id)
+                process = Launched(tmp_path, root.database_url, "replay", "likes", "--json")
+                eventually(lambda: process.err.startswith("replay likes: "))
+            assert process.wait(DEADLINE_SECONDS) == 0, process.err
+        assert json.loads(process.out)["operationId"] == str(operation_id)
         assert {event.originator_id for event in root.events()} == {operation_id}
 
     @pytest.mark.usefixtures("liked")

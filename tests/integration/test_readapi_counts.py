@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 
-from domain.upload import NOBODY, VideoViewer, Visibility
+from domain.upload import Visibility
 from engine.connections import connect
 from infra import metrics
 from infra.redis import connect_blocking_redis
 from projections.like_counters import Counter, CounterPublisher, Counters
 from projections.likes import Likes
-from readapi.likes import LiveCounts
 from tests.integration.projection_support import caught_up, hosting, origin
 from tests.integration.readapi_support import Site
 from tests.integration.redis_servers import RedisServer, redis_servers
@@ -159,85 +157,6 @@ def test_bad_headers_are_told_however_hot_the_route(site: Site) -> None:
         assert site.get(path, fresh=False, headers=headers).status_code == status
 
 
-def test_live_counts_come_at_once_then_as_they_change_then_end(site: Site) -> None:
-    video = liked(site, "ann")
-
-    async def events(live: LiveCounts) -> list[str]:
-        stream = live.stream(live.watch(video, NOBODY))
-        seen = [(await anext(stream)).decode()]
-        for viewers in (["bob"], ["cid", "dan", "eve"], []):
-            seen.append((await anext(stream)).decode())
-            if viewers:
-                await asyncio.to_thread(site.writer.like, video, *viewers)
-        await live.close()
-        assert [piece async for piece in stream] == []
-        return seen
-
-    retry, *told = site.run(events(LiveCounts(site.queries.tail, site.queries.cache)))
-    assert retry == "retry: 2000\n\n"
-    assert [event.split("\n")[0] for event in told] == ["event: likes"] * 3
-    counts = [json.loads(event.split("data: ")[1])["likesCount"] for event in told]
-    assert counts == sorted(counts)
-    assert (counts[0], counts[-1]) == (1, 5)
-    assert metrics.value("backlot_live_watchers") == 0
-
-
-def test_live_counts_end_with_their_video_and_with_no_other(site: Site) -> None:
-    other, video = liked(site, "ann"), site.writer.video()
-    caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
-
-    def remove() -> None:
-        video.remove(origin())
-        site.writer.save(video)
-
-    async def events() -> list[bytes]:
-        live = LiveCounts(site.queries.tail, site.queries.cache)
-        staying, going = (live.stream(live.watch(each, NOBODY)) for each in (other, video.id))
-        for stream in (staying, going):
-            assert (await anext(stream)).startswith(b"retry: ")
-            assert (await anext(stream)).startswith(b"event: likes")
-        await asyncio.to_thread(remove)
-        async with asyncio.timeout(60):
-            told = [piece async for piece in going if not piece.startswith(b": still")]
-        await live.close()
-        assert [piece async for piece in staying] == []
-        return told
-
-    told = site.run(events())
-    assert told == [f'event: removed\ndata: {{"videoId":"{video.id}"}}\n\n'.encode()]
-    assert metrics.value("backlot_live_watchers") == 0
-
-
-def test_live_counts_end_for_those_who_may_see_the_video_no_longer(site: Site) -> None:
-    video = site.writer.video("alice")
-    site.writer.like(video.id, "ann")
-    caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
-
-    def hide() -> None:
-        site.writer.show(video, Visibility.PRIVATE)
-        site.writer.like(video.id, "alice")
-        caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
-
-    async def events() -> tuple[list[bytes], bytes]:
-        live = LiveCounts(site.queries.tail, site.queries.cache)
-        viewers = (VideoViewer("alice"), NOBODY, VideoViewer("bob"))
-        own, *others = (live.stream(live.watch(video.id, viewer)) for viewer in viewers)
-        for stream in (own, *others):
-            assert (await anext(stream)).startswith(b"retry: ")
-            assert (await anext(stream)).startswith(b"event: likes")
-        await asyncio.to_thread(hide)
-        async with asyncio.timeout(60):
-            # Somebody may have seen the last like before it was hidden.
-            told = [[each async for each in other if b"removed" in each] for other in others]
-            seen = await anext(own)
-        await live.close()
-        return [each for pieces in told for each in pieces], seen
-
-    told, seen = site.run(events())
-    ended = f'event: removed\ndata: {{"videoId":"{video.id}"}}\n\n'.encode()
-    assert (told, seen) == ([ended, ended], b'event: likes\ndata: {"likesCount":2}\n\n')
-
-
 def test_no_counter_tells_of_a_private_video(site: Site, counters: Counters) -> None:
     video = site.writer.video("alice")
     path = f"/videos/{video.id}/like"
@@ -267,7 +186,3 @@ def test_no_counter_tells_of_a_private_video(site: Site, counters: Counters) -> 
     published()
     assert count(site, video.id) == 2
     assert [held and held.likes for held in counters.get([video.id])] == [2]
-
-
-def test_a_stream_of_an_unknown_video_is_not_found(site: Site) -> None:
-    assert site.get(f"/videos/{uuid4()}/events", fresh=False).status_code == 404

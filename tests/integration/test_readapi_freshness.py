@@ -93,6 +93,58 @@ def test_an_answer_comes_as_soon_as_it_can(site: Site) -> None:
 def test_a_token_from_the_future(site: Site) -> None:
     headers = {"Backlot-Min-Position": encode_position(10**17), "Backlot-Timeout-Ms": "100"}
     assert site.get("/videos", headers=headers).status_code == 503
+    # What is read in the log itself waits for no read model.
+    answer = site.get("/audit/events", "olga", admin=True, headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (503, "read-model-behind")
+    assert list(answer.json()["positions"]) == ["log"]
+
+
+def test_several_tokens_ask_for_all_that_they_include(site: Site) -> None:
+    """Whoever writes side by side need not know which answer came last in the log."""
+    video = site.writer.video()
+    liked = site.writer.like(video.id, "ann")
+    site.writer.comment(video.id)
+    tokens = [encode_position(at) for at in (site.writer.head, liked)]
+    for said in (tokens, tokens[::-1], [*tokens, encode_position(1, 7)]):
+        for between in (",", ", ", " , "):
+            answer = site.get(
+                f"/videos/{video.id}", headers={"Backlot-Min-Position": between.join(said)}
+            )
+            assert (answer.json()["likes"], answer.json()["comments"]) == (1, 1)
+    paused(site, "comments")
+    site.writer.comment(video.id)
+    site.forget()
+    late = [*tokens, encode_position(site.writer.head)]
+    for said in (late, late[::-1]):
+        headers = {"Backlot-Min-Position": ",".join(said), "Backlot-Timeout-Ms": "200"}
+        assert site.get(f"/videos/{video.id}", headers=headers).status_code == 503
+    for broken in (",", f"{tokens[0]},", f"{tokens[0]},rubbish", ",".join(tokens * 99)):
+        answer = site.get("/videos", headers={"Backlot-Min-Position": broken})
+        assert answer.status_code == 422, broken
+
+
+def test_answers_tell_how_far_they_are_and_never_less_than_before(site: Site) -> None:
+    video = site.writer.video()
+    told = [0]
+    for number in range(5):
+        at = site.writer.like(video.id, f"viewer-{number}")
+        for path in ("/videos", f"/videos/{video.id}", f"/videos/{video.id}/like"):
+            answer = site.get(path, fresh=False)
+            told.append(decode_position(answer.headers["Backlot-Position"]).events)
+            assert told[-1] >= at
+    assert told == sorted(told)
+
+
+def test_a_ranking_tells_how_far_it_is_itself(site: Site) -> None:
+    site.writer.video()
+    counted = site.writer.head
+    made = site.get("/analytics/trending")
+    assert decode_position(made.headers["Backlot-Position"]).events == counted
+    site.writer.video()
+    # It is told again, and does not pretend to know more than when it was made.
+    again = site.get("/analytics/trending", fresh=False)
+    assert again.json()["cached"] is True
+    assert decode_position(again.headers["Backlot-Position"]).events == counted
 
 
 @pytest.mark.parametrize("timeout", ["0", "1000000000000"])

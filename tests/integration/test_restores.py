@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg import Connection
 from structlog.testing import capture_logs
 
 from domain.errors import Forgotten
+from engine.personal_data import Pace, PersonalTable, Rewritten
 from engine.persons import Persons
-from engine.restores import ERASED_AGAIN, compare_forgotten, erase_again
+from engine.purge import purge_tables, shared_time
+from engine.restores import ERASED_AGAIN, compare_forgotten, erase_again, purge_restored
 from engine.seals.forgotten import ForgottenList, person_digest, record_forgotten
 from engine.seals.outside import Outside
 from engine.seals.places import AnchorsUnusable, LineFile
@@ -199,6 +204,22 @@ def test_a_start_that_was_cut_off_is_done_again_by_the_next(
     erase_again(persons, compared(database_url, places), purged.append)
     assert purged == [ann]
     assert compared(database_url, places) == []
+
+
+def test_a_start_does_not_pause_for_others_and_a_worker_does(database_url: str) -> None:
+    paces = list[Pace]()
+
+    def note(_: Connection[Any], __: str, pace: Pace) -> int:
+        paces.append(pace)
+        return 0
+
+    place = PersonalTable(
+        name="noted", holds="nothing", kept="never", table="noted", forget=Rewritten(note, "noted")
+    )
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        purge_restored(conn, conn, [place], "ann")
+        purge_tables(conn, [place], "ann")
+    assert paces == [nullcontext, shared_time]
 
 
 def test_nothing_is_said_where_nobody_is_alive_again(

@@ -7,8 +7,8 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -21,7 +21,7 @@ from engine.log import EventMapper, event_id
 from infra.settings import Settings, load_settings
 from infra.tasks.broker import make_broker, task_queues
 from infra.tasks.queues import TRANSLATION, every
-from tests.integration.buses import decided
+from tests.integration.buses import decided, open_bus
 from tests.integration.consuming_support import LogStage, consuming, processed, run
 from tests.integration.event_log import logged
 from tests.integration.person_support import opened
@@ -30,8 +30,8 @@ from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.task_support import QUICK
 from tests.openai_server import OpenAIServer, openai_server, refusal, status
 from tests.support import eventually, until, unused_port
+from workers.languages import TranslationConsumer, make_consumer
 from workers.tasks import TaskMeans, declare
-from workers.translation import TranslationConsumer
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("dramatiq")
@@ -140,15 +140,30 @@ def desk(database_url: str, writer: Writer, tmp_path: Path) -> Iterator[Desk]:
         yield opened
 
 
+@asynccontextmanager
+async def following(desk: Desk) -> AsyncIterator[None]:
+    """The consumer, as a process with the role runs it."""
+    stage = LogStage(desk.database_url, desk.writer)
+    settings, task = desk.settings.translation, desk.translate_comment
+    async with (
+        open_bus(desk.writer.recorder) as bus,
+        consuming(stage, make_consumer(settings, task, bus, translates=True)),
+    ):
+        yield
+
+
+def handled(desk: Desk) -> set[UUID]:
+    """The messages that the consumer has done with."""
+    return processed(desk.database_url, TranslationConsumer.name)
+
+
 def consumed(desk: Desk, *comments: UUID) -> None:
     """Have the tasks of these comments sent, as the consumer sends them."""
-    stage = LogStage(desk.database_url, desk.writer)
-    consumer = TranslationConsumer(desk.translate_comment)
     wanted = {event_id(comment, 1) for comment in comments}
 
     async def scenario() -> None:
-        async with consuming(stage, consumer):
-            await until(lambda: wanted <= processed(desk.database_url, consumer.name))
+        async with following(desk):
+            await until(lambda: wanted <= handled(desk))
 
     run(scenario)
 
@@ -169,7 +184,7 @@ def test_given_up_after_the_last_attempt_and_translated_when_it_is_driven_again(
     consumed(desk, comment)
     with desk.working():
         eventually(lambda: len(desk.dead()) == 1)
-        assert desk.kinds(comment) == ["posted", "translation_failed"]
+        assert desk.kinds(comment) == ["posted", "language_detected", "translation_failed"]
         assert desk.reason(comment) == ("overloaded", "correlation")
         assert len(desk.provider.calls) == 1 + desk.settings.tasks.max_retries
         desk.provider.forget()
@@ -194,19 +209,14 @@ def test_what_would_fail_again_is_no_dead_letter(desk: Desk) -> None:
 def test_nothing_counts_as_handled_while_the_broker_is_away(desk: Desk) -> None:
     comment = desk.comment()
     desk.redis.kill()
-    stage = LogStage(desk.database_url, desk.writer)
-    consumer = TranslationConsumer(desk.translate_comment)
 
     async def scenario() -> None:
         with capture_logs() as logs:
-            async with consuming(stage, consumer):
+            async with following(desk):
                 await until(lambda: any(each["event"] == "consumer_interrupted" for each in logs))
-                assert processed(desk.database_url, consumer.name) == set()
+                assert handled(desk) == set()
                 desk.redis.start()
-                await until(
-                    lambda: processed(desk.database_url, consumer.name) == {event_id(comment, 1)},
-                    60,
-                )
+                await until(lambda: handled(desk) == {event_id(comment, 1)}, 60)
 
     run(scenario)
     with desk.working():

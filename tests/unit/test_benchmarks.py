@@ -18,9 +18,10 @@ from typing import NoReturn
 import pytest
 from rich.console import Console
 
+from benchmarks import erasure
 from benchmarks.__main__ import BENCHMARKS, STDOUT, keep, main, merged, parse
 from benchmarks.bench import Scale
-from benchmarks.load import Load, Order
+from benchmarks.load import SLICE_SECONDS, Load, Order, Report
 from benchmarks.log import VIDEOS, like_event, uploads
 from benchmarks.reading import Size
 from benchmarks.results import Comparison, Result, Side, as_dict, as_table, machine
@@ -308,3 +309,20 @@ def test_a_load_with_a_pace_sends_no_faster(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert asyncio.run(pauses(1_000)) == pytest.approx([0.001, 0.002, 0.003])
     assert asyncio.run(pauses(0)) == [0, 0, 0]
+
+
+def test_a_stretch_of_work_is_compared_with_what_lies_around_it() -> None:
+    """Ten seconds at 100 likes/s, five at work at 80, ten at 120; a moment at work is none."""
+    rates = [100] * 40 + [80] * 20 + [120] * 20 + [10] * 2 + [120] * 18
+    working = [*[False] * 40, *[True] * 20, *[False] * 20, *[True] * 2, *[False] * 18]
+    slices = [int(rate * SLICE_SECONDS) for rate in rates]
+    looks = [
+        erasure.Look(1000 + (number + place) * SLICE_SECONDS, busy)
+        for number, busy in enumerate(working)
+        for place in (0.2, 0.6)
+    ]
+    halves = [
+        Report(100, 1, 1, 0, 0, 1000 + number * SLICE_SECONDS, slices[number : number + 50])
+        for number in (0, 50)
+    ]
+    assert list(erasure._pairs(halves, looks)) == [(80, 110)]

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from infra import metrics
-from infra.http.app import AnswersByPath
+from infra.http.app import AnswersByPath, Way
 from infra.http.connections import ConnectionLimits, LeanProtocol, sweep
 
 pytestmark = pytest.mark.anyio
@@ -219,7 +219,7 @@ def test_paths_that_are_asked_for_once_fill_no_memory() -> None:
     answers = AnswersByPath(most_bytes=1024 * 1024)
     for number in range(10_000):
         path = f"/videos/{number:032x}/like" + "-" * 1_000
-        answers.put("GET", path, (nothing, "read"))
-        assert answers.get("GET", path) == (nothing, "read")
+        answers.put("GET", path, Way(nothing, "read"))
+        assert answers.get("GET", path) == Way(nothing, "read")
         assert answers.bytes <= 1024 * 1024
     assert answers.get("GET", "/videos/" + "0" * 32 + "/like" + "-" * 1_000) is None

@@ -69,6 +69,14 @@ class TestIds:
             with pytest.raises(ListUnknown):
                 GivenList.opened(bytes(other).decode(), "ann", KEY)
 
+    def test_no_byte_can_be_spelled_otherwise(self) -> None:
+        for number in range(100):
+            id_ = GivenList.given(f"ann-{number}", AT, OFFERS[:1]).signed(KEY)
+            other = id_.translate({ord("-"): "+", ord("_"): "/"})
+            if other != id_:
+                with pytest.raises(ListUnknown):
+                    GivenList.opened(other, f"ann-{number}", KEY)
+
     @for_all(st.text())
     def test_any_text_is_no_list(self, text: str) -> None:
         with pytest.raises(ListUnknown):

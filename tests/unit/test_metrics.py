@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.command_bus import COMMANDS
 from infra import metrics
-from infra.http.request_metrics import HTTP
+from infra.http.requests import HTTP
 from infra.rate_limits import DECISIONS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"

@@ -9,7 +9,7 @@ import pytest
 
 from infra.http.problems import TITLES
 from infra.settings import load_settings
-from readapi.likes import HEARTBEAT_SECONDS
+from readapi.live import HEARTBEAT_SECONDS
 from tests.composition import PROJECT, read_composition, seconds
 
 CONFIGURATION = (PROJECT / "deploy" / "nginx.conf").read_text()

@@ -17,8 +17,8 @@ from infra import metrics, rate_limits
 from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, maybe_identity, mint_token
 from infra.http.keys import OneKey
-from infra.http.rate_limits import RateLimits, rate_class
-from infra.http.requests import Proxies, subscriber
+from infra.http.rate_limits import RateLimits
+from infra.http.requests import Proxies, rate_class, subscriber
 from infra.rate_limits import Buckets, Limit, SharedBuckets
 from infra.redis import embedded_redis
 from infra.settings import load_settings

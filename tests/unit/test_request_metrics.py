@@ -6,7 +6,7 @@ import random
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from infra.http.request_metrics import RequestMetrics
+from infra.http.requests import RequestMetrics
 
 BUCKETS = (0.001, 0.01, 0.1, 1.0)
 # When the library's own series began is all that ours leave out.

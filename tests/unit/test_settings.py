@@ -95,6 +95,35 @@ def test_lists_are_separated_by_commas() -> None:
     assert settings.server.roles == {Role.COMMANDS, Role.QUERIES}
 
 
+@pytest.mark.parametrize(
+    ("cores", "given", "processes"),
+    [
+        (1, {}, 1),
+        (2, {}, 2),
+        (64, {}, 4),
+        (2, {"BACKLOT_PROCESSES": "7"}, 7),
+        # One container, one process.
+        (8, {"BACKLOT_ROLES": "commands"}, 1),
+        (8, {"BACKLOT_ROLES": "commands", "BACKLOT_PROCESSES": "2"}, 2),
+        # Nothing there that others could take over.
+        (8, {"BACKLOT_ROLES": "projections,workers", "BACKLOT_PROCESSES": "2"}, 1),
+    ],
+)
+def test_a_program_with_every_role_uses_several_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, given: dict[str, str], processes: int
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    assert load_settings(given).server.processes == processes
+
+
+def test_elsewhere_than_on_linux_one_process_is_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert load_settings({}).server.processes == 1
+
+
 def test_readers_choose_among_several_languages_or_not_at_all() -> None:
     def choice(**given: str) -> tuple[str, ...]:
         return load_settings(given).translation.on_demand

@@ -1,0 +1,65 @@
+"""Two processes behind one port, against one: on two cores and more."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import ExitStack
+
+import httpx
+
+from benchmarks.bench import Bench
+from benchmarks.like import Clients, Server, backlot, side
+from benchmarks.processes import START_SECONDS, ProcessFailed
+from benchmarks.results import Comparison
+from infra.http.auth import mint_token
+
+PROCESSES = {"one process": 1, "two processes": 2}
+LIVENESS, READ, LIKE = "GET /healthz", "GET like with a token", "like"
+LEAST_RATIO = 1.5
+
+
+def run(bench: Bench) -> list[Comparison]:
+    """Requests/s at 64 connections; the load and PostgreSQL take the same cores."""
+    secret = secrets.token_urlsafe(32)
+    viewers = range(bench.size(3_000, 100))
+    tokens = [mint_token(secret, f"viewer-{number}") for number in viewers]
+    clients = Clients(tokens, bench.size(2, 1) / 2, bench.size(4, 1))
+    contenders = {}
+    with ExitStack() as stack:
+        for name, count in PROCESSES.items():
+            folder, settings = name.replace(" ", "-"), {"BACKLOT_PROCESSES": str(count)}
+            server = stack.enter_context(backlot(bench, secret, folder, **settings))
+            _await_all(server, count)
+            contenders |= {
+                f"{LIVENESS}, {name}": lambda number, server=server: clients.get(
+                    server, number, "/healthz"
+                ),
+                f"{READ}, {name}": lambda number, server=server: clients.get(
+                    server, number, "/videos/{}/like", known=True
+                ),
+                f"{LIKE}, {name}": lambda number, server=server: clients.like(server, number),
+            }
+        measured = bench.interleave(bench.size(5, 1), contenders)
+    sides = {name: side(name, rounds[1:] or rounds) for name, rounds in measured.items()}
+    one, two = PROCESSES
+    return [
+        Comparison(
+            "cores",
+            "requests/s",
+            sides[f"{what}, {two}"],
+            sides[f"{what}, {one}"],
+            at_least=LEAST_RATIO if what == LIVENESS else None,
+        )
+        for what in (LIVENESS, READ, LIKE)
+    ]
+
+
+def _await_all(server: Server, count: int) -> None:
+    """Wait until all processes answer; a connection goes to those that do."""
+    deadline = time.monotonic() + START_SECONDS
+    url, wanted = f"http://127.0.0.1:{server.served.port}/metrics", f"\nbacklot_processes {count}.0"
+    while wanted not in httpx.get(url, trust_env=False).text:
+        if time.monotonic() > deadline:
+            raise ProcessFailed(f"{count} processes do not answer:\n{server.served.said()}")
+        time.sleep(0.1)
