@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
 import subprocess
 import sys
 import zipfile
@@ -17,6 +14,7 @@ import pytest
 from backlot.demo.script import bundled_film
 from tests.e2e import plain
 from tests.e2e.program import Program
+from tests.e2e.terminals import with_a_bar
 from tests.e2e.videos import read
 from tests.support import PROJECT, requires
 
@@ -60,32 +58,13 @@ def test_the_demo_needs_no_ffmpeg(server: Program, no_ffmpeg: dict[str, str]) ->
 
 
 def test_the_demo_shows_a_bar_on_a_terminal(server: Program, no_ffmpeg: dict[str, str]) -> None:
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "backlot", "demo", "--viewers", "4", "--json"],
-        cwd=server.home,
-        env={**server.environment(), **no_ffmpeg, "TERM": "xterm", "COLUMNS": "120"},
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    shown = everything_on(ours)
-    out, _ = process.communicate(timeout=180)
-    assert process.returncode == 0
-    assert json.loads(out)["ok"]
+    played = with_a_bar(server, "demo", "--viewers", "4", "--json", **no_ffmpeg)
+    assert played.code == 0
+    assert json.loads(played.out)["ok"]
+    shown = played.shown
     assert "━" in shown
     assert "visits/s" in shown
     assert "\x1b[" in shown
-
-
-def everything_on(terminal: int) -> str:
-    """What a program writes to a terminal until it ends."""
-    shown = b""
-    # Linux tells the end of a terminal as an error.
-    with os.fdopen(terminal, "rb", buffering=0) as screen, contextlib.suppress(OSError):
-        while chunk := screen.read(65_536):
-            shown += chunk
-    return shown.decode()
 
 
 def test_the_demo_can_start_its_own_server(

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.e2e.program import Program
-from tests.e2e.test_commands import everything_on
+from tests.e2e.terminals import everything_on
 from tests.e2e.videos import read, upload
 from tests.fork_server import ForkedProcess
 from tests.support import DEADLINE_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -20,7 +21,11 @@ def settings(short_dir: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_server_of_its_own_lives_for_the_block(settings: Settings) -> None:
-    with running_server(settings) as own:
+    """At another port than the usual one, which is not free."""
+    with socket.socket() as stranger, ExitStack() as stack:
+        stranger.bind(("127.0.0.1", settings.server.port))
+        own = stack.enter_context(running_server(settings))
+        assert own.server.port != settings.server.port
         assert httpx.get(f"{own.server.local_url}/readyz").status_code == 200
         assert lock_holder(own.server.data_dir) is not None
         with running_server(own) as same:
@@ -28,13 +33,6 @@ def test_a_server_of_its_own_lives_for_the_block(settings: Settings) -> None:
     assert not own.server.data_dir.exists()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{own.server.local_url}/readyz")
-
-
-def test_another_port_is_taken_when_the_usual_one_is_not_free(settings: Settings) -> None:
-    with socket.socket() as stranger:
-        stranger.bind(("127.0.0.1", settings.server.port))
-        with running_server(settings) as own:
-            assert own.server.port != settings.server.port
 
 
 def test_a_configured_folder_is_used_and_kept(short_dir: Path, free_port: int) -> None:

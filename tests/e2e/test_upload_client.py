@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import pty
 import random
 import re
 import signal
 import stat
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +18,7 @@ import pytest
 from tests.e2e import plain
 from tests.e2e.gate import Gate, gate_to
 from tests.e2e.program import Program
-from tests.e2e.test_commands import everything_on
+from tests.e2e.terminals import with_a_bar
 from tests.e2e.videos import read
 from tests.fork_server import ForkedProcess
 from tests.integration.s3_server import s3_server
@@ -237,25 +233,15 @@ def test_a_terminal_shows_a_bar_and_then_where_the_video_is(
 ) -> None:
     film = tmp_path / "film.mp4"
     film.write_bytes(random.Random(3).randbytes(2_000_000))
-    ours, theirs = pty.openpty()
-    variables = {"XDG_STATE_HOME": str(tmp_path / "state"), "TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "backlot", "upload", str(film)],
-        env={**server.environment(), **variables},
-        cwd=server.home,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-    )
-    os.close(theirs)
-    shown = everything_on(ours)
-    out, _ = process.communicate(timeout=180)
-    assert process.returncode == 0
+    state = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    ended = with_a_bar(server, "upload", str(film), **state)
+    assert ended.code == 0
+    shown = ended.shown
     assert "━" in shown
     assert "2.0/2.0 MB" in shown
     assert re.search(r"[0-9] (bytes|[kM]B)/s", shown)
     assert "uploaded film.mp4: 2,000,000 bytes" in shown
-    video, url = out.splitlines()
+    video, url = ended.out.splitlines()
     assert url == f"{server.url}/videos/{video.removeprefix('video ')}"
 
 
