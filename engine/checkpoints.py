@@ -408,10 +408,15 @@ class Waiting:
         try:
             return await self.until(wanted, timeout_seconds, settles=True)
         except ReadModelBehind as behind:
-            self._given_up |= {name: at.events for name, at in behind.positions.items()}
+            late = {
+                name: at.events
+                for name, at in behind.positions.items()
+                if not at.covers(behind.wanted[name])
+            }
+            self._given_up |= late
             STALE_ANSWERS.inc()
             log.warning("read_models_behind", wanted=behind.wanted, positions=behind.positions)
-            return min(at.events for at in behind.positions.values())
+            return min(late.values())
 
     def _stands(self, name: str) -> bool:
         return name in self._resting or self._given_up.get(name) == self._at(name).events

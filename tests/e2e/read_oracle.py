@@ -187,6 +187,13 @@ class Claim(NamedTuple):
     of_telemetry: bool = False
 
 
+class Known(NamedTuple):
+    """Up to where a client knows everything, and up to where its stats do."""
+
+    seen: Position = BEGINNING
+    stats: Position = BEGINNING
+
+
 @dataclass
 class Oracle:
     """Holds all answers against the log; `faults` tells of those that can't be."""
@@ -196,44 +203,58 @@ class Oracle:
     checked: Counter[str] = field(default_factory=Counter)
     # Those that say that they are older than what was told before.
     admitted: list[Answer] = field(default_factory=list)
+    _likes: dict[tuple[str, str], Timeline[tuple[int, bool]]] = field(default_factory=dict)
     _lists: dict[tuple[str, str | None], list[tuple[str, Timeline[bool]]]] = field(
         default_factory=dict
     )
 
     def check(self, answers: Sequence[Answer]) -> None:
         """Check what clients were answered, each client's in their order."""
-        floors: defaultdict[tuple[str, bool], Position] = defaultdict(lambda: BEGINNING)
+        known: defaultdict[str, Known] = defaultdict(Known)
         for answer in answers:
-            seen, stats = (answer.client, False), (answer.client, True)
+            was = known[answer.client]
             if answer.what == "command":
-                floors[seen] = latest(floors[seen], answer.told)
+                deed = BEGINNING
                 if answer.person is not None:
                     deed = self.history.last_deed(answer.person, answer.told)
-                    floors[stats] = latest(floors[stats], deed)
-                continue
-            self.checked[f"{answer.what} {answer.status}"] += 1
-            if answer.what != "stats" and not answer.told.covers(floors[seen]):
-                self.admitted.append(answer)
-            for claim in self._claims(answer):
-                key = stats if claim.is_stats else seen
-                at = self._since(answer, claim, floors[key])
-                if at is None:
-                    self.faults.append(self._fault(answer, claim, floors[key]))
-                else:
-                    place = Position(0, at) if claim.of_telemetry else Position(at)
-                    floors[key] = latest(floors[key], place)
-            if answer.what != "stats":
-                floors[seen] = latest(floors[seen], answer.told)
+                known[answer.client] = Known(latest(was.seen, answer.told), latest(was.stats, deed))
+            else:
+                self.checked[f"{answer.what} {answer.status}"] += 1
+                known[answer.client] = self._checked(answer, was)
         self._check_admitted(answers)
+
+    def _checked(self, answer: Answer, was: Known) -> Known:
+        """What the client knows after the answer; each claim is held against what was known."""
+        seen, stats = was
+        if answer.what != "stats":
+            seen = latest(seen, answer.told)
+            if not answer.told.covers(was.seen):
+                self._admit(answer)
+        for claim in self._claims(answer):
+            floor = was.stats if claim.is_stats else was.seen
+            at = self._since(answer, claim, floor)
+            if at is None:
+                self.faults.append(self._fault(answer, claim, floor))
+                continue
+            place = Position(0, at) if claim.of_telemetry else Position(at)
+            if claim.is_stats:
+                stats = latest(stats, place)
+            else:
+                seen = latest(seen, place)
+        return Known(seen, stats)
 
     def _since(self, answer: Answer, claim: Claim, floor: Position) -> int | None:
         """Since when a claim is so; of what its client knew, if the answer does not admit less."""
         at = claim.timeline.since(floor[claim.of_telemetry], claim.holds)
         if at is None and not answer.told.covers(floor):
-            self.admitted.append(answer)
+            self._admit(answer)
             least = min(floor[claim.of_telemetry], answer.told[claim.of_telemetry])
             at = claim.timeline.since(least, claim.holds)
         return at
+
+    def _admit(self, answer: Answer) -> None:
+        if answer not in self.admitted[-1:]:
+            self.admitted.append(answer)
 
     def _check_admitted(self, answers: Sequence[Answer]) -> None:
         """Only where somebody has waited in vain for the same process, an answer may be older."""
@@ -281,11 +302,22 @@ class Oracle:
             yield from self._claims_of_stats(answer, answer.video)
 
     def _claims_of_likes(self, answer: Answer, video: str) -> Iterator[Claim]:
-        count, liked = answer.body["likesCount"], answer.body.get("hasLiked")
-        yield Claim("likes", self.history.likes[video], lambda was: was == count)
-        if answer.person is not None:
-            fan = self.history.fans[video, answer.person]
-            yield Claim("hasLiked", fan, lambda was: was is liked)
+        told = answer.body["likesCount"], answer.body.get("hasLiked")
+        yield self._claim_of_likes(video, answer.person, told)
+
+    def _claim_of_likes(
+        self, video: str, person: str | None, told: tuple[int, bool | None]
+    ) -> Claim:
+        """How many like a video, with whether one of them is this person."""
+        likes = self.history.likes[video]
+        if person is None:
+            return Claim("likes", likes, lambda was: (was, None) == told)
+        if (video, person) not in self._likes:
+            fan, both = self.history.fans[video, person], Timeline((0, False))
+            for position in likes.positions:
+                both.put(position, (likes.at(position), fan.at(position)))
+            self._likes[video, person] = both
+        return Claim("likes", self._likes[video, person], lambda was: was == told)
 
     def _claims_of_video(self, person: str | None, told: Mapping[str, Any]) -> Iterator[Claim]:
         video, history = told["videoId"], self.history
@@ -295,12 +327,9 @@ class Oracle:
             history.uploads[video],
             lambda was: (was.owner, was.title, was.visibility) == details,
         )
-        yield Claim("likes", history.likes[video], lambda was: was == told["likes"])
+        yield self._claim_of_likes(video, person, (told["likes"], told.get("hasLiked")))
         yield Claim("comments", history.comments[video], lambda was: len(was) == told["comments"])
         yield Claim("views", history.views[video], lambda was: was == told["views"], False, True)
-        if person is not None:
-            fan = history.fans[video, person]
-            yield Claim("hasLiked", fan, lambda was: was is told["hasLiked"])
 
     def _claims_of_list(self, answer: Answer) -> Iterator[Claim]:
         shown = {each["videoId"] for each in answer.body["items"]}

@@ -12,12 +12,21 @@ import psycopg
 import pytest
 
 from engine import projection_subscription
-from engine.checkpoints import POLL_SECONDS, Pool, ReadModelBehind, Waiting
+from engine.checkpoints import (
+    POLL_SECONDS,
+    Pool,
+    ReadModelBehind,
+    Waiting,
+    create,
+    pause,
+    resume,
+)
 from engine.installation import install
 from infra.http.shapes import Position
 from infra.postgres.connection import make_pool
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Tally, Writer, hosting
+from tests.support import until
 
 Case = Callable[[Waiting], Awaitable[None]]
 
@@ -89,6 +98,47 @@ def test_refuses_in_time_and_says_how_far_it_is(database_url: str) -> None:
         assert time.perf_counter() - started >= 0.2
         assert refused.value.positions == {"tally": Position(4), "unknown": Position()}
         assert set(refused.value.wanted.values()) == {Position(10**18)}
+
+    run(database_url, case)
+
+
+def test_what_was_waited_for_in_vain_is_not_waited_for_until_it_moves(database_url: str) -> None:
+    """Others are, also those that had come far enough by then."""
+
+    async def case(waiting: Waiting) -> None:
+        with psycopg.connect(database_url, autocommit=True) as conn:
+            create(conn, "other", "other", 1)
+        move(database_url, 7)
+        move(database_url, 3, "other")
+        both = {**at(9), "other": Position(3)}
+        assert await waiting.settle(both, 0.15) == 7
+        assert await waiting.settle(at(9), 60.0) == 7
+        other = asyncio.create_task(waiting.settle({**at(9), "other": Position(4)}, 60.0))
+        await asyncio.sleep(0.1)
+        assert not other.done()
+        await asyncio.to_thread(move, database_url, 4, "other")
+        assert await other == 7
+        move(database_url, 8)
+        again = asyncio.create_task(waiting.settle(at(9), 60.0))
+        await asyncio.sleep(0.1)
+        assert not again.done()
+        await asyncio.to_thread(move, database_url, 9)
+        assert await again is None
+
+    run(database_url, case)
+
+
+def test_what_rests_is_not_waited_for(database_url: str) -> None:
+    async def case(waiting: Waiting) -> None:
+        move(database_url, 2)
+        with psycopg.connect(database_url, autocommit=True) as conn:
+            pause(conn, "tally")
+            assert await waiting.settle(at(3), 60.0) == 2
+            resume(conn, "tally")
+        resting = asyncio.create_task(waiting.settle(at(3), 60.0))
+        await until(lambda: waiting._resting == frozenset())
+        await asyncio.to_thread(move, database_url, 3)
+        assert await resting is None
 
     run(database_url, case)
 
