@@ -93,7 +93,8 @@ class CommentChanges:
             rows = await cursor.fetchall()
         if floor == self._floor:
             self._changes.extendleft(
-                CommentChange(*row[:3], KINDS[row[3]]) for row in reversed(rows)
+                CommentChange(position, video_id, comment_id, KINDS[topic])
+                for position, video_id, comment_id, topic in reversed(rows)
             )
             self._floor = first
 

@@ -264,7 +264,7 @@ def test_whoever_comes_back_at_any_point_ends_with_the_same_comments(site: Site)
 
     async def missed(found: LiveVideos, since: int) -> list[Told]:
         client = following(found, video.id, since=since)
-        told = []
+        told: list[Told] = []
         # The last event's id says that all before it is told.
         while not told or told[-1].position < writer.head:
             told.append(await client.next(beside=""))
@@ -300,8 +300,7 @@ def test_whoever_comes_back_at_any_point_ends_with_the_same_comments(site: Site)
                 assert shown(rest, shown(whole[: told + 1], {})) == wanted
             # And from a reading of the comments at any position.
             for since in range(begun, writer.head):
-                rest = shown(await missed(found, since), {})
-                assert rest.items() <= wanted.items()
+                assert shown(await missed(found, since), {}).items() <= wanted.items()
 
     site.run(story())
     # What a process has in memory, and what it has to read again, is the same.
