@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import httpx
@@ -25,11 +26,11 @@ def run(bench: Bench) -> list[Comparison]:
     viewers = range(bench.size(3_000, 100))
     tokens = [mint_token(secret, f"viewer-{number}") for number in viewers]
     clients = Clients(tokens, bench.size(2, 1) / 2, bench.size(4, 1))
-    contenders = {}
+    contenders: dict[str, Callable[[int], tuple[float, dict[str, float]]]] = {}
     with ExitStack() as stack:
         for name, count in PROCESSES.items():
-            folder, settings = name.replace(" ", "-"), {"BACKLOT_PROCESSES": str(count)}
-            server = stack.enter_context(backlot(bench, secret, folder, **settings))
+            ours = backlot(bench, secret, f"cores-{count}", BACKLOT_PROCESSES=str(count))
+            server = stack.enter_context(ours)
             _await_all(server, count)
             contenders |= {
                 f"{LIVENESS}, {name}": lambda number, server=server: clients.get(
