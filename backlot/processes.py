@@ -114,7 +114,12 @@ class ServingProcess:
         while not self._stopping.is_set():
             ours, theirs = Pipe()
             with ours:
-                process = self._launch(theirs)
+                try:
+                    process = self._launch(theirs)
+                except OSError as error:
+                    # Too many processes, or too little memory, for now.
+                    log.error("process_not_started", reason=str(error))
+                    process = None
                 if process is not None and self._attend(process, ours):
                     backoff.reset()
             if not self._stopping.wait(backoff.next()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import httpx
@@ -18,6 +19,8 @@ PROCESSES = {"one process": 1, "two processes": 2}
 LIVENESS, READ, LIKE = "GET /healthz", "GET like with a token", "like"
 LEAST_RATIO = 1.5
 
+Contender = Callable[[int], tuple[float, dict[str, float]]]
+
 
 def run(bench: Bench) -> list[Comparison]:
     """Requests/s at 64 connections; the load and PostgreSQL take the same cores."""
@@ -25,21 +28,13 @@ def run(bench: Bench) -> list[Comparison]:
     viewers = range(bench.size(3_000, 100))
     tokens = [mint_token(secret, f"viewer-{number}") for number in viewers]
     clients = Clients(tokens, bench.size(2, 1) / 2, bench.size(4, 1))
-    contenders = {}
+    contenders: dict[str, Contender] = {}
     with ExitStack() as stack:
         for name, count in PROCESSES.items():
-            folder, settings = name.replace(" ", "-"), {"BACKLOT_PROCESSES": str(count)}
-            server = stack.enter_context(backlot(bench, secret, folder, **settings))
+            ours = backlot(bench, secret, f"cores-{count}", BACKLOT_PROCESSES=str(count))
+            server = stack.enter_context(ours)
             _await_all(server, count)
-            contenders |= {
-                f"{LIVENESS}, {name}": lambda number, server=server: clients.get(
-                    server, number, "/healthz"
-                ),
-                f"{READ}, {name}": lambda number, server=server: clients.get(
-                    server, number, "/videos/{}/like", known=True
-                ),
-                f"{LIKE}, {name}": lambda number, server=server: clients.like(server, number),
-            }
+            contenders |= _asked(clients, server, name)
         measured = bench.interleave(bench.size(5, 1), contenders)
     sides = {name: side(name, rounds[1:] or rounds) for name, rounds in measured.items()}
     one, two = PROCESSES
@@ -53,6 +48,17 @@ def run(bench: Bench) -> list[Comparison]:
         )
         for what in (LIVENESS, READ, LIKE)
     ]
+
+
+def _asked(clients: Clients, server: Server, name: str) -> dict[str, Contender]:
+    """Return what is asked of a server."""
+    return {
+        f"{LIVENESS}, {name}": lambda number: clients.get(server, number, "/healthz"),
+        f"{READ}, {name}": lambda number: clients.get(
+            server, number, "/videos/{}/like", known=True
+        ),
+        f"{LIKE}, {name}": lambda number: clients.like(server, number),
+    }
 
 
 def _await_all(server: Server, count: int) -> None:
