@@ -17,6 +17,7 @@ from uuid import UUID
 
 from domain.comment import Comment
 from domain.dismissals import Dismissal
+from domain.model import Aggregate
 from domain.operation import Operation
 from domain.person import Person
 from domain.upload import CommentPolicy, Upload, VideoViewer
@@ -47,7 +48,7 @@ NOTHING: Mapping[str, int] = MappingProxyType({})
 TELEMETRY = "telemetry"
 """Stands among the schemas of read models for what is counted where it is recorded."""
 
-OF_EVERYTHING = (*Person.events(), Operation.Finished)
+OF_EVERYTHING: tuple[type[Aggregate.Event], ...] = (*Person.events(), Operation.Finished)
 """Who is forgotten may be named anywhere; and an operator may have changed what is read behind the
 log's back: a parked event is applied late."""
 
