@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from engine.erasures import FENCED
 from engine.event_store import open_recorder
 from engine.log import MAPPER
 from engine.projection_subscription import ProjectionHost
-from engine.schedule import Job, run_job
+from engine.schedule import in_background, schedule
 from engine.seals.chain import Seal
 from engine.seals.proofs import (
     Proofs,
@@ -41,7 +41,6 @@ from engine.seals.sealer import Sealer
 from engine.subscription import EVENTS, Notifications
 from engine.tail import LogTail
 from engine.viewers import ViewerKeys
-from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
 from infra.http.app import HttpApp
@@ -50,7 +49,6 @@ from infra.http.keys import read_or_make_secret
 from infra.http.rate_limits import RateLimits
 from infra.interpreter import quick_turns
 from infra.kafka import client_options
-from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable, now
 from infra.postgres.connection import Limits, make_pool
@@ -90,11 +88,6 @@ from workers.translation import open_translation
 from workers.uploads import open_reservations
 
 log = structlog.get_logger(__name__)
-
-JOBS_BROKEN = counter(
-    "backlot_jobs_broken",
-    "Background jobs that ended by an error of their own, and run no more until a restart.",
-)
 
 
 @dataclass(frozen=True)
@@ -294,7 +287,7 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
             jobs = [job for feature in FEATURES for job in feature.jobs(parts, bus)]
             for close in parts.closings:
                 stack.push_async_callback(close)
-            _schedule(jobs, stack)
+            schedule(jobs, stack)
         tasks = await _follow(parts, bus, stack)
         if tasks is not None and _takes_requests(parts.settings):
             in_background(app.state.queries.requests.run(tasks.translate_on_demand), stack)
@@ -311,31 +304,6 @@ def _limit_rates(app: HttpApp, parts: Parts, stack: AsyncExitStack) -> Buckets |
     stack.push_async_callback(buckets.aclose)
     app.limit_rates(RateLimits(buckets, settings.rate_limits))
     return buckets
-
-
-def in_background(
-    work: Coroutine[Any, Any, None],
-    stack: AsyncExitStack,
-    *,
-    name: str | None = None,
-    seconds: float = END_SECONDS,
-) -> None:
-    """Run work without an end until `stack` is closed; if it breaks, that is logged at once."""
-    task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
-    task.add_done_callback(_tell_broken)
-    stack.push_async_callback(cancel, task, seconds=seconds)
-
-
-def _tell_broken(task: asyncio.Task[None]) -> None:
-    error = None if task.cancelled() else task.exception()
-    if error is not None:
-        JOBS_BROKEN.inc()
-        log.error("job_broke", job=task.get_name(), exc_info=error)
-
-
-def _schedule(jobs: Iterable[Job], stack: AsyncExitStack) -> None:
-    for job in jobs:
-        in_background(run_job(job), stack, name=job.name)
 
 
 async def _revocations(parts: Parts, stack: AsyncExitStack) -> RevocationFollower:
@@ -472,7 +440,7 @@ async def _follow(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks
     for feature in FEATURES if Role.CONSUMERS in roles else ():
         for subscription in feature.subscriptions(parts, bus, tasks):
             in_background(subscription.run(), stack)
-        _schedule(feature.sweeps(parts, tasks), stack)
+        schedule(feature.sweeps(parts, tasks), stack)
     return tasks
 
 

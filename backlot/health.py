@@ -22,7 +22,7 @@ from engine.seals.proofs import configured_proofs
 from infra.cache import SingleFlight
 from infra.data_folder import DataFolderError, cluster_path, key_encryption_key_path
 from infra.errors import OperatorError
-from infra.http.app import wire
+from infra.http.responses import wire
 from infra.http.shapes import Wire
 from infra.metrics import CONTENT_TYPE
 from infra.postgres.cluster import PostgresError

@@ -22,9 +22,10 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from backlot.up import calm_garbage_collector, serving
-from infra.http.app import HttpApp, JsonResponse
+from infra.http.app import HttpApp
 from infra.http.auth import Caller, MaybeCaller, make_authenticator
 from infra.http.problems import Problem
+from infra.http.responses import JsonResponse
 from infra.settings import Settings, load_settings
 from readapi.pages import decode_cursor, encode_cursor
 

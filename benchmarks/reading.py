@@ -18,8 +18,8 @@ from eventsourcing.persistence import StoredEvent
 
 from benchmarks import crud_reads
 from benchmarks.bench import Bench, say
+from benchmarks.like import CPU_NOTE, Clients, Rounds, Server, backlot, side
 from benchmarks.like import PATHS as LIKES
-from benchmarks.like import Clients, Rounds, Server, backlot, side
 from benchmarks.log import VIDEOS, first_comment, first_like, name_viewers, upload, video_id
 from benchmarks.processes import Served, serving
 from benchmarks.recommended import ask_once
@@ -83,9 +83,9 @@ class Size:
     viewers: int
 
     @property
-    def commented(self) -> list[UUID]:
-        """The videos with a page of comments and more."""
-        return [video_id(number) for number in range(self.comments // COMMENTS_EACH)]
+    def commented(self) -> int:
+        """How many videos, the first, have a page of comments and more."""
+        return self.comments // COMMENTS_EACH
 
     @property
     def kept(self) -> int:
@@ -99,8 +99,8 @@ class Size:
             return upload(video_id(len(VIDEOS) + index // 2))[index % 2]
         number = index - 2 * rest
         if number < self.comments:
-            video, author = self.commented[number % len(self.commented)], number % self.viewers
-            return first_comment(UUID(int=0xC0F << 96 | number), video, f"viewer-{author}")
+            video, author = video_id(number % self.commented), f"viewer-{number % self.viewers}"
+            return first_comment(UUID(int=0xC0F << 96 | number), video, author)
         turn, viewer = divmod(number - self.comments, self.viewers)
         video = video_id((viewer * STEP_OF_VIEWERS + turn * STEP_OF_LIKES) % self.videos)
         return first_like(video, f"viewer-{viewer}")
@@ -139,6 +139,8 @@ class Readers:
             liking = pool.submit(likers.load, served, LIKES, number, pace=LIKES_PER_SECOND)
             rate, notes = self.get(served, call, number)
             (liked, _), _ = liking.result()
+        # The likes' own is in it.
+        del notes[CPU_NOTE]
         return rate, {**notes, "likes/s": liked}
 
 
@@ -227,7 +229,7 @@ def _calls(server: Server, size: Size, tokens: list[str]) -> list[Call]:
             client.delete(*made)
 
     recommended = ["/videos/recommendations?limit=10"]
-    commented = [f"/videos/{video}/comments" for video in size.commented]
+    commented = [f"{path}/comments" for path in videos[: size.commented]]
     stats = [f"{path}/stats?timeRange=7d&bucket=hour" for path in videos]
     return [
         Call("a video", videos, [], 0.6, 2.5),

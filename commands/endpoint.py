@@ -21,7 +21,6 @@ from engine.personal_data import Deleted, Left, PersonalKeys, Unsearched
 from engine.reservations import Reservations
 from engine.telemetry import Telemetry
 from engine.viewers import ViewerKeys
-from infra.http.app import wire
 from infra.http.auth import (
     Identity,
     maybe_identity,
@@ -31,6 +30,7 @@ from infra.http.auth import (
 )
 from infra.http.problems import Problem
 from infra.http.requests import client_address, header, request_id_of
+from infra.http.responses import wire
 from infra.http.shapes import Wire, encode_position
 from infra.objects.port import ObjectStore
 from infra.rate_limits import DECISIONS, PREFIX, Buckets, Limit, LimitReached

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from prometheus_client import Counter
 
+from infra.cancellation import END_SECONDS, cancel
+from infra.metrics import counter
+
 log = structlog.get_logger(__name__)
+
+JOBS_BROKEN = counter(
+    "backlot_jobs_broken",
+    "Background jobs that ended by an error of their own, and run no more until a restart.",
+)
 
 Run = Callable[[], Awaitable[float | None]]
 """One run of a job; it may return the seconds until the next one."""
@@ -67,3 +76,29 @@ async def run_job(job: Job) -> None:
                 log.warning(job.outage.event, error=f"{type(error).__name__}: {text}")
             await asyncio.sleep(job.every)
             pause = 0.0
+
+
+def in_background(
+    work: Coroutine[Any, Any, None],
+    stack: AsyncExitStack,
+    *,
+    name: str | None = None,
+    seconds: float = END_SECONDS,
+) -> None:
+    """Run work without an end until `stack` is closed; if it breaks, that is logged at once."""
+    task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
+    task.add_done_callback(_tell_broken)
+    stack.push_async_callback(cancel, task, seconds=seconds)
+
+
+def _tell_broken(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        JOBS_BROKEN.inc()
+        log.error("job_broke", job=task.get_name(), exc_info=error)
+
+
+def schedule(jobs: Iterable[Job], stack: AsyncExitStack) -> None:
+    """Run jobs until the stack is closed."""
+    for job in jobs:
+        in_background(run_job(job), stack, name=job.name)

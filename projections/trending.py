@@ -51,10 +51,7 @@ BOOST = "(%(recent_boost)s::float8 - 1) * " + POINTS.format(
 BASE = POINTS.format(**{name: name for name in COUNTS}) + " + " + BOOST
 # Of one row of the hourly rollup, all of which is recent.
 RECENT_HOUR = "%(recent_boost)s::float8 * " + POINTS.format(
-    views="trending_views",
-    likes="trending_likes",
-    comments="trending_comments",
-    minutes="(trending_watch_seconds / 60)",
+    **{name: f"trending_{name}" for name in COUNTS[:-1]}, minutes="(trending_watch_seconds / 60)"
 )
 
 # The sums of each video in a window: from the rollups, or from settled sums. Both queries give the
@@ -429,8 +426,9 @@ def settle(conn: Connection[TupleRow], window: Window, *, formula: Formula, now:
     return bool(mine)
 
 
-PREFIX, GENERATION = "trending:", "trending:generation"
-"""Holds another value each time that something new was counted."""
+PREFIX = "trending:"
+# Holds another value each time that something new was counted.
+GENERATION = "trending:generation"
 
 Ranking = CachedValue[tuple[Ranked, ...]]
 
@@ -447,17 +445,15 @@ TRENDING_CACHE_FAILURES = counter(
 
 def key_of(window: Window, limit: int, category: str | None) -> str:
     """Return the key of a ranking in Redis."""
-    whole = f"{PREFIX}{window}:{limit}"
-    return whole if category is None else f"{whole}:{category}"
+    return f"{PREFIX}{window}:{limit}" + ("" if category is None else f":{category}")
 
 
 class TrendingInvalidation:
     """Tells all processes that something new was counted; to be used from one event loop."""
 
     def __init__(self, redis: Redis) -> None:
-        self._generations = Generations(
-            OptionalRedis(redis, "trending_cache", TRENDING_CACHE_FAILURES)
-        )
+        optional = OptionalRedis(redis, "trending_cache", TRENDING_CACHE_FAILURES)
+        self._generations = Generations(optional)
 
     async def touch(self) -> None:
         """Begin a generation of rankings; to be called after each commit.
@@ -497,7 +493,7 @@ class TrendingCache:
     ) -> tuple[Ranking, bool]:
         """Return a ranking, and whether it was cached; else `compute` makes it as of a given time.
 
-        Then `includes` tells what is in it. Concurrent callers share one computation and its
+        Then `includes` tells what is in it. Concurrent callers share one computation, and its
         failure. Never raises RedisError.
         """
         key = key_of(window, limit, category)

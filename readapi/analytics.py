@@ -16,9 +16,10 @@ from pydantic.alias_generators import to_camel
 from starlette.types import Scope
 
 from infra.cache import CachedValue
-from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, hot
+from infra.http.app import TOKEN_OPTIONAL, hot
 from infra.http.auth import MODERATORS, Identity, MaybeCaller, require_known
 from infra.http.problems import Problem, problems
+from infra.http.responses import NOT_MODIFIED, conditional
 from infra.http.shapes import VIDEO_ID, Time, Video, Wire, rfc3339
 from projections.analytics.calendar import start_of_hour
 from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range

@@ -8,9 +8,10 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AfterValidator
 
-from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, conditional_wire, hot
+from infra.http.app import TOKEN_OPTIONAL, hot
 from infra.http.auth import Caller, Identity, MaybeCaller, person_named, require_known
 from infra.http.problems import Problem, problems
+from infra.http.responses import NOT_MODIFIED, conditional, conditional_wire
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
 from projections.catalog import UploadRow

@@ -25,10 +25,11 @@ from redis.asyncio import Redis
 from domain.moderation import Standing
 from engine.personal_data import Deleted, PersonalKeys
 from infra.cache import OptionalRedis
-from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, conditional_wire, hot
+from infra.http.app import TOKEN_OPTIONAL, hot
 from infra.http.auth import Identity, MaybeCaller, require_identity
 from infra.http.problems import Problem, problems
 from infra.http.requests import header, request_id_of
+from infra.http.responses import NOT_MODIFIED, conditional, conditional_wire
 from infra.http.shapes import Comment
 from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING, UNPAID
 from infra.metrics import counter

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from engine.connections import in_thread
 from engine.erasures import Erasure, find_erasure
 from engine.persons import Persons
-from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Admin
 from infra.http.problems import Problem, problems
+from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import Time, Wire
 from infra.postgres.connection import open_connection
 from readapi.pages import IfNoneMatch

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from domain.feedback import Signal, Variant
-from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Admin
 from infra.http.problems import problems
+from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import Time, Wire
 from projections.analytics.calendar import start_of_hour
 from projections.analytics.queries import LENGTHS, Range

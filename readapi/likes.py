@@ -13,9 +13,10 @@ from fastapi import APIRouter, Request, Response
 from redis import RedisError
 
 from domain.upload import Visibility
-from infra.http.app import NOT_MODIFIED, TOKEN_OPTIONAL, conditional, hot
+from infra.http.app import TOKEN_OPTIONAL, hot
 from infra.http.auth import MaybeCaller
 from infra.http.problems import problems
+from infra.http.responses import NOT_MODIFIED, conditional
 from infra.http.shapes import LikeState
 from infra.metrics import counter
 from projections.like_counters import (

@@ -9,11 +9,11 @@ as that is known.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
@@ -24,13 +24,10 @@ from psycopg import Error
 from psycopg_pool import PoolTimeout
 from starlette.types import Receive, Scope, Send
 
-from domain.comment import Comment
 from domain.upload import VideoViewer
 from engine.checkpoints import Pool, ReadModelBehind, Waiting
-from engine.event_store import EVENTS
-from engine.log import topics_of
 from engine.subscription import woken
-from engine.tail import LogTail, TailEvent, TailTelemetry
+from engine.tail import LogTail
 from infra.cancellation import cancel
 from infra.errors import describe
 from infra.http.app import TOKEN_OPTIONAL
@@ -43,6 +40,15 @@ from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
 from readapi.comment_cache import CommentCache
+from readapi.comment_changes import (
+    APPEARED,
+    EDITED,
+    REMOVED,
+    TRANSLATED,
+    ChangesByVideo,
+    CommentChange,
+    CommentChanges,
+)
 from readapi.freshness import MAX_TOKEN_LENGTH, Fresh
 from readapi.queries import Read, viewer_of
 from readapi.video_cache import LoadedVideo, VideoCache
@@ -59,35 +65,8 @@ WAIT_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
 RETRY_MS = 2_000
 MAX_WATCHERS = 10_000
-MOST_CHANGES = 10_000
-"""So many changes of comments are kept for those who come back."""
-MOST_RECALLED = 2_000
-"""So many positions behind what is kept are read again, from the log."""
 MOST_COMMENTS = 100
 """Of one video at once, and for one client that is slow: where there are more, it reads again."""
-
-APPEARED, EDITED, TRANSLATED, REMOVED = (
-    *("comment", "comment-edited"),
-    *("comment-translated", "comment-removed"),
-)
-# What is not here, nobody but those whom it concerns may see.
-KINDS: Mapping[str, str] = {
-    topic: kind
-    for kind, events in (
-        (APPEARED, (Comment.Posted, Comment.Approved, Comment.Restored)),
-        (EDITED, (Comment.Edited,)),
-        (TRANSLATED, (Comment.LanguageDetected, Comment.Translated)),
-        (TRANSLATED, (Comment.TranslationFailed, Comment.TranslationSkipped)),
-        (REMOVED, (Comment.Deleted, Comment.Withheld, Comment.Removed)),
-    )
-    for event in events
-    for topic in topics_of(event)
-}
-RECALL = f"""
-SELECT notification_id, (convert_from(state, 'UTF8')::json->>'video_id')::uuid, originator_id, topic
-FROM {EVENTS} WHERE notification_id > %b AND notification_id <= %b AND topic = ANY (%b)
-ORDER BY notification_id
-""".encode()
 
 LIVE_WATCHERS = gauge(
     "backlot_live_watchers", "Clients that follow a video's likes and comments as they change."
@@ -100,72 +79,6 @@ class LiveLimits:
 
     per_user: int = MAX_WATCHERS
     per_address: int = MAX_WATCHERS
-
-
-class CommentChange(NamedTuple):
-    """What happened to a comment that everybody sees, or saw until then."""
-
-    position: int
-    video_id: UUID
-    comment_id: UUID
-    kind: str
-
-
-ChangesByVideo = Mapping[UUID, Sequence[CommentChange]]
-
-
-class CommentChanges:
-    """The latest changes of comments, in order; a follower of the log. For one event loop."""
-
-    def __init__(self, pool: Pool, tail: LogTail) -> None:
-        """`pool` leads to the log."""
-        self._pool = pool
-        self._changes: deque[CommentChange] = deque()
-        # All that came behind this position is here.
-        self._floor = 0
-        tail.follow(self)
-
-    def begin(self, position: Position) -> None:
-        self._changes.clear()
-        self._floor = position.events
-
-    def take(self, event: TailEvent) -> None:
-        kind = KINDS.get(event.topic)
-        if kind is None:
-            return
-        video_id = UUID(event.fields["video_id"])
-        self._changes.append(CommentChange(event.position, video_id, event.stream_id, kind))
-        if len(self._changes) > MOST_CHANGES:
-            self._floor = self._changes.popleft().position
-
-    def take_telemetry(self, event: TailTelemetry) -> None:
-        pass
-
-    async def recall(self, position: int) -> None:
-        """Read the log behind this position, or as far back as it may be read again."""
-        floor = self._floor
-        first = max(position, floor - MOST_RECALLED)
-        if first >= floor:
-            return
-        async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
-            await cursor.execute(RECALL, (first, floor, list(KINDS)))
-            rows = await cursor.fetchall()
-        if floor == self._floor:
-            self._changes.extendleft(
-                CommentChange(*row[:3], KINDS[row[3]]) for row in reversed(rows)
-            )
-            self._floor = first
-
-    def since(self, position: int) -> ChangesByVideo | None:
-        """Return what happened behind a position; None where that is not known."""
-        if position < self._floor:
-            return None
-        found: defaultdict[UUID, list[CommentChange]] = defaultdict(list)
-        for change in reversed(self._changes):
-            if change.position <= position:
-                break
-            found[change.video_id].append(change)
-        return {video_id: changes[::-1] for video_id, changes in found.items()}
 
 
 @dataclass(eq=False)

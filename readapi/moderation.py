@@ -13,9 +13,9 @@ from psycopg import AsyncConnection
 
 from domain.moderation import ReportReason, Standing, ThingKind
 from engine.log import END_OF_LOG
-from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Caller, Moderator
 from infra.http.problems import problems
+from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import Comment, Time, UserId, Wire
 from projections.catalog import VideoRow
 from projections.comments import CommentRow, HiddenComment

@@ -18,9 +18,9 @@ from engine.checkpoints import Freshness
 from engine.completeness import completeness
 from engine.connections import connect
 from engine.parked_events import parked
-from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Admin
 from infra.http.problems import Problem, problems
+from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import Time, UserId, Wire
 from readapi.freshness import Fresh
 from readapi.pages import IfNoneMatch, Page, Paged, decode_cursor

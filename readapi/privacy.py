@@ -43,9 +43,9 @@ from engine.personal_data import (
     rows_of,
 )
 from engine.purge import entries_of
-from infra.http.app import wire
 from infra.http.auth import Admin, Caller, Identity, ask, person_named
 from infra.http.problems import Problem, problems
+from infra.http.responses import wire
 from infra.http.shapes import Time, Wire, rfc3339
 from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable
 from infra.postgres.connection import open_connection

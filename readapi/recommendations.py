@@ -22,9 +22,10 @@ from domain.video_likes import stream_id as likes_of
 from engine.checkpoints import Freshness
 from engine.event_store import EVENTS
 from engine.log import topics_of
-from infra.http.app import NO_HEADERS, JsonResponse, hot, wire
+from infra.http.app import hot
 from infra.http.auth import Caller, person_named, require_known
 from infra.http.problems import Problem, problems
+from infra.http.responses import NO_HEADERS, JsonResponse, wire
 from infra.http.shapes import VIDEO_ID, Video, Wire
 from infra.security_log import SecurityEvent, record
 from projections.analytics.calendar import start_of_hour

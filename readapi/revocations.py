@@ -24,9 +24,9 @@ from engine.event_store import GroupCommitRecorder
 from engine.log import MAPPER
 from engine.personal_data import IN_THE_LOG, PersonalEvents
 from engine.subscription import woken
-from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Admin, Authenticator, RevokedTokens, ask
 from infra.http.problems import problems
+from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import RevokedToken
 from readapi.freshness import Fresh
 from readapi.pages import IfNoneMatch, Page, Paged, decode_cursor

@@ -6,13 +6,10 @@ The edge is the outermost layer: request ids, limits of bodies, metrics, and no 
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from hashlib import blake2b
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 from uuid import UUID
 
@@ -25,11 +22,9 @@ from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.auth import Authenticator, Identity, ask, caller_of, recalled
+from infra.http.auth import Authenticator, Identity, caller_of, recalled
 from infra.http.problems import (
     FRAMEWORK,
-    PROBLEM_JSON,
-    TITLES,
     Make,
     Problem,
     ProblemDetails,
@@ -54,9 +49,8 @@ from infra.http.requests import (
     rate_class,
     request_id_of,
 )
-from infra.http.shapes import Wire
+from infra.http.responses import PRIVATE, problem_response
 from infra.logging import CORRELATION_ID
-from infra.pseudonyms import Pseudonyms
 from infra.rate_limits import LimitReached
 from infra.security_log import SecurityEvent, record
 
@@ -72,13 +66,8 @@ ASKED = "backlot.method"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
 FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
-NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-# Asked for again each time: the answer is as new as the log.
-PUBLIC, PRIVATE = "public, no-cache", "private, no-cache"
 NOT_KEPT = ((b"cache-control", b"no-store"),)
 REVALIDATED = ((b"cache-control", PRIVATE.encode()),)
-TAG = re.compile(r'(?:W/)?("[^"]*")')
-NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "As the client knows it"}}
 OF_THE_EDGE = problems(414, 421, 429, 431)
 """What any call may answer before anybody looks what it is."""
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
@@ -439,102 +428,3 @@ async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
     if told is not None:
         # The first of all that is added to the answer.
         scope[ADDED] = fields(told)
-
-
-class JsonResponse(Response):
-    """An answer whose body is JSON already; made without what other answers may need."""
-
-    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
-        self.status_code = status
-        self.body = body
-        self.background = None
-        self.raw_headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            *((name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()),
-        ]
-
-
-class NamedResponse(JsonResponse):
-    """An answer that names persons: clients get user ids in place of pseudonyms."""
-
-    def __init__(self, wire: Wire, status: int, headers: Mapping[str, str]) -> None:
-        super().__init__(b"", status, headers)
-        self.wire = wire
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.body = await named(scope["app"].state.authenticator.persons, self.wire)
-        self.raw_headers[1] = (b"content-length", str(len(self.body)).encode())
-        await super().__call__(scope, receive, send)
-
-
-async def named(persons: Pseudonyms, wire: Wire) -> bytes:
-    """Return a shape as JSON, with user ids in place of pseudonyms.
-
-    Raise Problem 503 where these can't be found out.
-    """
-    pseudonyms = {getattr(shape, name) for shape, name in wire.persons()}
-    names = persons.recall(pseudonyms)
-    if names is None:
-        names = await ask(persons.names, pseudonyms)
-    return wire.to_json(names)
-
-
-def problem_response(scope: Scope, problem: Problem) -> Response:
-    """Return the response of a problem, with the request id that the edge gave the request."""
-    body = ProblemDetails(
-        type=problem.slug,
-        title=TITLES.get(problem.status, TITLES[500])[1],
-        status=problem.status,
-        detail=problem.detail,
-        request_id=request_id_of(scope),
-        **problem.extra,
-    )
-    content = body.model_dump_json(by_alias=True, exclude_none=True)
-    return Response(content, problem.status, problem.headers, PROBLEM_JSON)
-
-
-def conditional(
-    scope: Scope,
-    body: bytes,
-    *,
-    private: bool,
-    headers: Mapping[str, str] = NO_HEADERS,
-    tagged: bytes | None = None,
-) -> Response:
-    """Return a JSON answer, or 304 without a body where the client has one of the same tag.
-
-    Nobody may use it again without asking; if it is not `private`, caches that many share may keep
-    it. `tagged` is what of the answer makes another one of it, where that is not all.
-    """
-    tag = f'"{blake2b(body if tagged is None else tagged, digest_size=16).hexdigest()}"'
-    added = {
-        "ETag": f"W/{tag}",
-        "Cache-Control": PRIVATE if private else PUBLIC,
-        **headers,
-        "Vary": ", ".join(filter(None, ("Authorization", headers.get("Vary")))),
-    }
-    known = header(scope, b"if-none-match")
-    # The weak comparison.
-    if known is not None and (known.strip() == "*" or tag in TAG.findall(known)):
-        return Response(status_code=304, headers=added)
-    return JsonResponse(body, 200, added)
-
-
-async def conditional_wire(
-    request: Request, body: Wire, *, private: bool = True, headers: Mapping[str, str] = NO_HEADERS
-) -> Response:
-    """Return the same of a contract shape, with user ids in place of pseudonyms.
-
-    Raise Problem 503 where these can't be found out.
-    """
-    persons = request.app.state.authenticator.persons
-    content = await named(persons, body) if body.may_name() else body.to_json()
-    return conditional(request.scope, content, private=private, headers=headers)
-
-
-def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a JSON response made straight from a contract shape."""
-    if body.may_name():
-        return NamedResponse(body, status, headers or {})
-    return JsonResponse(body.to_json(), status, headers or {})

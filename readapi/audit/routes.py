@@ -26,9 +26,9 @@ from engine.seals.chain import connect
 from engine.seals.places import AnchorsUnusable
 from engine.seals.proofs import Proofs
 from engine.seals.verification import Verification
-from infra.http.app import NOT_MODIFIED, conditional_wire
 from infra.http.auth import Admin, Auditor, Identity, ask, persons_of, role_refused
 from infra.http.problems import Problem, problems
+from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import VIDEO_ID, Time, Wire
 from infra.pseudonyms import Pseudonyms, searched
 from infra.security_log import SecurityEvent, record

@@ -55,6 +55,8 @@ class Told(BaseHTTPRequestHandler):
             self.send_header("Content-Disposition", sent)
         self.send_header("Content-Length", str(len(text)))
         self.send_header("X-Asked", json.dumps([told["by"], told["method"]]))
+        if self.path == "/tagged":
+            self.send_header("ETag", 'W/"of-this"')
         if self.path == "/page":
             self.send_header("Content-Security-Policy", "default-src 'self'")
             self.send_header("X-Request-Id", "of-the-page")
@@ -159,9 +161,22 @@ def test_a_body_that_no_call_takes_is_a_problem(client: httpx.Client) -> None:
     assert answer.headers["Content-Type"] == PROBLEM
 
 
-def test_live_counts_arrive_as_they_are_written(client: httpx.Client) -> None:
+def test_json_is_compressed_for_whoever_takes_that(client: httpx.Client) -> None:
+    plainly = {"Accept-Encoding": "identity"}
+    zipped, plain = client.get("/tagged"), client.get("/tagged", headers=plainly)
+    assert zipped.headers["Content-Encoding"] == "gzip"
+    assert "Content-Encoding" not in plain.headers
+    assert zipped.json()["path"] == plain.json()["path"] == "/tagged"
+    for answer in (zipped, plain):
+        # So that a shared cache hands each form to whom it is for, and asks with the same tag.
+        assert "Accept-Encoding" in answer.headers["Vary"]
+        assert answer.headers["ETag"] == 'W/"of-this"'
+
+
+def test_live_events_arrive_as_they_are_written(client: httpx.Client) -> None:
     Told.go_on.clear()
     with client.stream("GET", "/stream") as answer:
+        assert "Content-Encoding" not in answer.headers
         pieces = answer.iter_raw()
         assert next(pieces) == b"data: 1\n\n"
         Told.go_on.set()

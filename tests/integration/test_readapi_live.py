@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+import readapi.comment_changes
 import readapi.live
 from domain.comment import Comment
 from domain.moderation import ActingAs, Hold, HoldCause
@@ -263,7 +264,7 @@ def test_whoever_comes_back_at_any_point_ends_with_the_same_comments(site: Site)
 
     async def missed(found: LiveVideos, since: int) -> list[Told]:
         client = following(found, video.id, since=since)
-        told = []
+        told: list[Told] = []
         # The last event's id says that all before it is told.
         while not told or told[-1].position < writer.head:
             told.append(await client.next(beside=""))
@@ -299,8 +300,7 @@ def test_whoever_comes_back_at_any_point_ends_with_the_same_comments(site: Site)
                 assert shown(rest, shown(whole[: told + 1], {})) == wanted
             # And from a reading of the comments at any position.
             for since in range(begun, writer.head):
-                rest = shown(await missed(found, since), {})
-                assert rest.items() <= wanted.items()
+                assert shown(await missed(found, since), {}).items() <= wanted.items()
 
     site.run(story())
     # What a process has in memory, and what it has to read again, is the same.
@@ -328,15 +328,15 @@ def test_who_has_missed_too_much_is_told_to_read_again(
     monkeypatch.setattr(readapi.live, "MOST_COMMENTS", 3)
     assert site.run(first(begun)) == reset
     assert site.run(first(begun + 1)).kind == "comment"
-    monkeypatch.setattr(readapi.live, "MOST_RECALLED", 2)
+    monkeypatch.setattr(readapi.comment_changes, "MOST_RECALLED", 2)
     site.forget()
     assert site.run(first(head - 3)) == reset
     assert site.run(first(head - 2)).kind == "comment"
 
 
 def test_little_is_kept_of_what_happens(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readapi.live, "MOST_CHANGES", 2)
-    monkeypatch.setattr(readapi.live, "MOST_RECALLED", 0)
+    monkeypatch.setattr(readapi.comment_changes, "MOST_CHANGES", 2)
+    monkeypatch.setattr(readapi.comment_changes, "MOST_RECALLED", 0)
     video = site.writer.video()
 
     async def story() -> None:

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import pytest
 from structlog.testing import capture_logs
 
-from backlot.app import in_background
+from engine.schedule import in_background
 from infra import cancellation
 from infra.cancellation import alongside, cancel, join, to_the_end, together
 from infra.metrics import REGISTRY

@@ -19,9 +19,10 @@ from domain.errors import Forgotten
 from domain.model import FORGOTTEN
 from engine.inspection.streams import Fold, read_entries, read_entry
 from engine.privacy import PayloadMode
-from infra.http.app import HttpApp, wire
+from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, Caller, mint_token, person_admitted, person_named
 from infra.http.keys import OneKey
+from infra.http.responses import wire
 from infra.http.shapes import PersonMark, RequestBody, UserId, Video, Wire, name_persons
 from infra.key_encryption import KeyEncryptionFailed
 from infra.pseudonyms import UNKNOWN, OwnNames, Pseudonyms, searched
