@@ -21,10 +21,8 @@ import structlog
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from domain.operation import Operation
 from engine.checkpoints import Pool
 from engine.event_store import EVENTS
-from engine.log import topics_of
 from infra.cancellation import cancel
 from infra.http.shapes import BEGINNING, Position
 from infra.metrics import counter
@@ -34,9 +32,6 @@ log = structlog.get_logger(__name__)
 # Whoever is further behind begins anew: what was kept is of little use by then.
 MOST_EVENTS = 2_000
 MOST_ACTORS = 20_000
-# What operators do may change read models behind the log's back: a parked event is applied late.
-BY_OPERATORS = frozenset(topics_of(Operation.Finished))
-
 # One row at least, with both heads and the copies that are live: a cutover gives a name another
 # namespace.
 READ = f"""
@@ -233,9 +228,6 @@ class LogTail:
             follower.begin(position)
 
     def _take(self, rows: Sequence[TupleRow]) -> None:
-        if any(row[5] in BY_OPERATORS for row in rows):
-            self.begin(self._position)
-            return
         for *_, position, stream_id, topic, state, person in rows:
             if state is None:
                 happened = TailTelemetry(position, stream_id, topic, person)

@@ -7,7 +7,6 @@ from typing import LiteralString, NamedTuple
 from uuid import UUID
 
 from domain.comment import Comment as CommentAggregate
-from domain.person import Person
 from domain.upload import Upload
 from engine.checkpoints import Pool
 from engine.log import topics_of
@@ -18,7 +17,7 @@ from infra.pseudonyms import Pseudonyms
 from projections.comment_tables import COLUMNS
 from projections.comments import CommentRow, Comments
 from readapi.caches import Lru
-from readapi.video_cache import MOST_CHANGES
+from readapi.video_cache import MOST_CHANGES, OF_EVERYTHING
 
 MOST_PAGES = 2_000
 MOST_COMMENTS = 20
@@ -42,7 +41,7 @@ LEFT JOIN (SELECT {COLUMNS} FROM comments.comments WHERE comment_id = ANY (%(ids
 """
 OF_COMMENTS = frozenset(topic for event in CommentAggregate.events() for topic in topics_of(event))
 OF_VIDEOS = frozenset(topics_of(Upload.Removed))
-OF_PERSONS = frozenset(topic for event in Person.events() for topic in topics_of(event))
+CHANGE_ALL = frozenset(topic for event in OF_EVERYTHING for topic in topics_of(event))
 
 
 class CommentPage(NamedTuple):
@@ -86,7 +85,7 @@ class CommentCache:
             self._change(UUID(event.fields["video_id"]), event.position)
         elif event.topic in OF_VIDEOS:
             self._change(event.stream_id, event.position)
-        elif event.topic in OF_PERSONS:
+        elif event.topic in CHANGE_ALL:
             self.begin(Position(event.position))
 
     def take_telemetry(self, event: TailTelemetry) -> None:

@@ -17,6 +17,8 @@ from uuid import UUID
 
 from domain.comment import Comment
 from domain.dismissals import Dismissal
+from domain.model import Aggregate
+from domain.operation import Operation
 from domain.person import Person
 from domain.upload import CommentPolicy, Upload, VideoViewer
 from domain.video_likes import VideoLikes
@@ -45,6 +47,10 @@ MOST_CHANGES = 50_000
 NOTHING: Mapping[str, int] = MappingProxyType({})
 TELEMETRY = "telemetry"
 """Stands among the schemas of read models for what is counted where it is recorded."""
+
+OF_EVERYTHING: tuple[type[Aggregate.Event], ...] = (*Person.events(), Operation.Finished)
+"""Who is forgotten may be named anywhere; and an operator may have changed what is read behind the
+log's back: a parked event is applied late."""
 
 LISTING = frozenset(
     topic
@@ -249,7 +255,7 @@ class VideoCache:
             ((Dismissal.TakenBack,), self._dismissal_taken_back),
             (Upload.events(), self._changed),
             (Comment.events(), self._commented),
-            (Person.events(), self._forgotten),
+            (OF_EVERYTHING, self._everything),
         ):
             for event in events:
                 handlers |= dict.fromkeys(topics_of(event), handle)
@@ -318,8 +324,7 @@ class VideoCache:
     def _dismissal_taken_back(self, event: TailEvent) -> None:
         self.offers.drop(event.fields["viewer"])
 
-    def _forgotten(self, event: TailEvent) -> None:
-        # Names and texts of theirs may stand anywhere.
+    def _everything(self, event: TailEvent) -> None:
         self.begin(Position(event.position, self._tail.position.telemetry))
 
     async def videos(self, ids: Sequence[UUID]) -> Sequence[LoadedVideo | CachedVideo]:

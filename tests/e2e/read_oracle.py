@@ -10,6 +10,8 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import is_
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -337,9 +339,8 @@ class Oracle:
         if key not in self._lists:
             self._lists[key] = list(self._listed(*key))
         for video, listed in self._lists[key]:
-            there = video in shown
-            name = f"{video} in the list: {there}"
-            yield Claim(name, listed, lambda was, there=there: was is there)
+            name = f"{video} in the list: {video in shown}"
+            yield Claim(name, listed, partial(is_, video in shown))
         for each in answer.body["items"]:
             yield from self._claims_of_video(answer.person, each)
 

@@ -413,7 +413,12 @@ def small_history() -> tuple[str, History]:
     comment.post(video.id, "Bonito", origin("bob"))
     shown = video.collect_events()
     video.change_visibility(Visibility.PRIVATE, origin("alice"))
-    done = [*shown, *likes.collect_events(), *comment.collect_events(), *video.collect_events()]
+    done: list[Any] = [
+        *shown,
+        *likes.collect_events(),
+        *comment.collect_events(),
+        *video.collect_events(),
+    ]
     return str(video.id), History(enumerate(done, 1), [(1, video.id, "ann")], {})
 
 

@@ -84,7 +84,8 @@ def view(site: Site, video: UUID) -> None:
 
 def asked(site: Site, path: str, user: str | None) -> tuple[int, Any]:
     path, _, query = path.partition("?")
-    answer = site.get(path, user, fresh=False, **dict(parse_qsl(query)))
+    given: dict[str, Any] = dict(parse_qsl(query))
+    answer = site.get(path, user, fresh=False, **given)
     body = answer.json()
     body.pop("requestId", None)
     return answer.status_code, body
@@ -313,7 +314,7 @@ class Held:
 
     def load(self, what: str, video: UUID, meanwhile: Callable[[], Any]) -> Any:
         """What is loaded, while something happens that the tail hears of before it ends."""
-        loads = {
+        loads: dict[str, Callable[[], Any]] = {
             "video": lambda: self.videos.videos([video]),
             "likes": lambda: self.videos.liked("ann", [video]),
             "comments": lambda: self.comments.newest(video),

@@ -6,11 +6,12 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from domain.model import FORGOTTEN
+from domain.operation import Operation, OperationOutcome
 from domain.person import Person, VideosFate
 from domain.person import stream_id as person_of
 from domain.upload import Upload, Visibility
@@ -291,6 +292,25 @@ def test_the_name_of_who_is_forgotten_is_never_told_again(
         site.writer.save(person)
     models.advance()
     assert [str(asked(site, path, None)).count("of the tests") for path in told] == [0, 0, 0]
+
+
+def test_what_an_operator_did_is_told(site: Site, models: Models) -> None:
+    """A parked event that is applied after all changes a read model, and nothing in the log."""
+    video = site.writer.video(OWNER).id
+    site.writer.comment(video, "bob")
+    models.advance()
+    told = [f"/videos/{video}", f"/videos/{video}/comments"]
+    assert ["Rain" in str(asked(site, path, None)) for path in told] == [True, False]
+    rows(site.database_url, "UPDATE catalog.uploads SET title = 'Snow' RETURNING 1")
+    rows(site.database_url, "UPDATE comments.comments SET content = 'Snow' RETURNING 1")
+    operation = Operation.blank(uuid4())
+    operation.request("retry", "catalog", {}, origin("root"))
+    site.writer.save(operation)
+    assert ["Snow" in str(asked(site, path, None)) for path in told] == [False, False]
+    operation.finish(OperationOutcome.DONE, {}, origin("root"))
+    site.writer.save(operation)
+    models.advance()
+    assert ["Snow" in str(asked(site, path, None)) for path in told] == [True, True]
 
 
 def test_a_page_that_may_lack_something_is_not_kept(
