@@ -258,9 +258,7 @@ class Formula:
 
     def weights(self) -> Mapping[str, float]:
         """Return the formula's parameters of the queries."""
-        weights = asdict(self)
-        del weights["recent_hours"]
-        return weights
+        return {name: each for name, each in asdict(self).items() if name != "recent_hours"}
 
     def parameters(self, window: Window, now: datetime) -> dict[str, Any]:
         """Return the parameters of a query about the window that ends `now`.
@@ -447,8 +445,7 @@ TRENDING_CACHE_FAILURES = counter(
 
 def key_of(window: Window, limit: int, category: str | None) -> str:
     """Return the key of a ranking in Redis."""
-    whole = f"trending:{window}:{limit}"
-    return whole if category is None else f"{whole}:{category}"
+    return f"trending:{window}:{limit}" + ("" if category is None else f":{category}")
 
 
 class TrendingInvalidation:
@@ -497,8 +494,7 @@ class TrendingCache:
     ) -> tuple[Ranking, bool]:
         """Return a ranking, and whether it was cached; else `compute` makes it as of a given time.
 
-        Then `includes` tells what is in it. Concurrent callers share one computation and its
-        failure. Never raises RedisError.
+        Then `includes` tells what is in it. Concurrent callers share that. Never raises RedisError.
         """
         key = key_of(window, limit, category)
         return await self._cache.get(key, GENERATION, compute, wanted, includes)
