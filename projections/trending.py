@@ -255,9 +255,7 @@ class Formula:
 
     def weights(self) -> Mapping[str, float]:
         """Return the formula's parameters of the queries."""
-        weights = asdict(self)
-        del weights["recent_hours"]
-        return weights
+        return {name: each for name, each in asdict(self).items() if name != "recent_hours"}
 
     def parameters(self, window: Window, now: datetime) -> dict[str, Any]:
         """Return the parameters of a query about the window that ends `now`.
