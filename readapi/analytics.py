@@ -22,7 +22,7 @@ from infra.http.problems import Problem, problems
 from infra.http.responses import NOT_MODIFIED, conditional
 from infra.http.shapes import VIDEO_ID, Time, Video, Wire, rfc3339
 from projections.analytics.calendar import start_of_hour
-from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range
+from projections.analytics.queries import AnalyticsUnavailable, Bucket, Counts, Range, Stats
 from projections.catalog import VideoRow
 from projections.trending import Ranked, Ranking, Window
 from readapi.caches import CachedStats
@@ -63,6 +63,11 @@ class FiguresAt(Figures):
     """The figures of the bucket that begins `at`."""
 
     at: Time
+
+
+# What a point says in whose bucket nothing happened, up to its time.
+NOTHING = '{"views":0,"likes":0,"comments":0,"shares":0,"watchMinutes":0.0,"at":"'
+NO_VIEWERS = NOTHING.replace('"likes"', '"uniqueViewers":0,"likes"')
 
 
 class VideoStats(Wire):
@@ -175,15 +180,30 @@ async def _read_stats(known: Asked, video: VideoRow, range_: Range, bucket: Buck
     stats, includes = await queries.analytics.stats(
         video.video_id, range_, bucket, began=video.completed_at, fresh=fresh
     )
+    return CachedStats(_encoded(video.video_id, range_, bucket, stats), includes)
+
+
+def _encoded(video_id: UUID, range_: Range, bucket: Bucket, stats: Stats) -> bytes:
+    """Return `VideoStats` as JSON; most of its points tell that nothing happened."""
     body = VideoStats(
-        video_id=video.video_id,
+        video_id=video_id,
         time_range=range_.value,
         bucket=bucket.value,
         since=stats.totals.at,
         totals=Figures.model_validate(stats.totals, from_attributes=True),
-        series=[FiguresAt.model_validate(point, from_attributes=True) for point in stats.series],
+        series=[],
     )
-    return CachedStats(body.to_json(), includes)
+    points = ",".join(
+        _point(at, counts, viewers=stats.tells_viewers(at)) for at, counts in stats.series()
+    )
+    # The series comes last.
+    return b"%b%b]}" % (body.to_json()[:-2], points.encode())
+
+
+def _point(at: datetime, counts: Counts | None, *, viewers: bool) -> str:
+    if counts is None:
+        return f'{NO_VIEWERS if viewers else NOTHING}{at:%Y-%m-%dT%H:%M:%SZ}"}}'
+    return FiguresAt.model_validate(counts, from_attributes=True).to_json().decode()
 
 
 def _require_insight(video: VideoRow, caller: Identity) -> None:

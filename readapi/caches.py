@@ -15,7 +15,7 @@ from infra.http.shapes import Position
 from infra.metrics import counter
 from projections.recommendations.model import RankedRecommendations
 
-MOST_PAGES = 1_000
+MOST_OFFERS = 2_000
 
 CACHE_READS = counter(
     "backlot_read_cache_reads",
@@ -77,9 +77,9 @@ class Lru(Generic[K, V]):
 class Listings(Generic[V]):
     """What any change of the catalog makes out of date: pages of lists, and rankings."""
 
-    def __init__(self, kind: str, seconds: float = math.inf) -> None:
-        """Nothing is kept for longer than so many seconds."""
-        self._kept: Lru[Hashable, tuple[V, float]] = Lru(MOST_PAGES, kind)
+    def __init__(self, kind: str, most: int, seconds: float = math.inf) -> None:
+        """So many at most, and nothing for longer than so many seconds."""
+        self._kept: Lru[Hashable, tuple[V, float]] = Lru(most, kind)
         self._seconds = seconds
         self.changes = 0
         """Another number whenever a list may have changed."""
@@ -134,7 +134,7 @@ class OfferCache:
 
     def __init__(self, tail: LogTail, seconds: float) -> None:
         self._tail = tail
-        self._offers: Listings[Offers] = Listings("recommendations", seconds)
+        self._offers: Listings[Offers] = Listings("recommendations", MOST_OFFERS, seconds)
 
     def get(self, user_id: str) -> Offers | None:
         return self._offers.get(user_id)

@@ -19,7 +19,7 @@ from projections.comments import CommentRow, Comments
 from readapi.caches import Lru
 from readapi.video_cache import MOST_CHANGES, OF_EVERYTHING
 
-MOST_PAGES = 2_000
+MOST_PAGES = 5_000
 MOST_COMMENTS = 20
 """So many of the newest are kept of a video; who wants more asks the read model."""
 

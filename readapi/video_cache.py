@@ -37,7 +37,9 @@ from readapi.caches import CachedStats, Listings, Lru, OfferCache, VideoPage
 
 MOST_VIDEOS = 20_000
 MOST_VIEWERS = 5_000
-MOST_STATS = 5_000
+MOST_PAGES, MOST_RANKINGS = 20_000, 500
+# Of 20 KB each, where they tell of hours.
+MOST_STATS = 2_000
 # Of one viewer; who likes more is asked about each time.
 MOST_LIKES = 1_000
 # Of all videos, viewers and comments that changed while the read models were behind.
@@ -197,8 +199,8 @@ class VideoCache:
         self._loader: asyncio.Task[None] | None = None
         self.changes = 0
         """Another number whenever more than the counts of a video changed."""
-        self.pages: Listings[VideoPage] = Listings("page")
-        self.rankings: Listings[Ranking] = Listings("ranking", ranking_seconds)
+        self.pages: Listings[VideoPage] = Listings("page", MOST_PAGES)
+        self.rankings: Listings[Ranking] = Listings("ranking", MOST_RANKINGS, ranking_seconds)
         self.stats: Lru[Hashable, CachedStats] = Lru(MOST_STATS, "stats")
         self.offers = OfferCache(tail, offer_seconds)
         self._handlers = self._by_topic()

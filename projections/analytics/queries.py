@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from math import fsum
 from uuid import UUID
@@ -25,7 +25,7 @@ from infra.http.shapes import BEGINNING, Position
 from infra.metrics import counter
 from infra.postgres.connection import Limits, fetch_as, make_pool
 from infra.settings.features import TrendingSettings
-from projections.analytics.calendar import DAY, start_of_day, start_of_hour, start_of_next_day
+from projections.analytics.calendar import DAY, HOUR, start_of_day, start_of_hour, start_of_next_day
 from projections.analytics.viewers import FLOOR
 from projections.catalog import Catalog
 from projections.trending import Formula, Ranked, Ranking, Trending, TrendingCache, Window
@@ -71,19 +71,13 @@ CHANGES = [
     for topic in topics_of(event)
 ]
 
-SERIES = """
-WITH counted AS (
-    SELECT date_trunc(%(unit)s, bucket, 'UTC') AS at, sum(views)::bigint AS views,
-           sum(likes)::bigint AS likes, sum(comments)::bigint AS comments,
-           sum(shares)::bigint AS shares, sum(watch_seconds) / 60 AS watch_minutes
-    FROM ({happened}) AS happened
-    GROUP BY 1)
-SELECT at, coalesce(views, 0) AS views, coalesce(likes, 0) AS likes,
-       coalesce(comments, 0) AS comments, coalesce(shares, 0) AS shares,
-       coalesce(watch_minutes, 0) AS watch_minutes
-FROM generate_series(%(first)s::timestamptz, %(now)s::timestamptz, %(step)s::interval) AS laid (at)
-LEFT JOIN counted USING (at)
-ORDER BY at
+COUNTED = """
+SELECT date_trunc(%(unit)s, bucket, 'UTC') AS at, sum(views)::bigint AS views,
+       sum(likes)::bigint AS likes, sum(comments)::bigint AS comments,
+       sum(shares)::bigint AS shares, sum(watch_seconds) / 60 AS watch_minutes
+FROM ({happened}) AS happened
+WHERE bucket <= %(now)s
+GROUP BY 1 ORDER BY 1
 """
 BY_HOURS = """
 SELECT bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_hourly
@@ -132,8 +126,8 @@ class Bucket(StrEnum):
 
 
 LENGTHS = {Range.DAY: DAY, Range.WEEK: 7 * DAY, Range.MONTH: 30 * DAY}
-# Not a day: where the session's time zone has summer time, some have 23 hours or 25.
-STEPS = {Bucket.HOUR: "1 hour", Bucket.DAY: "24 hours"}
+# In UTC, where each day has as many hours.
+STEPS = {Bucket.HOUR: HOUR, Bucket.DAY: DAY}
 
 
 class TooManyPoints(ValueError):
@@ -156,18 +150,43 @@ class Counts:
     unique_viewers: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """`totals.at` is where the range begins; buckets of an hour don't tell unique viewers."""
-
-    totals: Counts
-    series: Sequence[Counts]
-
-
 async def _reached(conn: AsyncConnection[TupleRow], consumer: str) -> Position:
     """Return how far a consumer is; first: what it counts while one reads is in it, or not."""
     found = await (await conn.execute(REACHED)).fetchall()
     return next((Position(*at) for name, *at, _, _ in found if name == consumer), BEGINNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """`totals.at` is where the range begins; `counted` are the buckets in which anything happened.
+
+    The buckets lie from `first` until `now`. Those of days that begin at `told_from` or later tell
+    unique viewers; hours don't.
+    """
+
+    totals: Counts
+    counted: Sequence[Counts]
+    first: datetime
+    now: datetime
+    step: timedelta
+    told_from: datetime | None
+
+    def series(self) -> Iterator[tuple[datetime, Counts | None]]:
+        """Yield when each bucket begins, and what happened in it, if anything did."""
+        counted = iter(self.counted)
+        following = next(counted, None)
+        at = self.first
+        while at <= self.now:
+            if following is not None and following.at == at:
+                yield at, following
+                following = next(counted, None)
+            else:
+                yield at, None
+            at += self.step
+
+    def tells_viewers(self, at: datetime) -> bool:
+        """Return whether a bucket tells its unique viewers."""
+        return self.told_from is not None and at >= self.told_from
 
 
 async def stats_of(
@@ -190,34 +209,39 @@ async def stats_of(
         "video": video_id,
         "since": since,
         "whole_day": start_of_next_day(since),
-        "first": start_of_day(since) if bucket is Bucket.DAY else since,
         "now": now,
         "unit": bucket.value,
-        "step": STEPS[bucket],
     }
-    query = SERIES.format(happened=BY_DAYS if bucket is Bucket.DAY else BY_HOURS)
+    query = COUNTED.format(happened=BY_DAYS if bucket is Bucket.DAY else BY_HOURS)
     found = await fetch_as(conn, Counts, query.encode(), given)
-    series = [replace(each, at=each.at.astimezone(UTC)) for each in found]
+    counted = [replace(each, at=each.at.astimezone(UTC)) for each in found]
     viewed = await (await conn.execute(VIEWERS, given)).fetchall()
+    told_from: datetime | None = None
     if bucket is Bucket.DAY:
-        ((floor,),) = await (await conn.execute(KEPT_SINCE)).fetchall()
-        viewers: dict[date, int] = {day: count for day, count, _ in viewed}
-        series = [
-            replace(each, unique_viewers=viewers.get(each.at.date(), 0))
-            if each.at >= floor
-            else each
-            for each in series
-        ]
+        ((told_from,),) = await (await conn.execute(KEPT_SINCE)).fetchall()
+        counted = list(_with_viewers(counted, {day: count for day, count, _ in viewed}, told_from))
     totals = Counts(
         at=since,
-        views=sum(each.views for each in series),
-        likes=sum(each.likes for each in series),
-        comments=sum(each.comments for each in series),
-        shares=sum(each.shares for each in series),
-        watch_minutes=fsum(each.watch_minutes for each in series),
+        views=sum(each.views for each in counted),
+        likes=sum(each.likes for each in counted),
+        comments=sum(each.comments for each in counted),
+        shares=sum(each.shares for each in counted),
+        watch_minutes=fsum(each.watch_minutes for each in counted),
         unique_viewers=sum(latest for *_, latest in viewed),
     )
-    return Stats(totals, series)
+    first = start_of_day(since) if bucket is Bucket.DAY else since
+    return Stats(totals, counted, first, now, STEPS[bucket], told_from)
+
+
+def _with_viewers(
+    counted: Sequence[Counts], viewers: Mapping[date, int], told_from: datetime
+) -> Iterator[Counts]:
+    """Yield the days with their unique viewers; those who viewed are told of any day."""
+    days = {each.at.date(): each for each in counted}
+    for day in sorted(days.keys() | viewers.keys()):
+        at = datetime.combine(day, time.min, UTC)
+        found = days.get(day) or Counts(at, 0, 0, 0, 0, 0.0)
+        yield replace(found, unique_viewers=viewers.get(day, 0)) if at >= told_from else found
 
 
 async def _since(
