@@ -44,6 +44,7 @@ from infra.http.app import HttpApp
 from infra.http.auth import make_authenticator
 from infra.http.keys import read_or_make_secret
 from infra.http.rate_limits import RateLimits
+from infra.interpreter import quick_turns
 from infra.kafka import client_options
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
@@ -225,6 +226,8 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
     """Run what the roles of this process are; the end of the block loses nothing."""
     roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
+        # Commands, projections and consumers compute in threads beside the loop.
+        stack.enter_context(quick_turns())
         in_background(SECURITY_LOG.run(), stack)
         if roles & (FOLLOWING | SERVING):
             in_background(parts.notifications.run(), stack)

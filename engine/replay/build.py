@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from engine.replay.cutover import advance_to, look
 from engine.replay.records import Replay, drop_parts, of_part, parts
 from infra.cancellation import join
 from infra.errors import describe
+from infra.interpreter import quick_turns
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +44,6 @@ Pace = Callable[[int], bool]
 """Hears at which position the copy is; returns False when the work is to end there."""
 
 PUT_SECONDS = 0.2
-TURN_SECONDS = 0.0005
 LOOK_SECONDS = 0.1
 STOP_SECONDS = 10.0
 # What comes last is rare: between looks whether to end, so many positions.
@@ -101,7 +100,8 @@ def build(
     if isinstance(applier.projection, RangeProjection):
         return _build_ranges(conn, applier, before, goal, pace)
     position = before
-    with _quick_turns(), _read_ahead(database_url, applier, before, goal) as windows:
+    # The thread that decodes never waits for anything: without that, a tenth of the whole replay.
+    with quick_turns(), _read_ahead(database_url, applier, before, goal) as windows:
         for ahead in windows:
             if isinstance(ahead, Exception):
                 raise ahead
@@ -164,21 +164,6 @@ def _decoded(applier: Applier, window: LogWindow) -> Batch | Exception:
     except MapperDeserialisationError as error:
         # Which event it was is found when the window is applied.
         return error
-
-
-@contextmanager
-def _quick_turns() -> Iterator[None]:
-    """Let the thread that applies go on soon after PostgreSQL has answered it.
-
-    The thread that decodes never waits for anything, and would hold the interpreter for 5 ms at
-    each of the answers: a tenth of the whole replay.
-    """
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(TURN_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
 
 
 def _apply(conn: Connection[TupleRow], applier: Applier, ahead: PrefetchedWindow) -> int:
