@@ -121,7 +121,7 @@ def test_a_video_that_nobody_saw_has_a_series_of_zeros(analytics: Connection[Tup
     nothing = Counts(days[0], 0, 0, 0, 0, 0.0, 0)
     assert found.totals == nothing
     assert laid(found) == [replace(nothing, at=day) for day in days]
-    assert found.series[0].at.tzinfo is UTC
+    assert laid(found)[0].at.tzinfo is UTC
 
 
 def test_who_viewed_is_not_told_of_days_whose_viewers_are_gone(
@@ -132,8 +132,8 @@ def test_who_viewed_is_not_told_of_days_whose_viewers_are_gone(
     write(both_shapes, [film], deeds)
     prune(both_shapes, 60, NOW)
     found = stats(both_shapes, film, Range.ALL)
-    assert [point.views for point in found.series[:4]] == [0, 1, 1, 1]
-    assert [point.unique_viewers for point in found.series[:4]] == [None, None, 1, 1]
+    assert [point.views for point in laid(found)[:4]] == [0, 1, 1, 1]
+    assert [point.unique_viewers for point in laid(found)[:4]] == [None, None, 1, 1]
     assert (found.totals.views, found.totals.unique_viewers) == (3, 1)
 
 
@@ -162,8 +162,8 @@ def test_no_viewer_is_looked_at(both_shapes: Connection[TupleRow]) -> None:
     after = asked()
     for one, other in zip(before, after, strict=True):
         assert one.totals.unique_viewers == other.totals.unique_viewers
-        viewers = [point.unique_viewers for point in one.series]
-        assert viewers == [point.unique_viewers for point in other.series]
+        viewers = [point.unique_viewers for point in laid(one)]
+        assert viewers == [point.unique_viewers for point in laid(other)]
 
 
 def test_hours_of_all_times_are_refused(analytics: Connection[TupleRow]) -> None:
@@ -178,4 +178,4 @@ def test_who_comes_again_is_one_viewer(analytics: Connection[TupleRow]) -> None:
     write(analytics, [film], deeds)
     found = stats(analytics, film, Range.WEEK)
     assert (found.totals.views, found.totals.unique_viewers) == (9, 3)
-    assert [point.unique_viewers for point in found.series] == [0, 0, 0, 0, 0, 3, 3, 3]
+    assert [point.unique_viewers for point in laid(found)] == [0, 0, 0, 0, 0, 3, 3, 3]
