@@ -290,7 +290,9 @@ async def _get_ranking(
             if not await queries.catalog.has_category(conn, category):
                 # Whoever makes up categories fills no cache and has nothing counted.
                 now, known_of = datetime.now(UTC), queries.tail.position
-                none = CachedValue[tuple[Ranked, ...]]((), now, None, includes=known_of)
+                none: CachedValue[tuple[Ranked, ...]] = CachedValue(
+                    (), now, None, includes=known_of
+                )
                 return ShownRanking(none, False, ())
     gone: set[UUID] = set()
     shown: ShownRanking | None = None
