@@ -204,7 +204,7 @@ class AnalyticsSettings(SettingsGroup, alias_generator=variables("ANALYTICS_")):
     """Where the analytics are kept, how they are taken in, and for how long."""
 
     timescale_url: PostgresUrl = Field(default=None, alias="TIMESCALE_URL")
-    batch_events: PositiveInt = Field(default=1_000, le=100_000)
+    batch_events: PositiveInt = Field(default=100, le=100_000)
     flush_seconds: PositiveFloat = Field(default=5.0, le=3600)
     # Rankings and stats look at the hours of 30 days; what comes late is counted for 10 days less.
     retention_days: int = Field(default=730, ge=60, le=36_500)
