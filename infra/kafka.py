@@ -153,7 +153,8 @@ class Publisher:
 
     async def start(self) -> None:
         """Connect; raise KafkaAway."""
-        producer = AIOKafkaProducer(
+        # Known before it is connected: a start that is cancelled has to be stopped, too.
+        self._producer = AIOKafkaProducer(
             **client_options(self._settings),
             max_request_size=self._max_message_bytes,
             enable_idempotence=True,
@@ -164,11 +165,10 @@ class Publisher:
             request_timeout_ms=REQUEST_MS,
         )
         try:
-            await producer.start()
+            await self._producer.start()
         except KafkaError as error:
-            await producer.stop()
+            await self.stop()
             raise KafkaAway(_reason(error)) from error
-        self._producer = producer
 
     async def publish(self, messages: Sequence[Outgoing]) -> list[RefusedMessage]:
         """Return once every message is acknowledged, but for those that Kafka refuses.

@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 import psutil
 import psycopg
 import pytest
+import structlog
 
 from backlot.cli import main
 from backlot.features import read_models
@@ -64,6 +65,8 @@ def in_group(
 
     def run(*words: str) -> Ran:
         monkeypatch.setattr(sys, "argv", ["backlot", group, *words])
+        # What others in this process log meanwhile is no part of what it answers.
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +19,9 @@ from domain.upload import Visibility
 from engine.log import event_id
 from engine.telemetry import Telemetry, TelemetryEvent
 from infra import metrics
+from infra.cancellation import cancel
+from infra.kafka import Publisher
+from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import VIDEO, run
@@ -308,3 +313,20 @@ def test_a_lost_connection_to_the_database_costs_nothing(
 
 def lag(source: str, unit: str = "events") -> float:
     return metrics.value(f"backlot_relay_lag_{unit}", source=source)
+
+
+def test_a_start_that_is_cancelled_leaves_nothing_open() -> None:
+    async def begin_and_cancel() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            silent.setblocking(False)
+            servers = (f"127.0.0.1:{silent.getsockname()[1]}",)
+            publisher = Publisher(KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=servers))
+            starting = asyncio.create_task(publisher.start())
+            connection, _ = await asyncio.get_running_loop().sock_accept(silent)
+            with connection:
+                assert await cancel(starting)
+                await publisher.stop()
+
+    asyncio.run(begin_and_cancel())
+    # What is not closed would complain, which fails the test.
+    gc.collect()
