@@ -115,8 +115,7 @@ class Queries:
         with outage_as_unavailable():
             await self._confirm(fresh, projections)
             last = {each.schema: self.tail.last_of(topics_wanted(each)) for each in projections}
-            await self._require(fresh, last)
-            await self._settle(fresh, last)
+            await self._reach(fresh, last)
             async with self.pool.connection() as conn:
                 yield conn
 
@@ -156,8 +155,7 @@ class Queries:
             wanted = {each.schema for each in parts or self.projections}
             shown, lacking = await self._look(ids, person, wanted)
             if lacking:
-                await self._require(fresh, lacking)
-                await self._settle(fresh, lacking)
+                await self._reach(fresh, lacking)
                 shown, _ = await self._look(ids, person, wanted)
             return shown
 
@@ -178,8 +176,7 @@ class Queries:
         with outage_as_unavailable():
             likes = await self.cache.newest_likes(person)
             if likes is not None and likes.behind:
-                await self._require(fresh, likes.behind)
-                await self._settle(fresh, likes.behind)
+                await self._reach(fresh, likes.behind)
                 likes = await self.cache.newest_likes(person)
         if likes is None:
             async with self.reading(fresh, self.likes) as conn:
@@ -217,8 +214,7 @@ class Queries:
             page = await self.comment_cache.newest(video_id)
             if page.is_behind:
                 wanted = {self.comments.schema: page.wanted}
-                await self._require(fresh, wanted)
-                await self._settle(fresh, wanted)
+                await self._reach(fresh, wanted)
                 page = await self.comment_cache.newest(video_id)
             return page
 
@@ -268,22 +264,19 @@ class Queries:
             if not schemas and not now.covers(wanted):
                 raise ReadModelBehind({"log": wanted}, {"log": now})
 
-    async def _require(self, fresh: Freshness, last: Mapping[str, int]) -> None:
-        """Wait for what was asked for; raise ReadModelBehind."""
-        if not fresh.is_asked:
-            return
-        wanted = {
-            schema: Position(min(position, fresh.position.events))
-            for schema, position in last.items()
-            if schema != TELEMETRY
-        }
-        reached = await self.waiting.until(wanted, fresh.seconds_left)
-        if reached is not None:
-            fresh.admit(reached)
+    async def _reach(self, fresh: Freshness, last: Mapping[str, int]) -> None:
+        """Wait until read models have come so far: for what was asked for, and what is known.
 
-    async def _settle(self, fresh: Freshness, last: Mapping[str, int]) -> None:
-        """Wait for all that is known; tell where it does not come so far."""
+        Raise ReadModelBehind for what was asked for; tell where the rest does not come in time.
+        """
         wanted = {name: Position(at) for name, at in last.items() if name != TELEMETRY}
+        if fresh.is_asked:
+            most = fresh.position.events
+            asked = {name: Position(min(at.events, most)) for name, at in wanted.items()}
+            reached = await self.waiting.until(asked, fresh.seconds_left)
+            if reached is not None:
+                fresh.admit(reached)
+                return
         reached = await self.waiting.settle(wanted, fresh.seconds_left) if wanted else None
         if reached is not None:
             fresh.tell(Position(reached))
