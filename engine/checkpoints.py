@@ -27,7 +27,6 @@ from engine.overview import ACTIVE
 from engine.subscription import HURRY, NOTIFY, Place, notify
 from infra.advisory_locks import LockClass, copy_lock
 from infra.http.shapes import BEGINNING, Position
-from infra.metrics import counter
 from infra.postgres.connection import LiveAsyncConnection
 
 if TYPE_CHECKING:
@@ -277,11 +276,6 @@ WHERE kind = 'projection'
 # A process of the release before that takes over from another one needs less.
 UNFED_SECONDS = 2.0
 
-STALE_ANSWERS = counter(
-    "backlot_stale_answers",
-    "Answers older than was asked for, since no process can feed a read model before its replay.",
-)
-
 
 class ReadModelBehind(Exception):
     """A position was not reached in time.
@@ -299,13 +293,14 @@ class ReadModelBehind(Exception):
 class Freshness:
     """What an answer has to include, and until when it may wait for that (by `time.monotonic`).
 
-    `tell` hears how far the answer is, and `admit` how far in the log it is where that is less than
-    was asked for and can't be changed.
+    `tell` hears how far the answer is, `fall_behind` how far in the log it is where that is less
+    than is known, and `admit` where it is less than was asked for and can't be changed.
     """
 
     position: Position = BEGINNING
     deadline: float = 0.0
     admit: Callable[[int], None] = lambda position: None
+    fall_behind: Callable[[int], None] = lambda position: None
     tell: Callable[[Position], None] = lambda position: None
 
     @property
@@ -393,7 +388,6 @@ class Waiting:
         behind = [self._at(name).events for name in wanted if not self._covers(name, wanted[name])]
         if not behind:
             return None
-        STALE_ANSWERS.inc()
         return min(behind)
 
     def covers(self, wanted: Mapping[str, Position]) -> bool:
@@ -414,7 +408,6 @@ class Waiting:
                 if not at.covers(behind.wanted[name])
             }
             self._given_up |= late
-            STALE_ANSWERS.inc()
             log.warning("read_models_behind", wanted=behind.wanted, positions=behind.positions)
             return min(late.values())
 

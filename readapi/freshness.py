@@ -11,6 +11,7 @@ from starlette.types import Scope
 from engine.checkpoints import Freshness
 from infra.http.requests import ADDED, add_header, header
 from infra.http.shapes import BEGINNING, Position, encode_position, latest_position
+from infra.metrics import counter
 
 DEFAULT_TIMEOUT_MS = 2_000
 
@@ -21,6 +22,12 @@ MAX_TOKEN_LENGTH = 1_000
 MIN_POSITION, TIMEOUT_MS = b"backlot-min-position", b"backlot-timeout-ms"
 
 REACHED, STALE = b"backlot-position", b"backlot-stale-position"
+
+
+STALE_ANSWERS = counter(
+    "backlot_stale_answers",
+    "Answers older than what was recorded before: a read model stands still, or comes too late.",
+)
 
 
 async def freshness(
@@ -58,6 +65,7 @@ def freshness_of(scope: Scope) -> Freshness | None:
 
 def _freshness(scope: Scope, token: str | None, timeout_ms: int) -> Freshness:
     told: Position | None = None
+    counted = False
 
     def tell(position: Position) -> None:
         # Of what one request reads, the oldest counts.
@@ -69,11 +77,18 @@ def _freshness(scope: Scope, token: str | None, timeout_ms: int) -> Freshness:
     def admit(position: int) -> None:
         # What is read later in the same request is never older, so the first one counts.
         add_header(scope, STALE, encode_position(position))
+        fall_behind(position)
+
+    def fall_behind(position: int) -> None:
+        nonlocal counted
+        if not counted:
+            counted = True
+            STALE_ANSWERS.inc()
         tell(Position(position))
 
     wanted = BEGINNING if token is None else latest_position(token)
     deadline = time.monotonic() + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
-    return Freshness(wanted, deadline, admit, tell)
+    return Freshness(wanted, deadline, admit, fall_behind, tell)
 
 
 Fresh = Annotated[Freshness, Depends(freshness)]

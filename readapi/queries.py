@@ -279,7 +279,7 @@ class Queries:
                 return
         reached = await self.waiting.settle(wanted, fresh.seconds_left) if wanted else None
         if reached is not None:
-            fresh.tell(Position(reached))
+            fresh.fall_behind(reached)
 
 
 class ShownVideos(NamedTuple):

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from backlot.features import read_models
 from domain.comment import Comment
 from engine import checkpoints
-from engine.checkpoints import STALE_ANSWERS, ReadModelBehind, Waiting
+from engine.checkpoints import ReadModelBehind, Waiting
 from engine.completeness import UnknownVersion, completeness
 from engine.installation import create, install
 from engine.projection import Batch, Projection
@@ -27,6 +27,7 @@ from infra.http.shapes import Position, decode_position
 from infra.postgres.connection import make_pool
 from projections.likes import TABLES, Likes
 from projections.operations import Operations
+from readapi.freshness import STALE_ANSWERS
 from tests.integration.event_log import rows
 from tests.integration.operator_desk import Desk, executing
 from tests.integration.projection_support import Tally, Writer, caught_up, hosting, position
