@@ -323,6 +323,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     stack.push_async_callback(pool.close)
     tail = LogTail(pool, (each.schema for each in parts.models.all()))
     stack.push_async_callback(tail.aclose)
+    in_background(tail.run(parts.notifications.subscribe()), stack)
     ttl = settings.likes.counter_ttl_seconds
     counts = LikeCounts(AsyncCounters(parts.redis, ttl) if parts.counters else None)
     quotas = settings.quotas

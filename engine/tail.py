@@ -3,7 +3,7 @@
 A read asks what was recorded since the last one (`confirm`), and all that ask at the same time
 share one statement. Whatever was acknowledged to anybody before a read began, in any process, is
 known to it then: followers drop or renew exactly what the new events change, and what they keep is
-right at that position. Nobody polls: a process that is not asked reads nothing.
+right at that position. A process that is not asked for a minute reads nothing.
 
 This is the read index of Raft (Ongaro, 2014, section 6.4), with the log's own order in the place
 of a leader's word.
@@ -12,17 +12,21 @@ of a leader's word.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 import orjson
 import structlog
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Error
 from psycopg.rows import TupleRow
+from psycopg_pool import PoolTimeout
 
 from engine.checkpoints import Pool
 from engine.event_store import EVENTS
+from engine.subscription import woken
 from infra.cancellation import cancel
 from infra.http.shapes import BEGINNING, Position
 from infra.metrics import counter
@@ -32,6 +36,8 @@ log = structlog.get_logger(__name__)
 # Whoever is further behind begins anew: what was kept is of little use by then.
 MOST_EVENTS = 2_000
 MOST_ACTORS = 20_000
+# So long after a question the log is followed, and so often at most.
+IDLE_SECONDS, PAUSE_SECONDS = 60.0, 0.25
 # One row at least, with both heads and the copies that are live: a cutover gives a name another
 # namespace.
 READ = f"""
@@ -130,6 +136,7 @@ class LogTail:
         self._floor = 0
         self._actors = LastSeen(MOST_ACTORS)
         self._viewers = LastSeen(MOST_ACTORS)
+        self._asked = float("-inf")
         self.epoch = 0
         """Another number whenever everything was forgotten."""
 
@@ -156,11 +163,29 @@ class LogTail:
 
         The followers know all of it then. Raise what the database raises when it is away.
         """
+        self._asked = time.monotonic()
+        return await self._confirmed()
+
+    async def _confirmed(self) -> Position:
         asked: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
         self._waiting.append(asked)
         if self._reader is None:
             self._reader = asyncio.create_task(self._read_all())
         return await asked
+
+    async def run(self, wake: asyncio.Event) -> None:
+        """Go on reading while somebody asks now and then, until cancelled.
+
+        `wake` is set whenever something was recorded. Else whoever asks next would be so far behind
+        that all is forgotten.
+        """
+        while True:
+            await woken(wake, IDLE_SECONDS)
+            if time.monotonic() - self._asked < IDLE_SECONDS:
+                # Whoever asks next is told what is wrong.
+                with suppress(Error, PoolTimeout):
+                    await self._confirmed()
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def aclose(self) -> None:
         """Stop reading."""

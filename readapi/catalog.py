@@ -94,7 +94,7 @@ async def _list_videos(
     found = pages.get(key)
     if found is None:
         changes = pages.changes
-        async with queries.reading(fresh, queries.catalog) as conn:
+        async with queries.reading(fresh, queries.catalog, confirmed=True) as conn:
             # Before the page is read: what comes to be known meanwhile may not be in it.
             whole = queries.knows_all(queries.catalog)
             rows = await queries.catalog.page(conn, viewer, owner, category, before, page.rows)

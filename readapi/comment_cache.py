@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import LiteralString, NamedTuple
 from uuid import UUID
 
-from domain.comment import Comment as CommentAggregate
+import orjson
+
+from domain.comment import Comment
 from domain.upload import Upload
 from engine.checkpoints import Pool
 from engine.log import topics_of
 from engine.tail import LastSeen, LogTail, TailEvent, TailTelemetry
 from infra.http.auth import ask
-from infra.http.shapes import Comment, Position
+from infra.http.shapes import Position
 from infra.pseudonyms import Pseudonyms
 from projections.comment_tables import COLUMNS
 from projections.comments import CommentRow, Comments
@@ -39,7 +41,7 @@ FROM (SELECT position FROM backlot_checkpoints
 LEFT JOIN (SELECT {COLUMNS} FROM comments.comments WHERE comment_id = ANY (%(ids)s)) AS shown
     ON true
 """
-OF_COMMENTS = frozenset(topic for event in CommentAggregate.events() for topic in topics_of(event))
+OF_COMMENTS = frozenset(topic for event in Comment.events() for topic in topics_of(event))
 OF_VIDEOS = frozenset(topics_of(Upload.Removed))
 CHANGE_ALL = frozenset(topic for event in OF_EVERYTHING for topic in topics_of(event))
 
@@ -134,7 +136,22 @@ class CommentCache:
         names = self._persons.recall(authors)
         if names is None:
             names = await ask(self._persons.names, authors)
-        return {
-            each.comment_id: Comment(**each._asdict(), user_id=each.author).to_json(names)
-            for each in comments
-        }
+        return {each.comment_id: told(each, names.get(each.author)) for each in comments}
+
+
+def told(comment: CommentRow, author: str | None) -> bytes:
+    """Return a comment that everybody sees as JSON, as the shape `Comment` does, and faster."""
+    shown = {
+        "commentId": comment.comment_id,
+        "videoId": comment.video_id,
+        "userId": comment.author if author is None else author,
+        "content": comment.content,
+        "language": comment.language,
+        "confidence": comment.confidence,
+        "translatedText": comment.translated_text,
+        "translationStatus": comment.translation_status,
+        "edited": comment.edited,
+        "createdAt": comment.created_at,
+    }
+    known = {name: value for name, value in shown.items() if value is not None}
+    return orjson.dumps(known, option=orjson.OPT_UTC_Z)

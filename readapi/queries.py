@@ -104,16 +104,18 @@ class Queries:
 
     @asynccontextmanager
     async def reading(
-        self, fresh: Freshness, *projections: Projection
+        self, fresh: Freshness, *projections: Projection, confirmed: bool = False
     ) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """Yield a connection, once these projections know all that was acknowledged by now.
 
-        Where no process can feed one of them, the answer is admitted to be older than that; where
-        it takes too long, too, if no position was asked for. Raise ReadModelBehind, and
-        ReadModelUnavailable when the database is away, now or while the connection is used.
+        Or by the time when the request was `confirmed`, if it was. Where no process can feed one of
+        them, the answer is admitted to be older than that; where it takes too long, too, if no
+        position was asked for. Raise ReadModelBehind, and ReadModelUnavailable when the database is
+        away, now or while the connection is used.
         """
         with outage_as_unavailable():
-            await self._confirm(fresh, projections)
+            if not confirmed:
+                await self._confirm(fresh, projections)
             last = {each.schema: self.tail.last_of(topics_wanted(each)) for each in projections}
             await self._reach(fresh, last)
             async with self.pool.connection() as conn:
