@@ -203,8 +203,8 @@ def test_an_upload_may_pass_through_all_processes(several: Program) -> None:
         problem(abort.result(), 409)
         assert told[0].json() == told[1].json()
         see(first, told[0])
-        shown = read(first.get(f"/videos/{told[0].json()['videoId']}"))
-        assert plain.get(shown["playUrl"]).content == MP4
+        watched = read(first.post(f"/videos/{told[0].json()['videoId']}/watch"))
+        assert plain.get(watched["url"]).content == MP4
     else:
         assert abort.result().is_success
         assert [answer.status_code for answer in told] == [409, 409]
