@@ -23,7 +23,7 @@ from signal import SIGKILL, SIGTERM, Signals
 from typing import Any
 from unittest.mock import patch
 
-from tests.support import PROJECT
+from tests.support import PROJECT, eventually
 
 
 class ForkedProcess:
@@ -49,9 +49,20 @@ class ForkedProcess:
         self._process = fork_server().Process(
             target=target, args=(module, arguments, cwd, dict(env), streams)
         )
-        self._process.start()
+        eventually(self._started)
         assert self._process.pid is not None
         self.pid = self._process.pid
+
+    def _started(self) -> bool:
+        """Start it; return False where the fork server is about to end.
+
+        It does when a program is killed while it asks for a process; the next try begins another.
+        """
+        try:
+            self._process.start()
+        except ConnectionRefusedError:
+            return False
+        return True
 
     def poll(self) -> int | None:
         """Its exit code, None while it runs."""

@@ -187,9 +187,9 @@ async def open_inspector(
 async def list_events(
     request: Request,
     queries: Read,
-    fresh: Fresh,
     mode: Mode,
     persons: Persons,
+    fresh: Fresh,
     search: Annotated[Search, Depends(search_of_query)],
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
@@ -210,9 +210,9 @@ async def get_event(
     position: Position,
     request: Request,
     queries: Read,
-    fresh: Fresh,
     mode: Mode,
     persons: Persons,
+    fresh: Fresh,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     async with open_inspector(queries, fresh, mode, persons) as inspector:
@@ -230,9 +230,9 @@ async def get_stream(
     stream_id: Annotated[UUID, Path(examples=[VIDEO_ID])],
     request: Request,
     queries: Read,
-    fresh: Fresh,
     mode: Mode,
     persons: Persons,
+    fresh: Fresh,
     at: Annotated[Moment, Depends(moment)],
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
@@ -255,9 +255,9 @@ async def get_trace(
     ],
     request: Request,
     queries: Read,
-    fresh: Fresh,
     mode: Mode,
     persons: Persons,
+    fresh: Fresh,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     async with open_inspector(queries, fresh, mode, persons) as inspector:
@@ -274,9 +274,9 @@ async def get_trace(
 async def get_stats(
     request: Request,
     queries: Read,
-    fresh: Fresh,
     caller: Auditor,
     persons: Persons,
+    fresh: Fresh,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     async with open_inspector(queries, fresh, PayloadMode.NONE, persons) as inspector:
