@@ -210,8 +210,11 @@ class Oracle:
         default_factory=dict
     )
 
-    def check(self, answers: Sequence[Answer]) -> None:
-        """Check what clients were answered, each client's in their order."""
+    def check(self, answers: Sequence[Answer], refused: Sequence[Answer] = ()) -> None:
+        """Check what clients were answered, each client's in their order.
+
+        Who was `refused` in the end may have waited as well.
+        """
         known: defaultdict[str, Known] = defaultdict(Known)
         for answer in answers:
             was = known[answer.client]
@@ -223,7 +226,7 @@ class Oracle:
             else:
                 self.checked[f"{answer.what} {answer.status}"] += 1
                 known[answer.client] = self._checked(answer, was)
-        self._check_admitted(answers)
+        self._check_admitted([*answers, *refused])
 
     def _checked(self, answer: Answer, was: Known) -> Known:
         """What the client knows after the answer; each claim is held against what was known."""

@@ -69,6 +69,7 @@ class World:
     http: httpx.AsyncClient
     videos: list[str] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    refused: list[Answer] = field(default_factory=list)
     found: Tally[str] = field(default_factory=Tally)
     refusals: Tally[int] = field(default_factory=Tally)
 
@@ -210,6 +211,12 @@ class Client:
         if not (answer.is_success or missing or answer.status_code == 304):
             self.world.refusals[answer.status_code] += 1
             assert answer.status_code in (403, 404, 409, 503), f"{method} {path}: {answer.text}"
+            self.world.refused.append(
+                Answer(
+                    self.name, self.person, what, video, answer.status_code, {}, BEGINNING,
+                    process, began, ended,
+                )
+            )  # fmt: skip
             return None
         body: Mapping[str, Any] = {} if missing else self._body(path, answer)
         status = 200 if answer.status_code == 304 else answer.status_code
@@ -393,7 +400,7 @@ def history_of(site: Site) -> History:
 def check(world: World, history: History) -> None:
     """Have every answer checked."""
     oracle = Oracle(history)
-    oracle.check(world.answers)
+    oracle.check(world.answers, world.refused)
     story = f"READS_SEED={SEED}, {len(world.answers)} answers, {dict(oracle.checked)}, "
     story += f"{len(oracle.admitted)} said that they were older, {dict(world.refusals)} refused"
     print(story)  # noqa: T201 - told where the test fails, and with -s
