@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 
+from infra.cancellation import to_the_end
 from infra.errors import describe
 from infra.kafka import client_options
 from infra.settings.adapters import KafkaSettings
@@ -114,7 +115,8 @@ async def _administration(
     admin = AIOKafkaAdminClient(**options, request_timeout_ms=int(seconds * 1000))
     try:
         async with asyncio.timeout(seconds):
-            await admin.start()
+            # Broken off in the middle, the client would leave its first connection open.
+            await to_the_end(admin.start())
             yield admin
     except UNAVAILABLE as error:
         raise TopicsUnavailable(describe(error)) from error
