@@ -286,7 +286,7 @@ async def _get_ranking(
     queries, fresh, caller = known
     await queries.confirm(fresh, *queries.projections)
     if category is not None:
-        async with queries.reading(fresh, queries.catalog) as conn:
+        async with queries.reading(fresh, queries.catalog, confirmed=True) as conn:
             if not await queries.catalog.has_category(conn, category):
                 # Whoever makes up categories fills no cache and has nothing counted.
                 now, known_of = datetime.now(UTC), queries.tail.position

@@ -13,7 +13,7 @@ from domain.upload import Upload
 from engine.checkpoints import Pool
 from engine.log import topics_of
 from engine.tail import LastSeen, LogTail, TailEvent, TailTelemetry
-from infra.http.auth import ask
+from infra.http.responses import names_of
 from infra.http.shapes import Position
 from infra.pseudonyms import Pseudonyms
 from projections.comment_tables import COLUMNS
@@ -132,10 +132,7 @@ class CommentCache:
         return await self._encoded(comments), rows[0][0] if rows else 0
 
     async def _encoded(self, comments: Sequence[CommentRow]) -> dict[UUID, bytes]:
-        authors = {each.author for each in comments}
-        names = self._persons.recall(authors)
-        if names is None:
-            names = await ask(self._persons.names, authors)
+        names = await names_of(self._persons, {each.author for each in comments})
         return {each.comment_id: told(each, names.get(each.author)) for each in comments}
 
 

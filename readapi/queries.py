@@ -173,7 +173,10 @@ class Queries:
     async def likes_of(
         self, fresh: Freshness, person: str, before: int, limit: int
     ) -> Sequence[LikedVideo]:
-        """Return a person's likes given before a position, newest first; confirm first."""
+        """Return a person's likes given before a position, newest first.
+
+        Raise as `reading` does.
+        """
         await self.confirm(fresh, *self.projections)
         with outage_as_unavailable():
             likes = await self.cache.newest_likes(person)
@@ -181,7 +184,7 @@ class Queries:
                 await self._reach(fresh, likes.behind)
                 likes = await self.cache.newest_likes(person)
         if likes is None:
-            async with self.reading(fresh, self.likes) as conn:
+            async with self.reading(fresh, self.likes, confirmed=True) as conn:
                 return await self.likes.liked_page(conn, person, before, limit)
         found = (LikedVideo(*like) for like in likes.videos.items() if like[1] < before)
         return list(islice(found, limit))

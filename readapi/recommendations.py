@@ -266,7 +266,7 @@ async def _offers(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Off
     mark = cache.mark(user_id)
     made, cached = await queries.recommendations.get(user_id, fresh)
     videos = list(dict.fromkeys(each.video_id for each in made.offered))
-    async with queries.reading(fresh) as conn:
+    async with queries.reading(fresh, confirmed=True) as conn:
         out = await left_out(conn, user_id, videos)
     offers = Offers(made, out)
     cache.put(user_id, offers, mark)

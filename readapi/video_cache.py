@@ -26,7 +26,7 @@ from engine.checkpoints import Pool
 from engine.log import topics_of
 from engine.tail import LastSeen, LogTail, TailEvent, TailTelemetry
 from engine.telemetry import VIEWED
-from infra.http.auth import ask
+from infra.http.responses import names_of
 from infra.http.shapes import Position, Video
 from infra.pseudonyms import Pseudonyms
 from projections.catalog import Catalog, VideoRow
@@ -44,7 +44,6 @@ MOST_STATS = 2_000
 MOST_LIKES = 1_000
 # Of all videos, viewers and comments that changed while the read models were behind.
 MOST_CHANGES = 50_000
-
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 TELEMETRY = "telemetry"
@@ -390,7 +389,7 @@ class VideoCache:
             rows = await cursor.fetchall()
         at = [each or 0 for each in rows[0][:4]]
         shown = {row[4]: row[4:] for row in rows if row[4] is not None}
-        names = await self._names({row[1] for row in shown.values()})
+        names = await names_of(self._persons, {row[1] for row in shown.values()})
         found = {}
         for each in ids:
             found[each] = self._found(each, shown.get(each), at, names)
@@ -430,10 +429,6 @@ class VideoCache:
         if views_seen > video.views_at:
             behind[TELEMETRY] = views_seen
         return LoadedVideo(video, behind)
-
-    async def _names(self, persons: Collection[str]) -> Mapping[str, str]:
-        known = self._persons.recall(persons)
-        return await ask(self._persons.names, persons) if known is None else known
 
     async def liked(self, viewer: str, videos: Collection[UUID]) -> Liked:
         """Return what the viewer likes, at least of these videos; raise as `videos` does."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
@@ -59,16 +59,19 @@ class NamedResponse(JsonResponse):
         await super().__call__(scope, receive, send)
 
 
+async def names_of(persons: Pseudonyms, pseudonyms: Collection[str]) -> Mapping[str, str]:
+    """Return the user ids of so many, asked for where they are not at hand; raise Problem 503."""
+    names = persons.recall(pseudonyms)
+    return await ask(persons.names, pseudonyms) if names is None else names
+
+
 async def named(persons: Pseudonyms, wire: Wire) -> bytes:
     """Return a shape as JSON, with user ids in place of pseudonyms.
 
     Raise Problem 503 where these can't be found out.
     """
     pseudonyms = {getattr(shape, name) for shape, name in wire.persons()}
-    names = persons.recall(pseudonyms)
-    if names is None:
-        names = await ask(persons.names, pseudonyms)
-    return wire.to_json(names)
+    return wire.to_json(await names_of(persons, pseudonyms))
 
 
 def problem_response(scope: Scope, problem: Problem) -> Response:
