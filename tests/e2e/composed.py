@@ -20,7 +20,6 @@ import httpx
 import redis
 
 from infra.http.auth import mint_token
-from infra.settings import Role
 from tests.composition import PROJECT, Composition, Service, read_composition, seconds
 from tests.e2e import plain
 from tests.e2e.program import OWN_VARIABLES, NotStarted, Process
@@ -116,13 +115,6 @@ class RoleProcess:
             return plain.get(f"http://{self.address}{path}").is_success
         return False
 
-    def has_swept(self) -> bool:
-        """Whether it has looked for abandoned uploads since its start."""
-        page = plain.get(f"{self.admin_url}/metrics").text
-        return bool(
-            re.search(r'^backlot_expiry_runs_total\{outcome="\w+"\} [1-9]', page, re.MULTILINE)
-        )
-
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Another command of the program there, as `docker compose exec` runs it."""
         out, err = self.home / "run-out", self.home / "run-err"
@@ -195,10 +187,6 @@ class Composed:
             self.processes[role].launch()
         for role in roles:
             eventually(self.processes[role].is_healthy, START_SECONDS)
-        if Role.WORKERS in roles:
-            # In this S3 every unfinished upload is from 2010, so the first sweep would end one that
-            # is not in the log yet.
-            eventually(self.processes[Role.WORKERS].has_swept, START_SECONDS)
 
     def kill(self, role: str) -> None:
         self.processes[role].kill()

@@ -1,11 +1,13 @@
 """An S3 in a process of its own: moto behind a doorman who is as strict as S3.
 
-moto itself takes URLs that were changed or have expired, and breaks on uploads that are gone.
+moto itself takes URLs that were changed or have expired, breaks on uploads that are gone, and says
+of every upload that it was begun in 2010.
 """
 
 from __future__ import annotations
 
 import atexit
+import re
 import socket
 import subprocess
 import sys
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 REGION = "eu-central-1"
 KEY_ID, SECRET = "AKIDEXAMPLEEXAMPLE00", "a secret that signs in tests only"
 BUCKET = "media"
+# An answer that begins one upload, and each upload of a list.
+UPLOAD = re.compile(b"<InitiateMultipartUploadResult.+?</Init|<Upload>.+?</Upload>", re.DOTALL)
 _idle: list[S3Server] = []
 
 
@@ -130,12 +134,13 @@ def _end(server: S3Server) -> None:
 
 
 class Doorman:
-    """Checks presigned requests by botocore's signature, not by our own code."""
+    """Checks presigned requests by botocore's signature, and knows when uploads were begun."""
 
     def __init__(self, store: WSGIApplication) -> None:
         self._store = store
         # In S3 a completion is one moment; in moto others can look in between.
         self._one_at_a_time = Lock()
+        self._begun: dict[bytes, bytes] = {}
 
     def __call__(self, request: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         query = dict(parse_qsl(request.get("QUERY_STRING", ""), keep_blank_values=True))
@@ -147,9 +152,19 @@ class Doorman:
             request["HTTP_AUTHORIZATION"] = f"AWS4-HMAC-SHA256 {query['X-Amz-Credential']}"
         with self._one_at_a_time:
             try:
-                return self._store(request, start)
+                answer = b"".join(self._store(request, start))
             except KeyError:
                 return _refuse(start, "404 Not Found", "NoSuchUpload")
+            if "uploads" in query:
+                answer = UPLOAD.sub(self._with_time, answer)
+            return [answer]
+
+    def _with_time(self, upload: re.Match[bytes]) -> bytes:
+        """Return the upload with the time when it was first seen; that is as long as moto's."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z").encode()
+        (upload_id,) = re.findall(b"<UploadId>(.+?)</UploadId>", upload[0])
+        begun = self._begun.setdefault(upload_id, now)
+        return re.sub(b"<Initiated>.+?<", b"<Initiated>" + begun + b"<", upload[0])
 
 
 def _refuse(start: StartResponse, status: str, code: str) -> list[bytes]:
