@@ -13,6 +13,7 @@ from projections.analytics.schema import migrate
 from projections.likes import Likes
 from projections.recommendations.co_occurrence import rank_categories
 from projections.recommendations.model import MOST_WATCHED, Weighing
+from projections.recommendations.neighbours import FOLDED_AT
 from projections.recommendations.turns import PART
 
 
@@ -78,7 +79,7 @@ FROM generate_series(0, %(videos)s - 1) AS n
 LEFT JOIN (SELECT video - 1, count(*) FROM drawn, unnest(videos) AS video GROUP BY video)
     AS total (n, weight) USING (n)
 """
-# Between the number that pruning leaves and the one at which it begins.
+# As they lie there after many cuts: half of them were just cut, and half have taken deltas since.
 LISTS = b"""
 INSERT INTO analytics.neighbour_lists (number, neighbours, weights, as_of)
 SELECT number, array_agg(other), array_agg(0.5 + random()),
@@ -86,7 +87,7 @@ SELECT number, array_agg(other), array_agg(0.5 + random()),
 FROM generate_series(1, %(videos)s) AS number
 CROSS JOIN LATERAL (
     SELECT DISTINCT 1 + floor(%(videos)s * random() ^ 2)::int AS other
-    FROM generate_series(1, %(most)s + mod(number * 7, %(most)s)) AS n
+    FROM generate_series(1, %(most)s + mod(number, 2) * %(folded_at)s) AS n
     WHERE number > 0) AS others
 WHERE other <> number GROUP BY number
 """
@@ -99,7 +100,7 @@ SELECT number, coalesce(array_agg(other) FILTER (WHERE other <> number), '{}'),
 FROM generate_series(1, %(videos)s) AS number
 CROSS JOIN LATERAL (
     SELECT 1 + floor(%(videos)s * random() ^ 2)::int AS other
-    FROM generate_series(0, mod(number * 13, %(most)s)) AS n WHERE number > 0) AS others
+    FROM generate_series(0, mod(number * 13, %(folded_at)s)) AS n WHERE number > 0) AS others
 GROUP BY number
 """
 LIKES = b"""
@@ -115,6 +116,7 @@ def fill_engagements(url: str, size: Size, now: datetime, weighing: Weighing) ->
     given = {
         "now": now,
         "most": weighing.neighbours,
+        "folded_at": int(FOLDED_AT * weighing.neighbours),
         "each": each,
         "part": PART,
         "parts": parts,
