@@ -49,8 +49,7 @@ from readapi.comment_changes import (
     CommentChange,
     CommentChanges,
 )
-from readapi.freshness import MAX_TOKEN_LENGTH, Fresh
-from readapi.queries import Read, viewer_of
+from readapi.queries import MAX_TOKEN_LENGTH, Fresh, Read, viewer_of
 from readapi.video_cache import LoadedVideo, VideoCache
 
 log = structlog.get_logger(__name__)

@@ -41,9 +41,8 @@ from readapi.audit.inspector import (
     StreamHistory,
     TraceTree,
 )
-from readapi.freshness import Fresh
 from readapi.pages import Cursor, IfNoneMatch, Page, storable
-from readapi.queries import Queries, Read, ReadModelUnavailable
+from readapi.queries import Fresh, Queries, Read, ReadModelUnavailable
 
 DEFAULT_LIMIT = 50
 Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=200)]
