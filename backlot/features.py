@@ -63,6 +63,7 @@ import workers.privacy
 import workers.recommendations
 import workers.speech
 import workers.translation
+import workers.translation_sweep
 import workers.translator
 import workers.uploads
 from backlot import health
@@ -186,7 +187,7 @@ FEATURES: tuple[Feature, ...] = (
         name="translation",
         projections=(Translations,),
         subscriptions=workers.translation.subscriptions,
-        sweeps=workers.translation.sweeps,
+        sweeps=workers.translation_sweep.sweeps,
         tasks=(TRANSLATE_COMMENT, TRANSLATE_ON_DEMAND),
         settings=(features.TranslationSettings,),
         checks=(health.language_model,),
