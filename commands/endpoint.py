@@ -29,13 +29,14 @@ from infra.http.auth import (
     require_identity,
 )
 from infra.http.problems import Problem
+from infra.http.rate_limits import DECISIONS, Buckets, Limit, LimitReached
 from infra.http.requests import client_address, header, request_id_of
 from infra.http.responses import wire
 from infra.http.shapes import Wire, encode_position
 from infra.objects.port import ObjectStore
-from infra.rate_limits import DECISIONS, PREFIX, Buckets, Limit, LimitReached
 from infra.redlock import Redlock
 from infra.settings.features import QuotaSettings
+from infra.shared_buckets import PREFIX
 
 W = TypeVar("W", bound=Wire)
 R = TypeVar("R")

@@ -17,11 +17,11 @@ from infra import metrics, rate_limits
 from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, maybe_identity, mint_token
 from infra.http.keys import OneKey
-from infra.http.rate_limits import RateLimits
+from infra.http.rate_limits import Buckets, Limit, RateLimits
 from infra.http.requests import Proxies, rate_class, subscriber
-from infra.rate_limits import Buckets, Limit, SharedBuckets
 from infra.redis import embedded_redis
 from infra.settings import load_settings
+from infra.shared_buckets import SharedBuckets
 from tests.routes import AUDITORS, MODERATORS, ROUTES, Line
 from tests.support import until
 
