@@ -53,13 +53,11 @@ import readapi.privacy
 import readapi.recommendations
 import readapi.revocations
 import workers.analytics
-import workers.embeddings
 import workers.erasure
 import workers.feedback
 import workers.likes
 import workers.maintenance
 import workers.operations.executor
-import workers.privacy
 import workers.recommendations
 import workers.speech
 import workers.translation
@@ -210,7 +208,7 @@ FEATURES: tuple[Feature, ...] = (
         queries=(readapi.recommendations.router,),
         subscriptions=workers.recommendations.subscriptions,
         sweeps=workers.recommendations.sweeps,
-        jobs=workers.embeddings.jobs,
+        jobs=workers.recommendations.jobs,
         tasks=(PREPARE_RECOMMENDATIONS,),
         settings=(features.RecommendationSettings, adapters.EmbeddingSettings),
         checks=(health.embeddings,),
@@ -290,9 +288,9 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="privacy",
         queries=(readapi.privacy.router,),
-        jobs=workers.privacy.jobs,
+        jobs=workers.maintenance.retention_jobs,
         settings=(features.PrivacySettings,),
-        personal=workers.privacy.PERSONAL,
+        personal=workers.maintenance.PERSONAL,
     ),
     Feature(
         name="erasure",

@@ -1,14 +1,25 @@
-"""What is left of a person: in every declared place, and of the name in all that is stored."""
+"""What is left of a person: in every declared place, and of the name in all that is stored.
+
+The name is looked for row by row and key by key, whatever has been declared: that takes as long as
+there is much. The search finds a word of its own, in texts and in the bytes of JSON; what is
+encrypted or compressed by the program it does not see.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
+from typing import Any
 
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from psycopg.sql import SQL, Identifier
 from redis import RedisError
+from redis.asyncio import Redis
 
-from engine.inspection.raw_search import keys_with, rows_with
-from engine.personal_data import PersonalPlace, Unsearched
+from engine.personal_data import PersonalPlace, Unsearched, json_bytes
 from engine.persons import KnownPerson
 from readapi.privacy import Holding, PersonSearch
 
@@ -57,3 +68,62 @@ async def _said(search: PersonSearch, text: str) -> list[Holding]:
 
 def _place(where: str) -> PersonalPlace:
     return Unsearched(name="name", holds=NAMES, kept=KEPT, where=where)
+
+
+TABLES = b"""
+SELECT nspname, relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE relkind = 'r' AND nspname <> 'information_schema' AND nspname !~ '^pg_' ORDER BY 1, 2
+"""
+ROWS = """
+SELECT count(*) FROM {table} AS t
+WHERE t::text ~ %(word)s OR position(%(hex)s IN t::text) > 0
+"""
+# What a word does not go on with, before it and behind it.
+WORD = "(?<![[:alnum:]_])%s(?![[:alnum:]_])"
+SPECIAL = re.compile(r"([^A-Za-z0-9_])")
+KEYS_AT_ONCE = 1_000
+
+
+def rows_with(conn: Connection[TupleRow], text: str) -> Counter[str]:
+    """Return how many rows say a text, by `schema.table`, where any do; raise psycopg.Error."""
+    given = {"word": WORD % SPECIAL.sub(r"\\\1", text), "hex": json_bytes(text).hex()}
+    found: Counter[str] = Counter()
+    with conn.transaction():
+        conn.execute("SET LOCAL statement_timeout = 0")
+        for schema, name in conn.execute(TABLES).fetchall():
+            query = SQL(ROWS).format(table=Identifier(schema, name))
+            ((found[f"{schema}.{name}"],),) = conn.execute(query, given).fetchall()
+    return +found
+
+
+async def keys_with(redis: Redis, text: str) -> Counter[str]:
+    """Return how many keys of Redis say a text, in their names or values; raise RedisError."""
+    word = re.compile(rb"(?<!\w)%s(?!\w)" % re.escape(text.encode()))
+    found: Counter[str] = Counter()
+    async for key in redis.scan_iter(count=KEYS_AT_ONCE):
+        name = _bytes(key)
+        values = [name, *[each async for each in _values(redis, name)]]
+        if any(word.search(each) for each in values):
+            found[name.decode(errors="backslashreplace")] += 1
+    return found
+
+
+async def _values(redis: Redis, key: bytes) -> AsyncIterator[bytes]:
+    reads: dict[str, Any] = {
+        "string": lambda: redis.mget([key]),
+        "hash": lambda: redis.hgetall(key),
+        "list": lambda: redis.lrange(key, 0, -1),
+        "set": lambda: redis.smembers(key),
+        "zset": lambda: redis.zrange(key, 0, -1),
+    }
+    kind = _bytes(await redis.type(key)).decode()
+    # What ends meanwhile has no kind.
+    held: Any = await reads[kind]() if kind in reads else ()
+    parts: Iterable[Any] = [*held.keys(), *held.values()] if isinstance(held, dict) else held
+    for part in parts:
+        if part is not None:
+            yield _bytes(part)
+
+
+def _bytes(value: bytes | str) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()

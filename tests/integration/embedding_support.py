@@ -23,7 +23,7 @@ from projections.recommendations.embeddings import nearest
 from tests.integration.event_log import rows
 from tests.openai_server import vector_of
 from tests.support import ended
-from workers.embeddings import JOB, Upkeep, embedding_job
+from workers.recommendations import JOB, Upkeep, embedding_job
 
 MODEL, DIMENSIONS = "places", 16
 KEPT = "SELECT video_id, rejected FROM analytics.embeddings"

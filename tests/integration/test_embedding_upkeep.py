@@ -37,7 +37,7 @@ from tests.integration.embedding_support import (
 )
 from tests.openai_server import Answer, Call, embedded, openai_server
 from tests.support import DEADLINE_SECONDS, until
-from workers.embeddings import Upkeep
+from workers.recommendations import Upkeep
 
 PROVIDER = ("backlot_embedding_failures_total", "provider")
 DATABASE = ("backlot_embedding_failures_total", "database")
@@ -322,7 +322,7 @@ class TestFailures:
     def test_a_database_without_pgvector_is_told_once(
         self, shop: Shop, embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("workers.embeddings.LONGEST_PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr("workers.recommendations.LONGEST_PAUSE_SECONDS", 0.01)
         shop.video("Rain")
         looks: list[str | None] = []
         lacking = Upkeep.lacking
