@@ -21,7 +21,7 @@ from engine.dead_letters import LetterStatus
 from engine.event_store import EVENTS
 from engine.inspection.names import named, persons_in, with_names
 from engine.log import MAPPER, READ_ONE, Stored, topics_of
-from engine.privacy import PayloadMode, mask_actor, present
+from engine.payload_mode import PayloadMode, mask_actor, present
 from engine.projection import Projection, RangeProjection, account, try_event
 from engine.subscription import notify
 from infra.errors import OperatorError, describe, fault_of

@@ -12,7 +12,7 @@ import orjson
 
 from engine.archive import lines
 from engine.archive.lines import FORMAT, ExportFormat, Item, Plan
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from engine.seals.chain import Seal, StoredRow
 from engine.seals.check import Check, orphan_fault
 from engine.seals.proofs import NO_PROOFS, Proofs

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 from engine.checkpoints import Freshness
 from engine.inspection.index import Search
 from engine.log import END_OF_LOG
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from engine.seals import verification
 from engine.seals.chain import connect
 from engine.seals.places import AnchorsUnusable
