@@ -334,7 +334,7 @@ TOKEN_FIRST = [Depends(require_identity)]
 
 
 async def executor(request: Request) -> Execute:
-    """Executes commands as the caller of this request; 401 without a token.
+    """Return what executes commands as the caller of this request; 401 without a token.
 
     Called by the routes themselves: as a FastAPI dependency it would cost a seventh of the request.
     """
@@ -342,7 +342,7 @@ async def executor(request: Request) -> Execute:
 
 
 async def require_viewer(request: Request) -> Identity:
-    """Who watches: a user, or a viewer without a name where those may; else 401."""
+    """Return who watches: a user, or a viewer without a name where those may; else 401."""
     identity = await maybe_identity(request)
     viewers: ViewerKeys | None = request.app.state.commands.viewers
     if identity is not None or viewers is None:
@@ -356,5 +356,5 @@ VIEWER_FIRST = [Depends(require_viewer)]
 
 
 async def viewer_executor(request: Request) -> Execute:
-    """Executes commands as the viewer of this request, who may have no name; else 401."""
+    """Return the same for the viewer of this request, who may have no name; else 401."""
     return Execute(request, await require_viewer(request))

@@ -202,7 +202,7 @@ def parked(
     after: int = 0,
     limit: int = PAGE_EVENTS,
 ) -> list[ParkedRow]:
-    """The next events that a copy has set aside after a position, of any status or one."""
+    """Return the next events that a copy has set aside after a position, of any status or one."""
     values = {"schema": schema, "status": status, "after": after, "limit": limit}
     with conn.cursor(row_factory=class_row(ParkedRow)) as cursor:
         return cursor.execute((SELECT + PAGE).encode(), values).fetchall()

@@ -96,7 +96,7 @@ class TailStreams:
         self._broken: StoredRow | None = None
 
     def take(self, row: StoredRow) -> None:
-        """The next unsealed event."""
+        """Take in the next unsealed event."""
         before = self._latest.get(row.stream_id)
         if before is None:
             self._first[row.stream_id] = row

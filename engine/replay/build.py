@@ -262,7 +262,7 @@ def _end(processes: Sequence[BaseProcess], stopping: ProcessEvent) -> None:
 
 
 def work(shared: SharedBuild, part: StreamShare, stopping: ProcessEvent, faults: Faults) -> None:
-    """A process: build one part. An error that is not an event's goes to `faults`, exit code 1."""
+    """Build one part, as a process. What is no event's error goes to `faults`: exit code 1."""
     # Ctrl-C reaches the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     MAPPER.ciphers = shared.ciphers

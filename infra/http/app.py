@@ -104,7 +104,7 @@ class DirectRoute(APIRoute):
 
 
 def hot(shortcut: Shortcut) -> Callable[[Endpoint], Endpoint]:
-    """Marks an ordinary endpoint, before which `shortcut` may answer what is asked most."""
+    """Mark an ordinary endpoint: `shortcut` is asked first, and answers what is asked most."""
 
     def mark(endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, SHORTCUT, shortcut)
