@@ -20,13 +20,13 @@ from infra.key_encryption import (
     GivenKey,
     KeyEncryption,
     KeyEncryptionFailed,
+    KmsKey,
+    VaultKey,
     WrongKey,
     key_encryption_of,
     kms,
     vault,
 )
-from infra.key_encryption.kms import KmsKey
-from infra.key_encryption.vault import VaultKey
 from infra.settings import load_settings
 from tests.integration.key_servers import (
     ACCESS_KEY_ID,
