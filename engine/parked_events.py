@@ -166,7 +166,7 @@ class NoReason(OperatorError):
     """An event is left out only for a reason that is written down."""
 
 
-class Outcome(StrEnum):
+class RetryOutcome(StrEnum):
     """What became of an event; `blocked`, `overtaken` and `absent` ones were not tried."""
 
     APPLIED = "applied"
@@ -185,7 +185,7 @@ class RetriedEvent:
     """An event that was to be tried again, and, unless it is applied, why not."""
 
     position: int
-    outcome: Outcome
+    outcome: RetryOutcome
     detail: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -386,7 +386,7 @@ def retry(
                 _retry_one(conn, cursor, projection, asked | {"position": position}, force)
                 for position in positions[start : start + CHUNK_EVENTS]
             ]
-            applied = [each.position for each in chunk if each.outcome is Outcome.APPLIED]
+            applied = [each.position for each in chunk if each.outcome is RetryOutcome.APPLIED]
             account(cursor, schema, [at for at in applied if at > accounted_after])
             notify(cursor)
         results += chunk
@@ -394,7 +394,9 @@ def retry(
         outcome = {"outcome": str(each.outcome), "detail": each.detail}
         log.info("projection_event_retried", projection=name, position=each.position, **outcome)
     # Of all that waited, what another retry or a decision has taken since was not asked for.
-    return [each for each in results if chosen is not None or each.outcome is not Outcome.ABSENT]
+    return [
+        each for each in results if chosen is not None or each.outcome is not RetryOutcome.ABSENT
+    ]
 
 
 def _hold(cursor: Cursor[TupleRow], projection: Projection) -> tuple[int, int]:
@@ -428,15 +430,15 @@ def _retry_one(
     schema, position = asked["schema"], asked["position"]
     row = cursor.execute(EVENT, asked).fetchone()
     if row is None:
-        return RetriedEvent(position, Outcome.ABSENT, ABSENT)
+        return RetriedEvent(position, RetryOutcome.ABSENT, ABSENT)
     *columns, blocked, overtaken = row
     if blocked and not force:
-        return RetriedEvent(position, Outcome.BLOCKED, BLOCKED)
+        return RetriedEvent(position, RetryOutcome.BLOCKED, BLOCKED)
     if overtaken and not force:
-        return RetriedEvent(position, Outcome.OVERTAKEN, OVERTAKEN)
+        return RetriedEvent(position, RetryOutcome.OVERTAKEN, OVERTAKEN)
     error = try_event(conn, cursor, projection, Stored(*columns))
     if error is None:
         cursor.execute(APPLIED, (schema, position))
-        return RetriedEvent(position, Outcome.APPLIED)
+        return RetriedEvent(position, RetryOutcome.APPLIED)
     cursor.execute(FAILED, (describe(error), schema, position))
-    return RetriedEvent(position, Outcome.FAILED, describe(error))
+    return RetriedEvent(position, RetryOutcome.FAILED, describe(error))

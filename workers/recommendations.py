@@ -217,10 +217,10 @@ def send_tasks(conn: Connection[TupleRow], task: Actor[..., Any], queues: TaskQu
     return sent
 
 
-JOB = "embedding"
+EMBEDDING_JOB = "embedding"
 VIDEOS_AT_ONCE = 500
 # A text that any model embeds; when that fails too, the others' content is not the reason.
-PROBE = "A video."
+PROBE_TEXT = "A video."
 LONGEST_PAUSE_SECONDS = 600.0
 
 EMBEDDINGS = counter(
@@ -236,7 +236,7 @@ EMBEDDING_FAILURES = counter(
 
 
 @dataclass
-class Upkeep:
+class EmbeddingUpkeep:
     """Embeds what is new or has changed, round by round; a round goes on where the last failed.
 
     `catalog` is a connection to the read models, `kept` the active process's own to the analytics.
@@ -298,7 +298,7 @@ class Upkeep:
             return await self._asked(texts)
         except (BadAnswer, RejectedRequest) as error:
             # Raises when it is the model, or what it is asked for, that is wrong.
-            await self.embedder.embed([PROBE])
+            await self.embedder.embed([PROBE_TEXT])
             return await self._apart(texts, error)
 
     async def _apart(self, texts: Sequence[Text], error: LanguageModelError) -> list[Embedded]:
@@ -325,10 +325,10 @@ class Upkeep:
 
 
 @dataclass
-class Rounds:
+class EmbeddingRounds:
     """Rounds of the upkeep while this process does the job; a failure is followed by a pause."""
 
-    upkeep: Upkeep
+    upkeep: EmbeddingUpkeep
     every: float
     told: str | None = None
     failures: int = 0
@@ -379,8 +379,13 @@ def embedding_job(
 
     @asynccontextmanager
     async def session() -> AsyncIterator[Run]:
-        async with leading(analytics_url, JOB) as kept, connected(database_url, JOB) as catalog:
-            yield Rounds(Upkeep(embedder, models, catalog, kept), every).run
+        async with (
+            leading(analytics_url, EMBEDDING_JOB) as kept,
+            connected(database_url, EMBEDDING_JOB) as catalog,
+        ):
+            yield EmbeddingRounds(EmbeddingUpkeep(embedder, models, catalog, kept), every).run
 
     failures = EMBEDDING_FAILURES.labels("database")
-    return Job(JOB, every, session, Outage("embedding_postponed", (psycopg.Error,), failures))
+    return Job(
+        EMBEDDING_JOB, every, session, Outage("embedding_postponed", (psycopg.Error,), failures)
+    )
