@@ -24,7 +24,7 @@ from infra.objects.port import StoredObject
 from infra.pseudonyms import OwnNames
 from infra.redis import embedded_redis
 from infra.settings import load_settings
-from readapi.certificate import certificate, keys_with, rows_with
+from readapi.erasure import certificate, keys_with, rows_with
 from readapi.privacy import Holding
 from tests.integration.projection_support import Writer, origin
 
