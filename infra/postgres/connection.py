@@ -317,7 +317,7 @@ def thread_pool(
 
 
 def make_pool(database_url: str, *, max_size: int = 10, limits: Limits = SHORT_WORK) -> LivePool:
-    """Return the pool of queries, not opened yet: `await pool.open()` in the event loop.
+    """The connections of queries, not opened yet: `await pool.open()` in the event loop.
 
     A query that gets no connection within the limit has PoolTimeout, and one that gets no answer
     another OperationalError.
