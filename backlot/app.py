@@ -46,19 +46,19 @@ from infra.errors import OperatorError
 from infra.http.app import HttpApp
 from infra.http.auth import make_authenticator
 from infra.http.keys import read_or_make_secret
-from infra.http.rate_limits import RateLimits
+from infra.http.rate_limits import Buckets, RateLimits
 from infra.interpreter import quick_turns
 from infra.kafka import client_options
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable, now
 from infra.postgres.connection import Limits, make_pool
 from infra.postgres.embedded import SETTINGS, EmbeddedPostgres
-from infra.rate_limits import Buckets, SharedBuckets
 from infra.redis import open_redis
 from infra.redis_socket import connect_socket
 from infra.redlock import make_redlock
 from infra.security_log import SECURITY_LOG
 from infra.settings import SERVING, Role, Settings
+from infra.shared_buckets import SharedBuckets
 from infra.tasks.broker import make_broker
 from infra.tasks.middleware import Resources
 from infra.tasks.queues import FailedTask

@@ -53,16 +53,15 @@ import readapi.privacy
 import readapi.recommendations
 import readapi.revocations
 import workers.analytics
-import workers.embeddings
 import workers.erasure
 import workers.feedback
 import workers.likes
 import workers.maintenance
 import workers.operations.executor
-import workers.privacy
 import workers.recommendations
 import workers.speech
 import workers.translation
+import workers.translation_sweep
 import workers.translator
 import workers.uploads
 from backlot import health
@@ -186,7 +185,7 @@ FEATURES: tuple[Feature, ...] = (
         name="translation",
         projections=(Translations,),
         subscriptions=workers.translation.subscriptions,
-        sweeps=workers.translation.sweeps,
+        sweeps=workers.translation_sweep.sweeps,
         tasks=(TRANSLATE_COMMENT, TRANSLATE_ON_DEMAND),
         settings=(features.TranslationSettings,),
         checks=(health.language_model,),
@@ -209,7 +208,7 @@ FEATURES: tuple[Feature, ...] = (
         queries=(readapi.recommendations.router,),
         subscriptions=workers.recommendations.subscriptions,
         sweeps=workers.recommendations.sweeps,
-        jobs=workers.embeddings.jobs,
+        jobs=workers.recommendations.jobs,
         tasks=(PREPARE_RECOMMENDATIONS,),
         settings=(features.RecommendationSettings, adapters.EmbeddingSettings),
         checks=(health.embeddings,),
@@ -289,9 +288,9 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="privacy",
         queries=(readapi.privacy.router,),
-        jobs=workers.privacy.jobs,
+        jobs=workers.maintenance.retention_jobs,
         settings=(features.PrivacySettings,),
-        personal=workers.privacy.PERSONAL,
+        personal=workers.maintenance.PERSONAL,
     ),
     Feature(
         name="erasure",

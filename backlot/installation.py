@@ -11,10 +11,10 @@ from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import TupleRow
 
 from backlot.features import PERSONAL, TABLES, read_models
+from engine.erasures import compare_forgotten, erase_again, purge_restored
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.persons import Persons
 from engine.privileges import give_rights, make_user, running_user
-from engine.restores import compare_forgotten, erase_again, purge_restored
 from engine.seals.proofs import Proofs
 from infra.errors import OperatorError
 from infra.postgres.connection import explained, open_connection

@@ -197,7 +197,7 @@ def _where(holding: Holding) -> str:
 async def _certify(
     settings: Settings, persons: Persons, user: str, person: KnownPerson | None
 ) -> tuple[PersonalData, list[Holding]]:
-    from readapi.certificate import certificate
+    from readapi.erasure import certificate
 
     # Who has no pseudonym may have left the name itself.
     subject = user if person is None else person.pseudonym

@@ -88,7 +88,7 @@ class NoSuchMessage(OperatorError):
 
 @contextmanager
 def looking(settings: Settings) -> Iterator[Connection[TupleRow]]:
-    """A connection to the database at hand; raises DatabaseAway, whenever it goes away."""
+    """Yield a connection to the database at hand; raise DatabaseAway, whenever it goes away."""
     url = database_url(settings)
     with database_at_hand(), open_connection(url, "operator") as conn:
         yield conn
@@ -300,7 +300,7 @@ def _chosen(
     consumer: str | None,
     topic: str | None,
 ) -> Iterator[tuple[Connection[TupleRow], list[int] | None]]:
-    """A connection, and the ids of the dead messages that are meant; None for all of them.
+    """Yield a connection, and the ids of the dead messages that are meant; None for all of them.
 
     Raises UsageError for none or more than one way of choosing, UnknownName and NoSuchMessage.
     """

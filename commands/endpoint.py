@@ -29,13 +29,14 @@ from infra.http.auth import (
     require_identity,
 )
 from infra.http.problems import Problem
+from infra.http.rate_limits import DECISIONS, Buckets, Limit, LimitReached
 from infra.http.requests import client_address, header, request_id_of
 from infra.http.responses import wire
 from infra.http.shapes import Wire, encode_position
 from infra.objects.port import ObjectStore
-from infra.rate_limits import DECISIONS, PREFIX, Buckets, Limit, LimitReached
 from infra.redlock import Redlock
 from infra.settings.features import QuotaSettings
+from infra.shared_buckets import PREFIX
 
 W = TypeVar("W", bound=Wire)
 R = TypeVar("R")
@@ -333,7 +334,7 @@ TOKEN_FIRST = [Depends(require_identity)]
 
 
 async def executor(request: Request) -> Execute:
-    """Executes commands as the caller of this request; 401 without a token.
+    """Return what executes commands as the caller of this request; 401 without a token.
 
     Called by the routes themselves: as a FastAPI dependency it would cost a seventh of the request.
     """
@@ -341,7 +342,7 @@ async def executor(request: Request) -> Execute:
 
 
 async def require_viewer(request: Request) -> Identity:
-    """Who watches: a user, or a viewer without a name where those may; else 401."""
+    """Return who watches: a user, or a viewer without a name where those may; else 401."""
     identity = await maybe_identity(request)
     viewers: ViewerKeys | None = request.app.state.commands.viewers
     if identity is not None or viewers is None:
@@ -355,5 +356,5 @@ VIEWER_FIRST = [Depends(require_viewer)]
 
 
 async def viewer_executor(request: Request) -> Execute:
-    """Executes commands as the viewer of this request, who may have no name; else 401."""
+    """Return the same for the viewer of this request, who may have no name; else 401."""
     return Execute(request, await require_viewer(request))

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Request, Response
 from pydantic import Field
 
 from commands.endpoint import TOKEN_FIRST, Accepted, Execute, Reply, executor
-from commands.queries import FindVisible
+from commands.upload_queries import FindVisible
 from domain.feedback import CHOSEN, SHOWN, GivenList
 from domain.model import Origin
 from engine.command_bus import Aggregates, Lookup, Query

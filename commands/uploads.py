@@ -19,7 +19,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from commands.endpoint import TOKEN_FIRST, Execute, KeptAnswer, Reply, executor
-from commands.queries import (
+from commands.upload_queries import (
     FindCompletion,
     FindUpload,
     FindUploadStatus,

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from commands.endpoint import VIEWER_FIRST, Accepted, Execute, Reply, viewer_executor
 from commands.feedback import LONGEST_ID, FindList, record
-from commands.queries import FindVideoFile
+from commands.upload_queries import FindVideoFile
 from domain.errors import Invalid
 from domain.feedback import CHOSEN, SHOWN, GivenList, ListTooOld, ListUnknown
 from domain.text import check_text

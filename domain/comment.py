@@ -284,7 +284,7 @@ class Comment(Aggregate):
         self.erase(origin)
 
     def erase(self, origin: Origin) -> None:
-        """The same for an author who is forgotten; once that was done, this records nothing."""
+        """Delete the comment of an author who is forgotten; one that is deleted records nothing."""
         if self.standing not in (None, Standing.DELETED):
             kind = self.Deleted if self.standing is Standing.POSTED else self.Withdrawn
             self._record(kind, origin)

@@ -21,7 +21,7 @@ from engine.dead_letters import LetterStatus
 from engine.event_store import EVENTS
 from engine.inspection.names import named, persons_in, with_names
 from engine.log import MAPPER, READ_ONE, Stored, topics_of
-from engine.privacy import PayloadMode, mask_actor, present
+from engine.payload_mode import PayloadMode, mask_actor, present
 from engine.projection import Projection, RangeProjection, account, try_event
 from engine.subscription import notify
 from infra.errors import OperatorError, describe, fault_of
@@ -166,7 +166,7 @@ class NoReason(OperatorError):
     """An event is left out only for a reason that is written down."""
 
 
-class Outcome(StrEnum):
+class RetryOutcome(StrEnum):
     """What became of an event; `blocked`, `overtaken` and `absent` ones were not tried."""
 
     APPLIED = "applied"
@@ -185,7 +185,7 @@ class RetriedEvent:
     """An event that was to be tried again, and, unless it is applied, why not."""
 
     position: int
-    outcome: Outcome
+    outcome: RetryOutcome
     detail: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def parked(
     after: int = 0,
     limit: int = PAGE_EVENTS,
 ) -> list[ParkedRow]:
-    """The next events that a copy has set aside after a position, of any status or one."""
+    """Return the next events that a copy has set aside after a position, of any status or one."""
     values = {"schema": schema, "status": status, "after": after, "limit": limit}
     with conn.cursor(row_factory=class_row(ParkedRow)) as cursor:
         return cursor.execute((SELECT + PAGE).encode(), values).fetchall()
@@ -386,7 +386,7 @@ def retry(
                 _retry_one(conn, cursor, projection, asked | {"position": position}, force)
                 for position in positions[start : start + CHUNK_EVENTS]
             ]
-            applied = [each.position for each in chunk if each.outcome is Outcome.APPLIED]
+            applied = [each.position for each in chunk if each.outcome is RetryOutcome.APPLIED]
             account(cursor, schema, [at for at in applied if at > accounted_after])
             notify(cursor)
         results += chunk
@@ -394,7 +394,9 @@ def retry(
         outcome = {"outcome": str(each.outcome), "detail": each.detail}
         log.info("projection_event_retried", projection=name, position=each.position, **outcome)
     # Of all that waited, what another retry or a decision has taken since was not asked for.
-    return [each for each in results if chosen is not None or each.outcome is not Outcome.ABSENT]
+    return [
+        each for each in results if chosen is not None or each.outcome is not RetryOutcome.ABSENT
+    ]
 
 
 def _hold(cursor: Cursor[TupleRow], projection: Projection) -> tuple[int, int]:
@@ -428,15 +430,15 @@ def _retry_one(
     schema, position = asked["schema"], asked["position"]
     row = cursor.execute(EVENT, asked).fetchone()
     if row is None:
-        return RetriedEvent(position, Outcome.ABSENT, ABSENT)
+        return RetriedEvent(position, RetryOutcome.ABSENT, ABSENT)
     *columns, blocked, overtaken = row
     if blocked and not force:
-        return RetriedEvent(position, Outcome.BLOCKED, BLOCKED)
+        return RetriedEvent(position, RetryOutcome.BLOCKED, BLOCKED)
     if overtaken and not force:
-        return RetriedEvent(position, Outcome.OVERTAKEN, OVERTAKEN)
+        return RetriedEvent(position, RetryOutcome.OVERTAKEN, OVERTAKEN)
     error = try_event(conn, cursor, projection, Stored(*columns))
     if error is None:
         cursor.execute(APPLIED, (schema, position))
-        return RetriedEvent(position, Outcome.APPLIED)
+        return RetriedEvent(position, RetryOutcome.APPLIED)
     cursor.execute(FAILED, (describe(error), schema, position))
-    return RetriedEvent(position, Outcome.FAILED, describe(error))
+    return RetriedEvent(position, RetryOutcome.FAILED, describe(error))

@@ -214,7 +214,7 @@ def _rewrap_all(conn: Connection[Any], keys: WrappingKeys) -> int:
 
 
 def _rewrap_left(conn: Connection[Any], keys: WrappingKeys) -> int:
-    """The same in no order, where few are left."""
+    """Wrap what older keys have wrapped by the newest, where few are left; return how many."""
     count = 0
     while batch := _rewrap(conn, keys, LEFT, keys.outdated, BATCH_PERSONS):
         count += len(batch)

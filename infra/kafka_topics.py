@@ -110,7 +110,7 @@ def _unlimited(found: Mapping[str, TopicSettings], term: timedelta) -> dict[str,
 async def _administration(
     kafka: KafkaSettings, seconds: float
 ) -> AsyncIterator[AIOKafkaAdminClient]:
-    """A connection to the brokers; all that goes wrong with them raises TopicsUnavailable."""
+    """Yield a connection to the brokers; raise TopicsUnavailable for all that goes wrong there."""
     options = client_options(kafka)
     admin = AIOKafkaAdminClient(**options, request_timeout_ms=int(seconds * 1000))
     try:

@@ -27,9 +27,8 @@ from projections.catalog import VideoRow
 from projections.trending import Ranked, Ranking, Window
 from readapi.caches import CachedStats
 from readapi.catalog import InCategory
-from readapi.freshness import Fresh
 from readapi.pages import DEFAULT_LIMIT, MOST_LIMIT, IfNoneMatch, Limit, plain_query
-from readapi.queries import Asked, Read, asked, person_of
+from readapi.queries import Asked, Fresh, Read, asked, person_of
 
 InRange = Annotated[Range, Query(alias="timeRange", description="How far back, until now.")]
 InBuckets = Annotated[

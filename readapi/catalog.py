@@ -16,7 +16,6 @@ from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
 from projections.catalog import UploadRow
 from readapi.caches import VideoPage
-from readapi.freshness import Fresh
 from readapi.pages import (
     IfNoneMatch,
     Page,
@@ -27,7 +26,7 @@ from readapi.pages import (
     plain_page,
     storable,
 )
-from readapi.queries import Asked, Read, asked, person_of, viewer_of
+from readapi.queries import Asked, Fresh, Read, asked, person_of, viewer_of
 
 Owner = Annotated[
     str | None,

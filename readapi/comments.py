@@ -39,7 +39,6 @@ from projections.catalog import VideoRow
 from projections.comments import CommentRow
 from projections.translation import TranslationRow, Translations
 from readapi.comment_cache import MOST_COMMENTS
-from readapi.freshness import Fresh
 from readapi.moderation import present_hidden
 from readapi.pages import (
     IfNoneMatch,
@@ -51,7 +50,7 @@ from readapi.pages import (
     page_of,
     plain_page,
 )
-from readapi.queries import Asked, Read, asked, require_video
+from readapi.queries import Asked, Fresh, Read, asked, require_video
 
 log = structlog.get_logger(__name__)
 

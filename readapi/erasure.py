@@ -1,22 +1,37 @@
-"""How far it is with a user whom the program forgets."""
+"""Forgetting: how far it is with a user, and a certificate of what is left of them.
+
+That looks in every declared place, and for the name in all that is stored: row by row and key by
+key, whatever has been declared, which takes as long as there is much. It finds a word of its own,
+in texts and in the bytes of JSON; what is encrypted or compressed by the program it does not see.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import psycopg
 from fastapi import APIRouter, Depends, Path, Request, Response
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from psycopg.sql import SQL, Identifier
+from redis import RedisError
+from redis.asyncio import Redis
 
 from engine.connections import in_thread
 from engine.erasures import Erasure, find_erasure
-from engine.persons import Persons
+from engine.personal_data import PersonalPlace, Unsearched, json_bytes
+from engine.persons import KnownPerson, Persons
 from infra.http.auth import Admin
 from infra.http.problems import Problem, problems
 from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import Time, Wire
 from infra.postgres.connection import open_connection
 from readapi.pages import IfNoneMatch
+from readapi.privacy import Holding, PersonSearch
 from readapi.queries import ReadModelUnavailable
 
 
@@ -95,3 +110,109 @@ async def forgetting(
     if found is None:
         raise Problem(404, "not-found", "Nobody asked to have this user forgotten.")
     return await conditional_wire(request, progress_of(user_id, found))
+
+
+NAMES = "the name itself, in whatever is stored"
+KEPT = "nothing is meant to be here once somebody is forgotten"
+
+
+async def certificate(
+    search: PersonSearch, user_id: str, person: KnownPerson | None
+) -> list[Holding]:
+    """Return what each place has of a person; of one who is fenced, also where the name stands.
+
+    What stays for good has the pseudonym of somebody who is forgotten: nobody. Raise psycopg.Error.
+    """
+    found = [await search.count(place) for place in search.data.distinct()]
+    if person is None or person.fenced_at is None:
+        return found
+    if person.forgotten_at is not None and person.pseudonym != user_id:
+        found = [_of_nobody(each) for each in found]
+    return found + await _said(search, user_id)
+
+
+def _of_nobody(holding: Holding) -> Holding:
+    place = holding.place
+    if not holding.count or not place.stays:
+        return holding
+    return replace(holding, count=0, note=f"{holding.count:,} under a pseudonym: {place.forget}")
+
+
+async def _said(search: PersonSearch, text: str) -> list[Holding]:
+    """Return what says a text: a place for each table and each key of Redis, or one without any."""
+    found: Counter[str] = await search.main.do(rows_with, text)
+    if search.data.analytics_url != search.data.database_url:
+        analytics = await search.analytics.do(rows_with, text)
+        found += Counter({f"{table} (analytics)": count for table, count in analytics.items()})
+    told = [Holding(_place(f"table {table}"), count) for table, count in sorted(found.items())]
+    if search.data.redis is not None:
+        try:
+            keys = await keys_with(search.data.redis, text)
+            told += [Holding(_place(f"Redis, {key}"), count) for key, count in sorted(keys.items())]
+        except RedisError as error:
+            away = f"it does not answer: {' '.join(str(error).split())}"
+            told.append(Holding(_place("Redis"), None, away, is_away=True))
+    return told or [Holding(_place("all tables and keys"), 0)]
+
+
+def _place(where: str) -> PersonalPlace:
+    return Unsearched(name="name", holds=NAMES, kept=KEPT, where=where)
+
+
+TABLES = b"""
+SELECT nspname, relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE relkind = 'r' AND nspname <> 'information_schema' AND nspname !~ '^pg_' ORDER BY 1, 2
+"""
+ROWS = """
+SELECT count(*) FROM {table} AS t
+WHERE t::text ~ %(word)s OR position(%(hex)s IN t::text) > 0
+"""
+# What a word does not go on with, before it and behind it.
+WORD = "(?<![[:alnum:]_])%s(?![[:alnum:]_])"
+SPECIAL = re.compile(r"([^A-Za-z0-9_])")
+KEYS_AT_ONCE = 1_000
+
+
+def rows_with(conn: Connection[TupleRow], text: str) -> Counter[str]:
+    """Return how many rows say a text, by `schema.table`, where any do; raise psycopg.Error."""
+    given = {"word": WORD % SPECIAL.sub(r"\\\1", text), "hex": json_bytes(text).hex()}
+    found: Counter[str] = Counter()
+    with conn.transaction():
+        conn.execute("SET LOCAL statement_timeout = 0")
+        for schema, name in conn.execute(TABLES).fetchall():
+            query = SQL(ROWS).format(table=Identifier(schema, name))
+            ((found[f"{schema}.{name}"],),) = conn.execute(query, given).fetchall()
+    return +found
+
+
+async def keys_with(redis: Redis, text: str) -> Counter[str]:
+    """Return how many keys of Redis say a text, in their names or values; raise RedisError."""
+    word = re.compile(rb"(?<!\w)%s(?!\w)" % re.escape(text.encode()))
+    found: Counter[str] = Counter()
+    async for key in redis.scan_iter(count=KEYS_AT_ONCE):
+        name = _bytes(key)
+        values = [name, *[each async for each in _values(redis, name)]]
+        if any(word.search(each) for each in values):
+            found[name.decode(errors="backslashreplace")] += 1
+    return found
+
+
+async def _values(redis: Redis, key: bytes) -> AsyncIterator[bytes]:
+    reads: dict[str, Any] = {
+        "string": lambda: redis.mget([key]),
+        "hash": lambda: redis.hgetall(key),
+        "list": lambda: redis.lrange(key, 0, -1),
+        "set": lambda: redis.smembers(key),
+        "zset": lambda: redis.zrange(key, 0, -1),
+    }
+    kind = _bytes(await redis.type(key)).decode()
+    # What ends meanwhile has no kind.
+    held: Any = await reads[kind]() if kind in reads else ()
+    parts: Iterable[Any] = [*held.keys(), *held.values()] if isinstance(held, dict) else held
+    for part in parts:
+        if part is not None:
+            yield _bytes(part)
+
+
+def _bytes(value: bytes | str) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()

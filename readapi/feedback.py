@@ -26,9 +26,8 @@ from projections.feedback.reports import (
     wilson,
 )
 from readapi.analytics import InRange
-from readapi.freshness import Fresh
 from readapi.pages import IfNoneMatch
-from readapi.queries import Read
+from readapi.queries import Fresh, Read
 
 EARLIEST = datetime.fromtimestamp(0, UTC)
 

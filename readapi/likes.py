@@ -25,9 +25,8 @@ from projections.like_counters import (
     AsyncCounters,
     Counter,
 )
-from readapi.freshness import Fresh
 from readapi.pages import IfNoneMatch
-from readapi.queries import Asked, Read, asked, person_of
+from readapi.queries import Asked, Fresh, Read, asked, person_of
 
 log = structlog.get_logger(__name__)
 

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -49,8 +50,7 @@ from readapi.comment_changes import (
     CommentChange,
     CommentChanges,
 )
-from readapi.freshness import MAX_TOKEN_LENGTH, Fresh
-from readapi.queries import Read, viewer_of
+from readapi.queries import MAX_TOKEN_LENGTH, Fresh, Read, viewer_of
 from readapi.video_cache import LoadedVideo, VideoCache
 
 log = structlog.get_logger(__name__)
@@ -144,10 +144,10 @@ class LiveVideos:
         limits: LiveLimits | None = None,
     ) -> None:
         """`pool` leads to the log; `wake` is set whenever something was recorded."""
+        self._pool = pool
         self._tail = tail
         self._cache = cache
         self._comments = comments
-        self._changes = CommentChanges(pool, tail)
         self._waiting = waiting
         self._wake = wake
         self._limits = limits or LiveLimits()
@@ -155,6 +155,11 @@ class LiveVideos:
         self._slots: dict[str, int] = {}
         self._follower: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+
+    @cached_property
+    def _changes(self) -> CommentChanges:
+        """What happens to comments, since the first client came: till then nobody keeps it."""
+        return CommentChanges(self._pool, self._tail)
 
     async def close(self) -> None:
         """End every stream; clients come back to whoever serves then."""

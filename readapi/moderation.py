@@ -20,9 +20,8 @@ from infra.http.shapes import Comment, Time, UserId, Wire
 from projections.catalog import VideoRow
 from projections.comments import CommentRow, HiddenComment
 from projections.moderation import CaseRow, DetailRow, Moderation
-from readapi.freshness import Fresh
 from readapi.pages import IfNoneMatch, Page, Paged
-from readapi.queries import Queries, Read
+from readapi.queries import Fresh, Queries, Read
 
 DETAILS = 5
 

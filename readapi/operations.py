@@ -22,10 +22,9 @@ from infra.http.auth import Admin
 from infra.http.problems import Problem, problems
 from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import Time, UserId, Wire
-from readapi.freshness import Fresh
 from readapi.pages import IfNoneMatch, Page, Paged, decode_cursor
 from readapi.projection_status import ProjectionStatus, statuses
-from readapi.queries import Queries, Read, ReadModelUnavailable
+from readapi.queries import Fresh, Queries, Read, ReadModelUnavailable
 
 Status = Literal["requested", "running", "done", "failed", "cancelled", "refused"]
 

@@ -36,9 +36,8 @@ from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.model import RankedVideo
 from projections.recommendations.recommender import MOST
 from readapi.caches import Offers
-from readapi.freshness import Fresh
 from readapi.pages import PLAIN_LIMIT, plain_query, storable
-from readapi.queries import Asked, Queries, Read, ShownVideos, asked, person_of
+from readapi.queries import Asked, Fresh, Queries, Read, ShownVideos, asked, person_of
 
 DEFAULT_LIMIT = 10
 

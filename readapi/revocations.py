@@ -28,9 +28,8 @@ from infra.http.auth import Admin, Authenticator, RevokedTokens, ask
 from infra.http.problems import problems
 from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import RevokedToken
-from readapi.freshness import Fresh
 from readapi.pages import IfNoneMatch, Page, Paged, decode_cursor
-from readapi.queries import Read, ReadModelUnavailable
+from readapi.queries import Fresh, Read, ReadModelUnavailable
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import structlog
 
-from commands.queries import FindUntranscribed
+from commands.upload_queries import FindUntranscribed
 from commands.uploads import RecordSpeech
 from domain.model import SystemActor
 from engine.command_bus import CommandBus

@@ -1,23 +1,27 @@
-"""The task of a comment: find its language, have it translated, record what came of it.
+"""The languages and translations of comments: a consumer for what is found at once, and a task.
 
-Running it twice does no harm: it works on the comment as it stands in the log, and its result
-counts only for the revision that it has read.
+`TranslationConsumer` finds the languages of many comments as they come. What is in the target
+language, has no words, or nobody could translate is recorded there. The rest goes to a task,
+`CommentTranslation`, as does whatever the consumer can't deal with.
+
+Running either twice does no harm: it works on comments as they stand in the log, and a result
+counts only for the revision that was read.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import structlog
 from dramatiq import Actor
-from psycopg import Connection
-from psycopg.rows import TupleRow
+from eventsourcing.persistence import PersistenceError
 from redis.asyncio import Redis
 
 from commands.comments import (
@@ -25,6 +29,7 @@ from commands.comments import (
     Detected,
     Failed,
     FindCommentText,
+    FindCommentTexts,
     FindStanding,
     Outcome,
     RecordTarget,
@@ -33,17 +38,18 @@ from commands.comments import (
     TranslatedText,
 )
 from domain.comment import TranslationStatus
+from domain.model import SystemActor
 from engine.command_bus import Command, CommandBus
-from engine.connections import ThreadedConnection, leading
-from engine.messages import MessageBatch
-from engine.schedule import Job, Outage, Run
+from engine.connections import is_outage
+from engine.messages import IncomingMessage, MessageBatch
 from engine.subscription import Subscription
-from infra.language.detector import Detector, make_detector
+from infra.batcher import QueueFull
+from infra.errors import describe
+from infra.language.detector import Detection, Detector, TextDetector, make_detector
 from infra.language.words import words
 from infra.llm.client import SPENDER, BudgetedModel, make_language_model, spending
 from infra.llm.errors import (
     NO_LANGUAGE_MODEL,
-    PASSING,
     BudgetSpent,
     LanguageModelError,
     NotCalled,
@@ -51,32 +57,13 @@ from infra.llm.errors import (
 )
 from infra.llm.limits import Budget
 from infra.metrics import counter
+from infra.settings import Role, Settings
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import TranslationSettings
-from infra.tasks.broker import task_queues
-from infra.tasks.queues import (
-    TRANSLATION,
-    BrokerAway,
-    FailedTask,
-    Postponed,
-    TaskOrigin,
-    TaskQueues,
-    enqueue,
-)
-from projections.comments import Comments
+from infra.tasks.queues import FailedTask, Postponed, TaskOrigin
+from projections.integration_events import COMMENT_CREATED, COMMENT_EDITED
 from workers.fidelity import Glossary
-from workers.languages import (
-    ACTOR,
-    FINAL,
-    TRANSLATIONS,
-    WITHOUT_WORDS,
-    Target,
-    as_detected,
-    make_consumer,
-    may_translate,
-    pause_left,
-)
-from workers.tasks import Tasks, execute
+from workers.tasks import TaskConsumer, Tasks, execute
 from workers.translator import Translation, TranslationCache, Translator
 
 if TYPE_CHECKING:
@@ -86,10 +73,15 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
+ACTOR = SystemActor.TRANSLATION
+FINAL = ("translated", "not_needed")
+# So many share two batches of the command bus: one that reads, one that records.
+AT_ONCE = 128
 PROVIDER_SECONDS = 10.0
 SHARED_SECONDS = 1.0
 ON_RECORD = "on record"
-# Why comments fail, besides the outcomes of calls of a language model.
+# Why comments fail or are skipped, besides the outcomes of calls of a language model.
+NO_WORDS = "no_words"
 NO_LANGUAGE = "no_language"
 BROKEN = "error"
 
@@ -104,6 +96,179 @@ def _kinds(of: type[LanguageModelError]) -> Iterator[type[LanguageModelError]]:
 
 # A dead letter tells the class of its error.
 REASONS = {kind.__name__: kind.outcome for kind in _kinds(LanguageModelError)}
+
+
+class Judgement(NamedTuple):
+    """What is to be recorded of a text; without an outcome, it is in the target language.
+
+    Unless it is `settled`, the rest is left to a task.
+    """
+
+    detected: Detected | None
+    outcome: Outcome | None
+    settled: bool
+
+
+LEFT_TO_TASK = Judgement(None, None, settled=False)
+WITHOUT_WORDS = Judgement(None, Skipped(False, NO_WORDS), settled=True)
+
+TRANSLATIONS = counter(
+    "backlot_translations",
+    "Comments that were dealt with, by the status that they have now, or gone, done_before, "
+    "not_a_target (any more).",
+    ("outcome",),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A language that comments are translated to (`code`: ISO 639-1), if there is a translator.
+
+    That is asked about what is in its target less surely than `confidence` (0..1).
+    """
+
+    code: str
+    confidence: float
+    translates: bool
+
+    def judge(self, found: Detected | None) -> Judgement:
+        """Return what the language of a text means, which is None where none was found."""
+        if found is not None and found.language == self.code:
+            # Taken for the target wrongly, it would never be translated.
+            unsure = found.confidence is not None and found.confidence < self.confidence
+            if not (unsure and self.translates):
+                return Judgement(found, None, settled=True)
+            found = None
+        if self.translates:
+            return Judgement(found, None, settled=False)
+        return Judgement(found, Skipped(True, NO_LANGUAGE_MODEL), settled=True)
+
+
+def as_detected(found: Detection | None, detector: Detector) -> Detected | None:
+    """Return what a detector found, in the form in which it is recorded."""
+    return None if found is None else Detected(found.language, found.confidence, detector.name)
+
+
+def pause_left(text: CommentText, pause: timedelta, now: datetime) -> timedelta:
+    """Return how much is left of the pause after an edit, since its author may go on editing."""
+    return text.written_at + pause - now if text.revision > 1 else timedelta(0)
+
+
+class TranslationConsumer(TaskConsumer):
+    """Finds the languages of comments; sends `translate_comment` for what takes a provider."""
+
+    name = "translation"
+    topics = frozenset((COMMENT_CREATED, COMMENT_EDITED))
+    subject = "commentId"
+
+    def __init__(
+        self,
+        task: Actor[..., Any],
+        bus: CommandBus,
+        target: Target,
+        detector: TextDetector | None,
+        *,
+        edit_pause: timedelta = timedelta(0),
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Without a detector, whatever has words is left to the tasks."""
+        super().__init__(task)
+        self._bus = bus
+        self._target = target
+        self._detector = detector
+        self._edit_pause = edit_pause
+        self._clock = clock
+
+    async def handle(self, batch: Sequence[IncomingMessage]) -> None:
+        """Record what is found, then send the tasks.
+
+        Raise BrokerAway, or what says that the event store is away: then all of the batch comes
+        again, and what was recorded is found done.
+        """
+        latest = list({UUID(each.value[self.subject]): each for each in batch}.items())
+        for first in range(0, len(latest), AT_ONCE):
+            await super().handle(await self._deal_with(dict(latest[first : first + AT_ONCE])))
+
+    async def _deal_with(self, messages: Mapping[UUID, IncomingMessage]) -> list[IncomingMessage]:
+        """Record what needs no provider; return the messages of the other comments."""
+        try:
+            texts = await self._texts(messages)
+        except Exception as error:  # noqa: BLE001 - an outage is raised again, others are logged
+            _raise_outage(error)
+            # Such as a stream that only a newer release can read: each task fails for itself.
+            return list(messages.values())
+        judged = await asyncio.to_thread(self._judge_all, texts)
+        recorded = await asyncio.gather(
+            *(self._record(messages[id_], texts[id_], each) for id_, each in judged.items()),
+            return_exceptions=True,
+        )
+        left = []
+        for (id_, judgement), outcome in zip(judged.items(), recorded, strict=True):
+            if isinstance(outcome, BaseException):
+                _raise_outage(outcome)
+            elif judgement.settled:
+                TRANSLATIONS.labels(outcome or "gone").inc()
+                continue
+            left.append(messages[id_])
+        return left
+
+    async def _texts(self, messages: Mapping[UUID, IncomingMessage]) -> dict[UUID, CommentText]:
+        """Return the comments that are not done."""
+        query = FindCommentTexts(
+            [(id_, UUID(each.value["videoId"])) for id_, each in messages.items()]
+        )
+        executed = await self._bus.execute(query, actor=ACTOR, correlation_id=ACTOR)
+        texts: dict[UUID, CommentText] = {}
+        for id_, text in zip(messages, executed.answer, strict=True):
+            if text is None or text.status in FINAL:
+                TRANSLATIONS.labels("gone" if text is None else "done_before").inc()
+            else:
+                texts[id_] = text
+        return texts
+
+    def _judge_all(self, texts: Mapping[UUID, CommentText]) -> dict[UUID, Judgement]:
+        return {id_: self._judge(id_, text) for id_, text in texts.items()}
+
+    def _judge(self, comment_id: UUID, text: CommentText) -> Judgement:
+        if pause_left(text, self._edit_pause, self._clock()) > timedelta(0):
+            return LEFT_TO_TASK
+        try:
+            spoken = words(text.content)
+            if not spoken:
+                return WITHOUT_WORDS
+            if self._detector is None:
+                return LEFT_TO_TASK
+            found = self._detector.detect_words(spoken)
+        except Exception:
+            log.exception("language_not_detected", comment_id=str(comment_id))
+            return LEFT_TO_TASK
+        return self._target.judge(as_detected(found, self._detector))
+
+    async def _record(
+        self, message: IncomingMessage, text: CommentText, judgement: Judgement
+    ) -> TranslationStatus | None:
+        """Record what was found, be it only the language; return the comment's status."""
+        detected, outcome, settled = judgement
+        if not settled and (detected is None or detected.language == text.language):
+            return text.status
+        command = RecordTranslation(
+            UUID(message.value[self.subject]), text.revision, self._target.code, detected, outcome
+        )
+        executed = await self._bus.execute(
+            command,
+            actor=ACTOR,
+            correlation_id=message.correlation_id or ACTOR,
+            causation_id=str(message.id),
+        )
+        return executed.answer
+
+
+def _raise_outage(error: BaseException) -> None:
+    """Raise what the consumer has to wait for; log anything else, which is a comment's own."""
+    away = isinstance(error, PersistenceError | psycopg.Error | QueueFull) or is_outage(error)
+    if away or not isinstance(error, Exception):
+        raise error
+    log.warning("comments_left_to_tasks", error=describe(error))
 
 
 class TargetLanguage(NamedTuple):
@@ -284,59 +449,26 @@ async def open_translation(
             await llm.aclose()
 
 
-AT_ONCE = 500
-# What failed is tried again for so long; later an operator has to say so.
-TRY_AGAIN = timedelta(days=1)
-
-TRANSLATIONS_SWEPT = counter(
-    "backlot_translations_swept",
-    "Tasks sent again for comments that waited for too long.",
-)
+def may_translate(settings: Settings) -> bool:
+    """Return whether comments may be translated: here, or by other processes that run the tasks."""
+    return settings.llm.configured or Role.TASKS not in settings.server.roles
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Looks for comments that wait for longer than `overdue`, while no task waits.
+def make_consumer(
+    settings: TranslationSettings, task: Actor[..., Any], bus: CommandBus, *, translates: bool
+) -> TranslationConsumer:
+    """Return the consumer; with `translates` there may be a language model for its tasks.
 
-    As long as tasks wait, theirs may be among them.
+    Detectors that are a service or take seconds belong to the tasks.
     """
-
-    comments: Comments
-    translate_comment: Actor[..., Any]
-    queues: TaskQueues
-    overdue: timedelta
-    # Whether a language model is there for what was skipped without one.
-    can_translate: bool
-
-    def run(self, conn: Connection[TupleRow]) -> int:
-        """Send the tasks that are missing; return how many. Raise BrokerAway, psycopg.Error."""
-        if any(d.waiting or d.delayed for d in self.queues.depths() if d.queue == TRANSLATION):
-            return 0
-        reasons = (*PASSING, NO_LANGUAGE_MODEL) if self.can_translate else PASSING
-        found = self.comments.untranslated(conn, self.overdue, reasons, TRY_AGAIN, AT_ONCE)
-        sweep = f"sweep-{uuid4()}"
-        origin = {"correlation_id": sweep, "causation_id": sweep}
-        for comment_id in found:
-            enqueue(self.translate_comment, str(comment_id), **origin)
-            TRANSLATIONS_SWEPT.inc()
-        return len(found)
-
-
-def sweep_job(sweep: Sweep, database_url: str, every: float) -> Job:
-    """Return the job that sweeps; one process at a time does."""
-
-    async def run(conn: ThreadedConnection) -> None:
-        sent = await conn.do(sweep.run)
-        if sent:
-            log.warning("translations_swept", comments=sent)
-
-    @asynccontextmanager
-    async def session() -> AsyncIterator[Run]:
-        async with leading(database_url, "translation sweep") as conn:
-            yield lambda: run(conn)
-
-    outage = Outage("sweep_postponed", (psycopg.Error, BrokerAway))
-    return Job("translation sweep", every, session, outage, at_once=False)
+    local = settings.detector == "text"
+    return TranslationConsumer(
+        task,
+        bus,
+        Target(settings.target_language, settings.target_confidence, translates),
+        TextDetector(settings.min_confidence) if local else None,
+        edit_pause=timedelta(seconds=settings.edit_seconds),
+    )
 
 
 def subscriptions(
@@ -346,16 +478,3 @@ def subscriptions(
     translates = may_translate(parts.settings)
     settings, task = parts.settings.translation, tasks.translate_comment
     yield parts.consume(make_consumer(settings, task, bus, translates=translates))
-
-
-def sweeps(parts: Parts, tasks: Tasks) -> Iterator[Job]:
-    """Have comments translated that wait for too long."""
-    settings = parts.settings
-    sweep = Sweep(
-        parts.models[Comments],
-        tasks.translate_comment,
-        task_queues(settings.tasks),
-        overdue=timedelta(seconds=settings.translation.overdue_seconds),
-        can_translate=settings.llm.configured,
-    )
-    yield sweep_job(sweep, parts.database_url, settings.translation.sweep_seconds)

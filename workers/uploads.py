@@ -21,7 +21,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from commands.catalog import EngagementCounts, EngagementOf
-from commands.queries import FindUploadStatus
+from commands.upload_queries import FindUploadStatus
 from commands.uploads import ENDS, ExpireUpload, FinishUpload, drop, lock_key
 from domain.model import SystemActor
 from domain.upload import Status

@@ -22,7 +22,7 @@ from backlot.screen import Act, Screen, Yes, require_yes
 from domain.operation import Members
 from engine.archive.lines import ExportFormat, ExportRequest
 from engine.installation import ENGINE, LOG, migrate, require_migrated
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from engine.seals.chain import connect, head
 from infra.data_folder import DataFolder
 from infra.errors import ExitCode, OperatorError, UsageError

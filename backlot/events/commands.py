@@ -28,7 +28,7 @@ from backlot.database import persons_at_hand, url_at_hand
 from backlot.events import archive
 from backlot.output import Json, change_lines, flow, printable, show, table, width
 from backlot.signals import run
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from infra.errors import OperatorError, UsageError
 from infra.http.shapes import rfc3339
 from infra.postgres.connection import UNHURRIED, explained, open_async_connection

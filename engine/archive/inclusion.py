@@ -21,7 +21,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.archive.lines import event_line, row_of
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from engine.seals import chain, merkle
 from engine.seals.anchors import Anchor
 from engine.seals.chain import FAN, FORMAT, Seal, SealHeader, StoredRow, leaf

@@ -18,7 +18,7 @@ from uuid import UUID
 import orjson
 
 from engine.log import event_id
-from engine.privacy import PayloadMode, mask_actor, present
+from engine.payload_mode import PayloadMode, mask_actor, present
 from engine.seals.chain import Seal, StoredRow
 
 FORMAT = 1

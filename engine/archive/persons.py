@@ -75,7 +75,7 @@ class NamedPersons:
         return bool(self._sealed)
 
     def take(self, row: StoredRow) -> None:
-        """The next event; one that nobody can read names nobody."""
+        """Take in the next event; one that nobody can read names nobody."""
         try:
             payload = orjson.loads(row.state or b"null")
         except ValueError:

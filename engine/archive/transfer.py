@@ -26,7 +26,7 @@ from engine.archive.lines import ExportFormat, ExportRequest, Item, Plan
 from engine.archive.persons import NamedPersons
 from engine.archive.verification import ExportCheck
 from engine.event_store import EVENTS, EVENTS_CHANNEL
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from engine.seals.chain import Seal, StoredRow, head, insert_seal, seals
 from engine.seals.places import cut_torn_line
 from engine.seals.proofs import NO_PROOFS, Proofs

@@ -12,7 +12,7 @@ import orjson
 
 from engine.archive import lines
 from engine.archive.lines import FORMAT, ExportFormat, Item, Plan
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from engine.seals.chain import Seal, StoredRow
 from engine.seals.check import Check, orphan_fault
 from engine.seals.proofs import NO_PROOFS, Proofs
@@ -96,7 +96,7 @@ class TailStreams:
         self._broken: StoredRow | None = None
 
     def take(self, row: StoredRow) -> None:
-        """The next unsealed event."""
+        """Take in the next unsealed event."""
         before = self._latest.get(row.stream_id)
         if before is None:
             self._first[row.stream_id] = row

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     Faults = SimpleQueue[tuple[bool, str]]
     """Whether it was an outage, and what went wrong."""
 
-Pace = Callable[[int], bool]
-"""Hears at which position the copy is; returns False when the work is to end there."""
+GoesOn = Callable[[int], bool]
+"""Hears at which position the copy is; returns whether the work goes on behind it."""
 
 PUT_SECONDS = 0.2
 LOOK_SECONDS = 0.1
@@ -90,15 +90,15 @@ def build(
     applier: Applier,
     before: int,
     goal: int,
-    pace: Pace,
+    goes_on: GoesOn,
 ) -> int:
     """Apply the log after `before` up to `goal`; return where it ended.
 
-    That is short of the goal when `pace` said so, or at an event that stopped the copy. Raise
+    That is short of the goal where `goes_on` said no, or at an event that stopped the copy. Raise
     Superseded, and what the database raises when it is away.
     """
     if isinstance(applier.projection, RangeProjection):
-        return _build_ranges(conn, applier, before, goal, pace)
+        return _build_ranges(conn, applier, before, goal, goes_on)
     position = before
     # The thread that decodes never waits for anything: without that, a tenth of the whole replay.
     with quick_turns(), _read_ahead(database_url, applier, before, goal) as windows:
@@ -106,7 +106,7 @@ def build(
             if isinstance(ahead, Exception):
                 raise ahead
             position = _apply(conn, applier, ahead)
-            if not pace(position) or position < ahead.window.until:
+            if not goes_on(position) or position < ahead.window.until:
                 break
     return position
 
@@ -174,12 +174,12 @@ def _apply(conn: Connection[TupleRow], applier: Applier, ahead: PrefetchedWindow
 
 
 def _build_ranges(
-    conn: Connection[TupleRow], applier: Applier, position: int, goal: int, pace: Pace
+    conn: Connection[TupleRow], applier: Applier, position: int, goal: int, goes_on: GoesOn
 ) -> int:
     while position < goal:
         step = applier.advance(conn, position, goal)
         position = step.until
-        if step.broken or not pace(position):
+        if step.broken or not goes_on(position):
             break
     return position
 
@@ -194,8 +194,8 @@ def positions_of(conn: Connection[TupleRow], replay: Replay) -> list[int]:
     return [position for position, _ in parts(conn, replay.schema)]
 
 
-def build_parts(conn: Connection[TupleRow], shared: SharedBuild, pace: Pace) -> None:
-    """Build all parts until they are at the goal, `pace` says to end, or one of them stops.
+def build_parts(conn: Connection[TupleRow], shared: SharedBuild, goes_on: GoesOn) -> None:
+    """Build all parts until they are at the goal, `goes_on` says no, or one of them stops.
 
     Raise PartFailed, and OperationalError when a process has lost the database.
     """
@@ -211,7 +211,7 @@ def build_parts(conn: Connection[TupleRow], shared: SharedBuild, pace: Pace) -> 
     try:
         for process in processes:
             process.start()
-        _watch(conn, shared.replay, processes, stopping, pace)
+        _watch(conn, shared.replay, processes, stopping, goes_on)
     finally:
         _end(processes, stopping)
     if not faults.empty():
@@ -221,7 +221,7 @@ def build_parts(conn: Connection[TupleRow], shared: SharedBuild, pace: Pace) -> 
         raise PartFailed(f"A process that built a part ended with exit code {codes[0]}.")
 
 
-def finish(conn: Connection[TupleRow], shared: SharedBuild, pace: Pace) -> bool:
+def finish(conn: Connection[TupleRow], shared: SharedBuild, goes_on: GoesOn) -> bool:
     """Apply what comes last and move the copy to the goal; return False when it is to end before.
 
     Raise CopyStopped.
@@ -229,7 +229,7 @@ def finish(conn: Connection[TupleRow], shared: SharedBuild, pace: Pace) -> bool:
     applier, schema = shared.applier(), shared.copy.schema
     while (position := look(conn, schema).position) < shared.goal:
         advance_to(conn, applier, min(shared.goal, position + FINISH_POSITIONS))
-        if not pace(shared.goal):
+        if not goes_on(shared.goal):
             return False
     drop_parts(conn, schema)
     return True
@@ -240,14 +240,14 @@ def _watch(
     replay: Replay,
     processes: Sequence[BaseProcess],
     stopping: ProcessEvent,
-    pace: Pace,
+    goes_on: GoesOn,
 ) -> None:
     while any(process.is_alive() for process in processes):
         for process in processes:
             process.join(LOOK_SECONDS / len(processes))
         stopped = look(conn, replay.schema).status == CheckpointStatus.STOPPED
         failed = any(process.exitcode for process in processes)
-        if not pace(behind(conn, replay)) or stopped or failed:
+        if not goes_on(behind(conn, replay)) or stopped or failed:
             stopping.set()
 
 
@@ -262,7 +262,7 @@ def _end(processes: Sequence[BaseProcess], stopping: ProcessEvent) -> None:
 
 
 def work(shared: SharedBuild, part: StreamShare, stopping: ProcessEvent, faults: Faults) -> None:
-    """A process: build one part. An error that is not an event's goes to `faults`, exit code 1."""
+    """Build one part, as a process. What is no event's error goes to `faults`: exit code 1."""
     # Ctrl-C reaches the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     MAPPER.ciphers = shared.ciphers
@@ -281,7 +281,7 @@ def _build_part(
 ) -> None:
     applier, parent = shared.applier(part), multiprocessing.parent_process()
 
-    def pace(position: int) -> bool:
+    def goes_on(position: int) -> bool:
         """Go on until all are to end, or the process that started this one is gone."""
         return not stopping.is_set() and (parent is None or parent.is_alive())
 
@@ -289,6 +289,6 @@ def _build_part(
         # Parts that sort out a bad event, one by one, may wait for each other's counts.
         with suppress(DeadlockDetected):
             before = positions[part.number]
-            build(shared.database_url, conn, applier, before, shared.goal, pace)
+            build(shared.database_url, conn, applier, before, shared.goal, goes_on)
             return
     raise Superseded("The replay was cancelled.")

@@ -69,7 +69,7 @@ def look(conn: Connection[TupleRow], schema: str) -> Seen:
 def same_moment(
     database_url: str, conn: Connection[TupleRow], applier: Applier
 ) -> Iterator[Connection[TupleRow]]:
-    """A connection that sees the live copy and the other one at the same position, and goes on so.
+    """Yield a connection that sees the live copy and the other one at one position, until it ends.
 
     The live one stands still only while the snapshot is taken. Raise CopyStopped.
     """

@@ -246,7 +246,7 @@ class Check:
         self.events = 0
 
     def take(self, item: Seal | StoredRow) -> None:
-        """The next row of the log; or the next seal, once all rows of the one before it came."""
+        """Take in the next row of the log, or the next seal once all rows before it came."""
         if isinstance(item, StoredRow):
             self.events += 1
             if self._group and self._group[-1].position != item.position:
@@ -269,12 +269,12 @@ class Check:
         self._expected += 1
 
     def note_damaged_seal(self, detail: str) -> None:
-        """In place of the next seal there is something that can't be read."""
+        """Note that in place of the next seal there is something that can't be read."""
         self._end_block()
         self._note(Fault(FaultKind.SEAL_ALTERED, detail, self._expected, seal=self._seals.next))
 
     def note_contradiction(self, row: StoredRow, detail: str) -> None:
-        """The fields beside the exact bytes of the last row contradict them."""
+        """Note that the fields beside the exact bytes of the last row contradict them."""
         self._look()
         self._note(_fault(FaultKind.ALTERED, detail, row, self._seal))
 
@@ -356,7 +356,7 @@ class Tail:
         self.events = 0
 
     def take(self, group: Sequence[StoredRow], expected: int) -> None:
-        """The rows at one position, which should be the `expected` one."""
+        """Take in the rows at one position, which should be the `expected` one."""
         row = group[0]
         self.events += len(group)
         if self._gap is not None:

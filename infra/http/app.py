@@ -32,7 +32,7 @@ from infra.http.problems import (
     problems,
     unknown_parameters,
 )
-from infra.http.rate_limits import RateLimits, fields, too_many
+from infra.http.rate_limits import LimitReached, RateLimits, fields, too_many
 from infra.http.requests import (
     ADDED,
     HEADERS,
@@ -51,7 +51,6 @@ from infra.http.requests import (
 )
 from infra.http.responses import PRIVATE, problem_response
 from infra.logging import CORRELATION_ID
-from infra.rate_limits import LimitReached
 from infra.security_log import SecurityEvent, record
 
 log = structlog.get_logger(__name__)
@@ -105,7 +104,7 @@ class DirectRoute(APIRoute):
 
 
 def hot(shortcut: Shortcut) -> Callable[[Endpoint], Endpoint]:
-    """Marks an ordinary endpoint, before which `shortcut` may answer what is asked most."""
+    """Mark an ordinary endpoint: `shortcut` is asked first, and answers what is asked most."""
 
     def mark(endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, SHORTCUT, shortcut)

@@ -54,7 +54,7 @@ UPDATE told_videos AS told SET owner = '' WHERE owner IN (SELECT person FROM tol
                     WHERE kept.video_id = told.video_id AND kept.owner = told.owner)
 """
 
-Pace = Callable[[int], None]
+OnRead = Callable[[int], None]
 """Hears of the position that was read; raises what is to end the reading."""
 
 
@@ -79,16 +79,16 @@ class StagingTables:
         (head,) = self._log_conn.execute(HEAD).fetchone() or (0,)
         return int(head)
 
-    def read_rows(self, pace: Pace = lambda _: None) -> None:
+    def read_rows(self, on_read: OnRead = lambda _: None) -> None:
         """Go on with likes and comments to the end of the log."""
         after, until = self._rows_until, self.head()
-        self._rows_until = self._read(self._rows, self._write_rows, after, until, pace)
+        self._rows_until = self._read(self._rows, self._write_rows, after, until, on_read)
         self._forget()
 
-    def read_videos(self, until: int, pace: Pace = lambda _: None) -> None:
+    def read_videos(self, until: int, on_read: OnRead = lambda _: None) -> None:
         """Go on with the uploads to a position, which must be where their consumer is."""
         after = self._videos_until
-        self._videos_until = self._read(self._videos, self._write_videos, after, until, pace)
+        self._videos_until = self._read(self._videos, self._write_videos, after, until, on_read)
         self._forget()
         self._conn.execute(DISOWN)
 
@@ -97,14 +97,14 @@ class StagingTables:
         self._conn.execute(ADD_FORGOTTEN, (forgotten(self._log_conn),))
 
     def _read(
-        self, log: Log, write: Callable[[LogWindow], None], after: int, until: int, pace: Pace
+        self, log: Log, write: Callable[[LogWindow], None], after: int, until: int, on_read: OnRead
     ) -> int:
         while after < until:
             window = log.read(self._log_conn, after, until)
             write(window)
             self.events += len(window.events)
             after = window.until
-            pace(after)
+            on_read(after)
         return after
 
     def _write_rows(self, window: LogWindow) -> None:

@@ -27,7 +27,7 @@ from engine.inspection.streams import (
     type_of,
 )
 from engine.log import Stored, event_id
-from engine.privacy import PayloadMode, mask_actor, present
+from engine.payload_mode import PayloadMode, mask_actor, present
 from infra.http.shapes import VIDEO_ID, Time, Wire
 from infra.pseudonyms import Pseudonyms
 from readapi.pages import Page, decode_cursor, encode_cursor

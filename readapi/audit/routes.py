@@ -20,7 +20,7 @@ from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 from engine.checkpoints import Freshness
 from engine.inspection.index import Search
 from engine.log import END_OF_LOG
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from engine.seals import verification
 from engine.seals.chain import connect
 from engine.seals.places import AnchorsUnusable
@@ -41,9 +41,8 @@ from readapi.audit.inspector import (
     StreamHistory,
     TraceTree,
 )
-from readapi.freshness import Fresh
 from readapi.pages import Cursor, IfNoneMatch, Page, storable
-from readapi.queries import Queries, Read, ReadModelUnavailable
+from readapi.queries import Fresh, Queries, Read, ReadModelUnavailable
 
 DEFAULT_LIMIT = 50
 Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=200)]

@@ -23,7 +23,7 @@ from projections.recommendations.embeddings import nearest
 from tests.integration.event_log import rows
 from tests.openai_server import vector_of
 from tests.support import ended
-from workers.embeddings import JOB, Upkeep, embedding_job
+from workers.recommendations import EMBEDDING_JOB, EmbeddingUpkeep, embedding_job
 
 MODEL, DIMENSIONS = "places", 16
 KEPT = "SELECT video_id, rejected FROM analytics.embeddings"
@@ -112,10 +112,13 @@ class Shop:
             return await nearest(conn, videos, limit=limit)
 
     @asynccontextmanager
-    async def upkeep(self, embedder: Embedder) -> AsyncIterator[Upkeep]:
+    async def upkeep(self, embedder: Embedder) -> AsyncIterator[EmbeddingUpkeep]:
         """The job's work, round by round as the test says."""
-        async with leading(self.url, JOB) as kept, connected(self.url, JOB) as catalog:
-            made = Upkeep(embedder, self.catalog, catalog, kept)
+        async with (
+            leading(self.url, EMBEDDING_JOB) as kept,
+            connected(self.url, EMBEDDING_JOB) as catalog,
+        ):
+            made = EmbeddingUpkeep(embedder, self.catalog, catalog, kept)
             assert await made.lacking() is None
             yield made
 

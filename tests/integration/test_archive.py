@@ -16,7 +16,7 @@ from engine.archive.lines import ExportRequest
 from engine.archive.transfer import ExportRefused, ImportRefused
 from engine.archive.verification import ExportUnusable
 from engine.installation import install as install_projections
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from engine.seals.proofs import Proofs
 from engine.seals.report import UNANCHORED
 from infra.postgres.embedded import EmbeddedPostgres

@@ -10,7 +10,7 @@ from pyarrow.parquet import read_table
 
 from engine.archive.lines import ExportFormat, ExportRequest
 from engine.archive.transfer import ParquetMissing
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from tests.integration.archive_support import export, make_signed_log
 from tests.integration.event_log import rows
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.log import fill
 from engine.archive.lines import ExportFormat, ExportRequest
 from engine.archive.transfer import ExportRefused
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from tests.fork_server import ForkedProcess
 from tests.integration.archive_support import (
     check,

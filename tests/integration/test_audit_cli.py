@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backlot.events.commands import NotInspected, inspect
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from readapi.audit.inspector import AuditStats
 from tests.integration.audit_support import append, index, random_log
 from tests.integration.event_log import recording

@@ -17,7 +17,6 @@ from redis.asyncio import Redis
 
 from backlot.features import read_models
 from backlot.privacy import personal_data
-from engine.inspection.raw_search import keys_with, rows_with
 from engine.installation import install
 from engine.persons import KnownPerson
 from infra.objects.folder import FolderStore
@@ -25,7 +24,7 @@ from infra.objects.port import StoredObject
 from infra.pseudonyms import OwnNames
 from infra.redis import embedded_redis
 from infra.settings import load_settings
-from readapi.certificate import certificate
+from readapi.erasure import certificate, keys_with, rows_with
 from readapi.privacy import Holding
 from tests.integration.projection_support import Writer, origin
 

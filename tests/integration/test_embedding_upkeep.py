@@ -37,7 +37,7 @@ from tests.integration.embedding_support import (
 )
 from tests.openai_server import Answer, Call, embedded, openai_server
 from tests.support import DEADLINE_SECONDS, until
-from workers.embeddings import Upkeep
+from workers.recommendations import EmbeddingUpkeep
 
 PROVIDER = ("backlot_embedding_failures_total", "provider")
 DATABASE = ("backlot_embedding_failures_total", "database")
@@ -322,16 +322,16 @@ class TestFailures:
     def test_a_database_without_pgvector_is_told_once(
         self, shop: Shop, embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("workers.embeddings.LONGEST_PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr("workers.recommendations.LONGEST_PAUSE_SECONDS", 0.01)
         shop.video("Rain")
         looks: list[str | None] = []
-        lacking = Upkeep.lacking
+        lacking = EmbeddingUpkeep.lacking
 
-        async def look(upkeep: Upkeep) -> str | None:
+        async def look(upkeep: EmbeddingUpkeep) -> str | None:
             looks.append(await lacking(upkeep))
             return looks[-1]
 
-        monkeypatch.setattr(Upkeep, "lacking", look)
+        monkeypatch.setattr(EmbeddingUpkeep, "lacking", look)
 
         async def run() -> None:
             with ExitStack() as missing:

@@ -14,19 +14,18 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from infra import key_encryption
 from infra.errors import OperatorError
 from infra.key_encryption import (
     FileKey,
     GivenKey,
     KeyEncryption,
     KeyEncryptionFailed,
+    KmsKey,
+    VaultKey,
     WrongKey,
     key_encryption_of,
-    kms,
-    vault,
 )
-from infra.key_encryption.kms import KmsKey
-from infra.key_encryption.vault import VaultKey
 from infra.settings import load_settings
 from tests.integration.key_servers import (
     ACCESS_KEY_ID,
@@ -228,7 +227,7 @@ class TestVault:
     def test_silence_is_an_answer(
         self, vault_server: VaultServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(vault, "ANSWER_SECONDS", 0.1)
+        monkeypatch.setattr(key_encryption, "VAULT_ANSWER_SECONDS", 0.1)
         vault_server.silent = True
         with pytest.raises(KeyEncryptionFailed, match="does not answer"):
             of_vault(vault_server).wrap(KEY, "persons")
@@ -272,7 +271,7 @@ class TestKms:
             of_kms(kms_server).wrap(KEY, "persons")
 
     @pytest.mark.parametrize(
-        ("code", "remedy"), [(code, remedy) for code, remedy in kms.REMEDIES.items()]
+        ("code", "remedy"), [(code, remedy) for code, remedy in key_encryption.KMS_REMEDIES.items()]
     )
     def test_each_refusal_has_its_remedy(
         self, kms_server: KmsServer, code: str, remedy: str
@@ -285,8 +284,8 @@ class TestKms:
     def test_an_outage_and_silence_are_told(
         self, kms_server: KmsServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(kms, "ATTEMPTS", 1)
-        monkeypatch.setattr(kms, "ANSWER_SECONDS", 0.1)
+        monkeypatch.setattr(key_encryption, "KMS_ATTEMPTS", 1)
+        monkeypatch.setattr(key_encryption, "KMS_ANSWER_SECONDS", 0.1)
         kms_server.fault = (500, {"__type": "KMSInternalException", "message": "broke"})
         with pytest.raises(KeyEncryptionFailed, match="broke"):
             of_kms(kms_server).wrap(KEY, "persons")

@@ -24,8 +24,8 @@ from infra.settings import load_settings
 from tests.integration.buses import decided, open_bus
 from tests.integration.event_log import logged
 from tests.integration.projection_support import Writer, origin
-from workers.languages import TranslationConsumer, make_consumer, may_translate
 from workers.sources import feeds, received
+from workers.translation import TranslationConsumer, make_consumer, may_translate
 
 ENGLISH = "This is a wonderful film, thank you so much for it!"
 SPANISH = "¡Qué bonito es este vídeo, muchas gracias a todos!"

@@ -28,7 +28,7 @@ from engine.parked_events import (
     retry,
     show,
 )
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from engine.projection import RangeProjection
 from engine.subscription import State
 from infra import metrics

@@ -22,9 +22,9 @@ from infra import metrics
 from infra.http.app import DirectRoute, HttpApp
 from infra.http.auth import Authenticator, maybe_identity, mint_token
 from infra.http.keys import OneKey
-from infra.http.rate_limits import RateLimits
-from infra.rate_limits import Limit, LimitReached, SharedBuckets
+from infra.http.rate_limits import Limit, LimitReached, RateLimits
 from infra.settings import load_settings
+from infra.shared_buckets import SharedBuckets
 from tests.integration.buses import record
 from tests.integration.event_log import recording
 from tests.integration.redis_servers import RedisServer, redis_servers

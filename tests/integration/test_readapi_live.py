@@ -20,8 +20,10 @@ from domain.moderation import ActingAs, Hold, HoldCause
 from domain.upload import NOBODY, Upload, VideoViewer, Visibility
 from engine.checkpoints import pause, resume
 from engine.subscription import EVENTS, Notifications
+from engine.tail import TailEvent
 from infra import metrics
 from infra.http.shapes import decode_position
+from readapi.comment_changes import CommentChanges
 from readapi.live import LiveVideos, Watch
 from tests.integration.projection_support import origin
 from tests.integration.readapi_support import Site, serving
@@ -349,6 +351,34 @@ def test_little_is_kept_of_what_happens(site: Site, monkeypatch: pytest.MonkeyPa
             head = site.writer.head
             assert (await following(found, video.id, since=head - 2).next()).kind == "comment"
             assert (await following(found, video.id, since=head - 3).next()).kind == "reset"
+
+    site.run(story())
+
+
+def test_nothing_is_kept_of_comments_before_somebody_watches(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    take = CommentChanges.take
+
+    def note(changes: CommentChanges, event: TailEvent) -> None:
+        kept.append(event.position)
+        take(changes, event)
+
+    monkeypatch.setattr(CommentChanges, "take", note)
+    video, tail = site.writer.video(), site.queries.tail
+
+    async def story() -> None:
+        await tail.confirm()
+        async with live(site) as found:
+            await written(site, video.id, "before")
+            await tail.confirm()
+            assert kept == []
+            client = following(found, video.id)
+            assert await client.likes() == 0
+            await written(site, video.id, "then")
+            assert (await client.next()).data["content"] == "then"
+            assert kept == [site.writer.head]
 
     site.run(story())
 

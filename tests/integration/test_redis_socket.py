@@ -14,10 +14,11 @@ from pydantic import SecretStr
 from redis import RedisError, ResponseError
 from redis.asyncio import BlockingConnectionPool, Redis
 
-from infra.rate_limits import Limit, SharedBuckets
+from infra.http.rate_limits import Limit
 from infra.redis import address, embedded_redis
 from infra.redis_socket import connect_blocking_socket, connect_socket, embedded_redis_at, url_of
 from infra.redlock import LockTaken, Redlock
+from infra.shared_buckets import SharedBuckets
 from tests.integration.task_support import Toy, quick_settings
 from tests.support import DEADLINE_SECONDS, until
 

@@ -15,10 +15,10 @@ from psycopg import Connection
 from structlog.testing import capture_logs
 
 from domain.errors import Forgotten
+from engine.erasures import ERASED_AGAIN, compare_forgotten, erase_again, purge_restored
 from engine.personal_data import Pace, PersonalTable, Rewritten
 from engine.persons import Persons
 from engine.purge import purge_tables, shared_time
-from engine.restores import ERASED_AGAIN, compare_forgotten, erase_again, purge_restored
 from engine.seals.forgotten import ForgottenList, person_digest, record_forgotten
 from engine.seals.outside import Outside
 from engine.seals.places import AnchorsUnusable, LineFile

@@ -36,8 +36,7 @@ from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.retention import forget_viewers
 from tests.integration.projection_support import Writer
 from tests.integration.test_feedback import given, report
-from workers.maintenance import tell
-from workers.privacy import expire
+from workers.maintenance import expire, tell
 
 NOW = datetime.now(UTC)
 LONG_AGO = NOW - timedelta(days=1000)

@@ -15,7 +15,7 @@ from engine import checkpoints
 from engine.completeness import completeness
 from engine.connections import connect
 from engine.installation import rename
-from engine.parked_events import Outcome, RetriedEvent, retry, show
+from engine.parked_events import RetriedEvent, RetryOutcome, retry, show
 from engine.projection import Batch
 from projections.catalog import Catalog
 from projections.likes import Likes
@@ -143,7 +143,7 @@ def test_two_retries_at_once_apply_each_event_once(
     with ThreadPoolExecutor(4) as pool:
         attempts = list(pool.map(attempt, range(4)))
     told = [result.outcome for results in attempts for result in results]
-    assert (told.count(Outcome.APPLIED), told.count(Outcome.ABSENT)) == (2, 6)
+    assert (told.count(RetryOutcome.APPLIED), told.count(RetryOutcome.ABSENT)) == (2, 6)
     assert seen(database_url) == [1, 2, 3, 4, 5]
     assert completeness(conn, tally).complete
 
@@ -214,7 +214,7 @@ def test_retries_beside_a_busy_live_copy_are_exact(
             for n in range(30):
                 writer.like(VIDEO, *(f"viewer-{n}-{m}" for m in range(20)))
                 results = retry(conn, likes, [2 * n + 1, 2 * n + 2])
-                assert [result.outcome for result in results] == [Outcome.APPLIED] * 2
+                assert [result.outcome for result in results] == [RetryOutcome.APPLIED] * 2
             caught_up(database_url, ["likes"], writer.head)
     assert [line for line in logs if line["event"] == "projection_interrupted"] == []
     assert rows(database_url, "SELECT likes FROM likes.counts") == [(660,)]

@@ -36,7 +36,7 @@ from projections.comments import Comments
 from tests.integration.projection_support import Writer
 from tests.integration.task_support import Toy, quick_settings
 from tests.support import ended, eventually, until
-from workers.translation import Sweep, sweep_job
+from workers.translation_sweep import Sweep, sweep_job
 
 OVERDUE = timedelta(minutes=5)
 RECENTLY, LONG_AGO = timedelta(minutes=10), timedelta(hours=25)

@@ -30,8 +30,8 @@ from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.task_support import QUICK
 from tests.openai_server import OpenAIServer, openai_server, refusal, status
 from tests.support import eventually, until, unused_port
-from workers.languages import TranslationConsumer, make_consumer
 from workers.tasks import TaskMeans, declare
+from workers.translation import TranslationConsumer, make_consumer
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("dramatiq")

@@ -27,7 +27,7 @@ from infra.http.shapes import Position, decode_position
 from infra.postgres.connection import make_pool
 from projections.likes import TABLES, Likes
 from projections.operations import Operations
-from readapi.freshness import STALE_ANSWERS
+from readapi.queries import STALE_ANSWERS
 from tests.integration.event_log import rows
 from tests.integration.operator_desk import Desk, executing
 from tests.integration.projection_support import Tally, Writer, caught_up, hosting, position

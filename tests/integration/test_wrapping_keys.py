@@ -27,8 +27,7 @@ from engine.wrapping_keys import (
     rotate,
 )
 from infra.advisory_locks import hold, job_lock
-from infra.key_encryption import FileKey, GivenKey, KeyEncryptionFailed
-from infra.key_encryption.vault import VaultKey
+from infra.key_encryption import FileKey, GivenKey, KeyEncryptionFailed, VaultKey
 from tests.integration.key_servers import NAME, TOKEN, VaultServer, serving
 from tests.integration.person_support import KEK, opened
 

@@ -24,7 +24,7 @@ from engine.archive.lines import (
 from engine.archive.transfer import LineWriter
 from engine.archive.verification import ExportUnusable, TailStreams, read_header, read_items
 from engine.log import event_id
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from engine.seals.chain import Seal, StoredRow
 from engine.seals.places import cut_torn_line
 from tests.unit.sealed_logs import KEY, STREAM, chain_over, log_of

@@ -11,7 +11,7 @@ import pytest
 from domain.model import EVENTS, Aggregate, Personal
 from engine.inspection.streams import Fold, Surroundings, Trace, read_entry, tree
 from engine.log import Stored
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from readapi.audit.inspector import as_detail, as_event, as_state, as_step, as_trace
 from tests.unit.audit_events import TOPICS, golden
 

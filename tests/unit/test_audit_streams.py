@@ -15,7 +15,7 @@ from domain.model import Aggregate
 from domain.upload import Upload
 from engine.inspection.streams import FieldChange, Fold, fields, read_entry
 from engine.log import EventMapper, Stored
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from readapi.audit.inspector import as_state, as_step
 from tests.unit.given_when_then import STREAM, by
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from engine.inspection.streams import MAX_DEPTH, Node, Trace, tree
 from engine.log import event_id
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from readapi.audit.inspector import as_trace
 from tests.unit.audit_events import AT, entry
 

@@ -20,7 +20,7 @@ from backlot.events.commands import (
 )
 from backlot.output import printable
 from engine.inspection.streams import Fold, Surroundings, Trace, read_entry, tree
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from readapi.audit.inspector import (
     AuditEvent,
     AuditStats,

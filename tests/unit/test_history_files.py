@@ -19,7 +19,7 @@ from benchmarks.history_files import HistoryUnusable, read_history
 from benchmarks.log import AT, VIDEOS, columns, like_event, uploads
 from engine.archive.lines import ExportFormat, Plan, event_line, header_line
 from engine.archive.verification import ExportUnusable
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from engine.seals.chain import StoredRow
 from infra.errors import ExitCode
 

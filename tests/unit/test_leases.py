@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from commands.queries import UploadFacts
+from commands.upload_queries import UploadFacts
 from commands.uploads import HeldUpload, UploadFinalizing
 from domain.upload import Status
 from infra import metrics

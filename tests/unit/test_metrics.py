@@ -9,8 +9,8 @@ from typing import Any
 
 from engine.command_bus import COMMANDS
 from infra import metrics
+from infra.http.rate_limits import DECISIONS
 from infra.http.requests import HTTP
-from infra.rate_limits import DECISIONS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"
 

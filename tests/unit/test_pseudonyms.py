@@ -18,7 +18,7 @@ import backlot.features
 from domain.errors import Forgotten
 from domain.model import FORGOTTEN
 from engine.inspection.streams import Fold, read_entries, read_entry
-from engine.privacy import PayloadMode
+from engine.payload_mode import PayloadMode
 from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, Caller, mint_token, person_admitted, person_named
 from infra.http.keys import OneKey

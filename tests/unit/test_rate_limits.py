@@ -13,15 +13,15 @@ from fakeredis import FakeServer
 from fastapi import Request, Response
 from fastapi.testclient import TestClient
 
-from infra import metrics, rate_limits
+from infra import metrics, shared_buckets
 from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, maybe_identity, mint_token
 from infra.http.keys import OneKey
-from infra.http.rate_limits import RateLimits
+from infra.http.rate_limits import Buckets, Limit, RateLimits
 from infra.http.requests import Proxies, rate_class, subscriber
-from infra.rate_limits import Buckets, Limit, SharedBuckets
 from infra.redis import embedded_redis
 from infra.settings import load_settings
+from infra.shared_buckets import SharedBuckets
 from tests.routes import AUDITORS, MODERATORS, ROUTES, Line
 from tests.support import until
 
@@ -228,19 +228,19 @@ async def test_who_asks_has_only_those_told_of_who_ask(server: FakeServer, clock
 async def test_of_a_few_tokens_redis_is_told_with_those_to_come(
     server: FakeServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate_limits, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(shared_buckets, "REPORT_SECONDS", 0.0)
     buckets, limit = shared(server, clock), Limit("write", 60, 1_000)
     counted = Counted(buckets)
 
     async def keys_told() -> set[object]:
         return set(await buckets._redis.ask(lambda redis: redis.keys("*")) or ())
 
-    least = math.ceil(limit.credit * rate_limits.RIPE_SHARE)
+    least = math.ceil(limit.credit * shared_buckets.RIPE_SHARE)
     for number in range(50):
         await buckets.take(f"user-{number}", limit)
     assert await given(buckets, limit, least, "busy") == least
     await until(lambda: answered(counted))
-    assert await keys_told() == {rate_limits.PREFIX.encode() + b"busy"}
+    assert await keys_told() == {shared_buckets.PREFIX.encode() + b"busy"}
     # In a minute all of it is told, and at the end.
     buckets._report_all_at = 0.0
     await until(lambda: answered(counted, 2))

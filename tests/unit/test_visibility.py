@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from commands.queries import FindVisible
+from commands.upload_queries import FindVisible
 from domain.errors import Conflict, NotAllowed, NotFound
 from domain.upload import NOBODY, Status, Upload, VideoViewer, Visibility, is_listed, is_visible
 from engine.command_bus import Aggregates, Slot

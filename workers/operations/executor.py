@@ -235,7 +235,7 @@ class Executor(Handler[None]):
                 self._attend(conn, operation_id)
 
     def _open(self, conn: Connection[TupleRow]) -> Sequence[UUID]:
-        """What may have to be done; the replays also tell, when the read model is being rebuilt."""
+        """Return what may have to be done; replays tell it too while the read model is rebuilt."""
         replays = [replay.operation_id for replay in under_way(conn)]
         model = checkpoints.look(conn, self.operations.schema)
         if model is None or model.version not in self.operations.versions:

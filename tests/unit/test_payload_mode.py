@@ -8,7 +8,7 @@ from uuid import UUID
 import orjson
 import pytest
 
-from engine.privacy import PayloadMode, mask_actor, present
+from engine.payload_mode import PayloadMode, mask_actor, present
 
 PAYLOAD: dict[str, object] = {
     "content": "¡Qué bonito!",

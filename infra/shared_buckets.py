@@ -1,35 +1,21 @@
-"""Token buckets: how often each may do something, in one process or in all that share a Redis.
-
-The algorithm is GCRA, the generic cell rate algorithm (ITU-T I.371, annex A): all that is kept of a
-bucket is when it will be full again. What is taken moves that time on by what one token takes to
-come back; nothing is given once it lies further ahead than the whole bucket takes.
-"""
+"""Token buckets that all processes with the same Redis share."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, repeat
-from typing import NamedTuple, cast
+from typing import cast
 
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
 from infra.cache import OptionalRedis
-from infra.metrics import REGISTRY, counter
+from infra.http.rate_limits import CLOSE_ENOUGH, MOST_BUCKETS, BucketAnswer, Buckets, Limit
+from infra.metrics import counter
 
-# Rounding must not cost a token.
-CLOSE_ENOUGH = 1e-6
-MOST_BUCKETS = 50_000
-# What one process gives before it asks Redis, as a share of the bucket; nothing of small ones.
-CREDIT_SHARE = 0.05
-LEAST_BURST_ON_CREDIT = 100
 # How long what was given on credit waits, so that one call of Redis takes it with that of others:
 # where it is less than a quarter of the credit, until there is more. It is bounded by the credit,
 # however long it waits.
@@ -85,142 +71,6 @@ FAILURES = counter(
     "backlot_rate_limit_failures",
     "Times that Redis did not answer for the rate limits; each process decided alone then.",
 )
-
-
-class Decisions(Collector):
-    """Decisions by class and outcome; an ordinary counter would cost more than the decision."""
-
-    def __init__(self) -> None:
-        self.counts: dict[tuple[str, str], int] = defaultdict(int)
-        """By class, and `allowed`, `limited`, or `fallback` where a process decided alone."""
-
-    def collect(self) -> Iterable[Metric]:
-        family = CounterMetricFamily(
-            "backlot_rate_limit_decisions",
-            "Requests by what the rate limits made of them (allowed, limited, fallback).",
-            labels=("class", "outcome"),
-        )
-        for labels, count in list(self.counts.items()):
-            family.add_metric(labels, count)
-        return (family,)
-
-
-DECISIONS = Decisions()
-REGISTRY.register(DECISIONS)
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """A kind of bucket: `burst` tokens when it is full, of which `per_minute` come back."""
-
-    name: str
-    per_minute: float
-    burst: int
-    interval: float = field(init=False)
-    """Seconds until one token is back."""
-    window: float = field(init=False)
-    """Seconds until all of them are."""
-    farthest: float = field(init=False)
-    """Seconds ahead at which a bucket may still lie, so that rounding costs no token."""
-    credit: int = field(init=False)
-    policy: bytes = field(init=False)
-    """The field `RateLimit-Policy`."""
-
-    def __post_init__(self) -> None:
-        on_credit = self.burst >= LEAST_BURST_ON_CREDIT
-        object.__setattr__(self, "interval", 60 / self.per_minute)
-        object.__setattr__(self, "window", self.burst * 60 / self.per_minute)
-        object.__setattr__(self, "farthest", self.window + CLOSE_ENOUGH)
-        object.__setattr__(self, "credit", int(self.burst * CREDIT_SHARE) if on_credit else 0)
-        policy = f'"{self.name}";q={self.burst};w={whole_seconds(self.window)}'
-        object.__setattr__(self, "policy", policy.encode())
-
-    def times(self, factor: float) -> Limit:
-        """Return the same so many times as large."""
-        return Limit(self.name, self.per_minute * factor, max(1, round(self.burst * factor)))
-
-
-class BucketAnswer(NamedTuple):
-    """What a bucket says: whether a token was given, and how it stands now.
-
-    `ahead` are seconds until it is full, `wait` seconds until it has a token, 0 where it gave one.
-    `alone` says that Redis was not asked, though others share the bucket there.
-    """
-
-    limit: Limit
-    ahead: float
-    wait: float = 0.0
-    alone: bool = False
-
-    @property
-    def remaining(self) -> int:
-        """Return how many tokens are left."""
-        limit = self.limit
-        return max(0, int((limit.window - self.ahead) / limit.interval + CLOSE_ENOUGH))
-
-
-class LimitReached(Exception):
-    """There is no token; `verdict` says when there is one."""
-
-    def __init__(self, verdict: BucketAnswer) -> None:
-        super().__init__(f"too many requests: {verdict.limit.name}")
-        self.verdict = verdict
-
-
-class Buckets:
-    """The buckets of one process; to be used from one event loop."""
-
-    def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, most: int = MOST_BUCKETS
-    ) -> None:
-        """`clock` gives seconds. Of more than `most` buckets those longest untouched are lost."""
-        self.clock = clock
-        self._most = most
-        self._full_at: dict[str, float] = {}
-
-    def spend(self, key: str, limit: Limit, now: float) -> float | None:
-        """Take one token, `now` by the clock; return the seconds until the bucket is full again.
-
-        None, and nothing is taken, where there is no token, or none without waiting: ask `take`.
-        """
-        full_at = self._full_at.get(key)
-        if full_at is None:
-            self._keep(key, now + limit.interval, now)
-            return limit.interval
-        ahead = limit.interval + full_at - now if full_at > now else limit.interval
-        if ahead > limit.farthest:
-            return None
-        self._full_at[key] = now + ahead
-        return ahead
-
-    async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> BucketAnswer:
-        """Take one token, if there is one. `fails_open` gives it where Redis can't be asked."""
-        return self._take(key, limit, self.clock())
-
-    async def aclose(self) -> None:
-        """Say what was taken, so far as others have to know it."""
-
-    def _take(self, key: str, limit: Limit, now: float) -> BucketAnswer:
-        ahead = Buckets.spend(self, key, limit, now)
-        return self._refusal(key, limit, now) if ahead is None else BucketAnswer(limit, ahead)
-
-    def _refusal(self, key: str, limit: Limit, now: float) -> BucketAnswer:
-        """Return what the bucket says without a token; its `wait` is 0 where it has one."""
-        ahead = max(0.0, self._full_at.get(key, 0.0) - now)
-        beyond = ahead + limit.interval - limit.window
-        return BucketAnswer(limit, ahead, beyond if beyond > CLOSE_ENOUGH else 0.0)
-
-    def _keep(self, key: str, full_at: float, now: float) -> None:
-        if len(self._full_at) >= self._most and key not in self._full_at:
-            self._make_room(now)
-        self._full_at[key] = full_at
-
-    def _make_room(self, now: float) -> None:
-        """Forget those that are full, which is what an unknown one is; if need be, the oldest."""
-        self._full_at = {key: at for key, at in self._full_at.items() if at > now}
-        surplus = len(self._full_at) - self._most * 3 // 4
-        for key in list(islice(self._full_at, max(0, surplus))):
-            del self._full_at[key]
 
 
 class Dues:
@@ -441,8 +291,3 @@ def _verdicts(limit: Limit, granted: int, ahead: float) -> Iterator[BucketAnswer
     yield from repeat(
         BucketAnswer(limit, ahead, max(CLOSE_ENOUGH, ahead + limit.interval - limit.window))
     )
-
-
-def whole_seconds(seconds: float) -> int:
-    """Return seconds as HTTP fields have them: whole, and 1 at least."""
-    return max(1, math.ceil(seconds - CLOSE_ENOUGH))
