@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import LiteralString
 
@@ -81,19 +81,20 @@ class SharedTime:
     Whoever is forgotten has to wait for so long anyway (see `SETTLING` in workers/erasure.py).
     """
 
-    def __init__(self) -> None:
-        self._unhurried_until = time.monotonic() + UNHURRIED_SECONDS
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._unhurried_until = clock() + UNHURRIED_SECONDS
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Pause behind the block; blocks."""
-        began = time.monotonic()
+        began = self._clock()
         yield
-        time.sleep(self.pause_behind(time.monotonic() - began))
+        time.sleep(self.pause_behind(self._clock() - began))
 
     def pause_behind(self, took: float) -> float:
         """Return for how many seconds to leave it to others behind work that took so many."""
-        left = self._unhurried_until - time.monotonic()
+        left = self._unhurried_until - self._clock()
         return max(took, min(took * UNHURRIED, left))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Lock
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import jwt
@@ -127,6 +127,14 @@ class RevokedTokens:
         return issued is None or not until < issued - CLOCK_SKEW_SECONDS <= now
 
 
+class VerifiedToken(NamedTuple):
+    """What is remembered of a token, until a Unix time in seconds; `token_id` is its `jti`."""
+
+    identity: Identity
+    until: float
+    token_id: str | None
+
+
 class Authenticator:
     """Turns bearer tokens into identities; safe to share between threads."""
 
@@ -148,7 +156,7 @@ class Authenticator:
         self.max_lifetime = max_lifetime
         self._remember = remember
         self._clock = clock
-        self._verified: OrderedDict[str, tuple[Identity, float]] = OrderedDict()
+        self._verified: OrderedDict[str, VerifiedToken] = OrderedDict()
         self._revoked = RevokedTokens()
         self._fetches: SingleFlight[None] = SingleFlight()
         self._lock = Lock()
@@ -169,23 +177,29 @@ class Authenticator:
             return False
 
     def revoke(self, revoked: RevokedTokens) -> None:
-        """Refuse these tokens from now on, and no others that were refused before."""
+        """Refuse these tokens from now on, and no others that were refused before.
+
+        What is remembered of whom that is news about is verified again, whenever it was issued.
+        """
         with self._lock:
+            users = {person for person, _ in revoked.users.items() - self._revoked.users.items()}
+            tokens = revoked.tokens - self._revoked.tokens
             self._revoked = revoked
-            self._verified.clear()
+            for token, known in list(self._verified.items()):
+                if known.identity.person in users or known.token_id in tokens:
+                    del self._verified[token]
 
     def recall(self, token: str) -> Identity | None:
         """Return the identity of a token verified before and still valid; never blocks."""
         with self._lock:
-            entry = self._verified.get(token)
-            if entry is None:
+            known = self._verified.get(token)
+            if known is None:
                 return None
-            identity, until = entry
-            if self._clock() >= until:
+            if self._clock() >= known.until:
                 del self._verified[token]
                 return None
             self._verified.move_to_end(token)
-            return identity
+            return known.identity
 
     def authenticate(self, token: str) -> Identity:
         """Verify signature, lifetime, issuer and audience, and that it is not revoked.
@@ -204,7 +218,8 @@ class Authenticator:
         identity = Identity(person, roles)
         if revoked.has(claims, person, self._clock()):
             raise InvalidToken("token is revoked; get a new one")
-        self._keep(token, identity, float(claims["exp"]), revoked)
+        until = min(float(claims["exp"]), self._clock() + REMEMBER_SECONDS)
+        self._keep(token, VerifiedToken(identity, until, claims.get("jti")), revoked)
         return identity
 
     def _verify(self, token: str) -> dict[str, Any]:
@@ -245,13 +260,12 @@ class Authenticator:
             )
         return claims
 
-    def _keep(self, token: str, identity: Identity, exp: float, checked: RevokedTokens) -> None:
-        until = min(exp, self._clock() + REMEMBER_SECONDS)
+    def _keep(self, token: str, known: VerifiedToken, checked: RevokedTokens) -> None:
         with self._lock:
             if self._revoked is not checked:
                 # What was revoked meanwhile was not looked at: the next request is.
                 return
-            self._verified[token] = (identity, until)
+            self._verified[token] = known
             if len(self._verified) > self._remember:
                 self._verified.popitem(last=False)
 
