@@ -105,8 +105,8 @@ def forget_viewer(conn: Connection[TupleRow], viewer: str, pace: Pace) -> int:
     if found is None:
         return 0
     is_plain = found.shape is Shape.PLAIN
-    rows = conn.execute(DONE_BY, (viewer, not is_plain)).fetchall()
-    done = [DoneRow(*row) for row in rows]
+    stored = conn.execute(DONE_BY, (viewer, not is_plain)).fetchall()
+    done = [DoneRow(*row) for row in stored]
     by_video = {video: list(rows) for video, rows in groupby(done, lambda row: row.video_id)}
     for (video,) in conn.execute(VIEWED_BY, (viewer,)).fetchall():
         # Of these the rows are gone, by their age.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def test_what_a_forgotten_person_counted_for_still_counts(forgotten: Forgotten) 
 
 def test_recommendations_and_trending_go_on(forgotten: Forgotten) -> None:
     for path in ("/recommendations", "/analytics/trending?timeRange=all"):
-        eventually(lambda path=path: forgotten.shown(path))
+        eventually(partial(forgotten.shown, path))
 
 
 def test_the_seals_hold_before_and_after(forgotten: Forgotten) -> None:
