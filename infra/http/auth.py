@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Lock
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 
 import jwt
@@ -127,14 +127,6 @@ class RevokedTokens:
         return issued is None or not until < issued - CLOCK_SKEW_SECONDS <= now
 
 
-class VerifiedToken(NamedTuple):
-    """What is remembered of a token, until a Unix time in seconds; `token_id` is its `jti`."""
-
-    identity: Identity
-    until: float
-    token_id: str | None
-
-
 class Authenticator:
     """Turns bearer tokens into identities; safe to share between threads."""
 
@@ -156,7 +148,7 @@ class Authenticator:
         self.max_lifetime = max_lifetime
         self._remember = remember
         self._clock = clock
-        self._verified: OrderedDict[str, VerifiedToken] = OrderedDict()
+        self._verified: OrderedDict[str, tuple[Identity, float, Any]] = OrderedDict()
         self._revoked = RevokedTokens()
         self._fetches: SingleFlight[None] = SingleFlight()
         self._lock = Lock()
@@ -177,29 +169,26 @@ class Authenticator:
             return False
 
     def revoke(self, revoked: RevokedTokens) -> None:
-        """Refuse these tokens from now on, and no others that were refused before.
-
-        What is remembered of whom that is news about is verified again, whenever it was issued.
-        """
+        """Refuse these tokens from now on, no others; verify again whom there is news about."""
         with self._lock:
             users = {person for person, _ in revoked.users.items() - self._revoked.users.items()}
             tokens = revoked.tokens - self._revoked.tokens
             self._revoked = revoked
-            for token, known in list(self._verified.items()):
-                if known.identity.person in users or known.token_id in tokens:
+            for token, (identity, _, token_id) in list(self._verified.items()):
+                if identity.person in users or token_id in tokens:
                     del self._verified[token]
 
     def recall(self, token: str) -> Identity | None:
         """Return the identity of a token verified before and still valid; never blocks."""
         with self._lock:
-            known = self._verified.get(token)
-            if known is None:
+            if (entry := self._verified.get(token)) is None:
                 return None
-            if self._clock() >= known.until:
+            identity, until, _ = entry
+            if self._clock() >= until:
                 del self._verified[token]
                 return None
             self._verified.move_to_end(token)
-            return known.identity
+            return identity
 
     def authenticate(self, token: str) -> Identity:
         """Verify signature, lifetime, issuer and audience, and that it is not revoked.
@@ -218,8 +207,7 @@ class Authenticator:
         identity = Identity(person, roles)
         if revoked.has(claims, person, self._clock()):
             raise InvalidToken("token is revoked; get a new one")
-        until = min(float(claims["exp"]), self._clock() + REMEMBER_SECONDS)
-        self._keep(token, VerifiedToken(identity, until, claims.get("jti")), revoked)
+        self._keep(token, identity, claims, revoked)
         return identity
 
     def _verify(self, token: str) -> dict[str, Any]:
@@ -260,12 +248,13 @@ class Authenticator:
             )
         return claims
 
-    def _keep(self, token: str, known: VerifiedToken, checked: RevokedTokens) -> None:
+    def _keep(self, token: str, identity: Identity, claims: Any, checked: RevokedTokens) -> None:
+        until = min(float(claims["exp"]), self._clock() + REMEMBER_SECONDS)
         with self._lock:
             if self._revoked is not checked:
                 # What was revoked meanwhile was not looked at: the next request is.
                 return
-            self._verified[token] = known
+            self._verified[token] = (identity, until, claims.get("jti"))
             if len(self._verified) > self._remember:
                 self._verified.popitem(last=False)
 
@@ -302,13 +291,10 @@ def mint_token(
     """
     now = int(time.time())
     claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + int(ttl.total_seconds())}
-    claims["jti"] = str(uuid4())
-    claims["roles"] = sorted(roles)
+    claims |= {"jti": str(uuid4()), "roles": sorted(roles)}
     _subject(claims)
-    if issuer is not None:
-        claims["iss"] = issuer
-    if audience is not None:
-        claims["aud"] = audience
+    told = {"iss": issuer, "aud": audience}
+    claims |= {name: value for name, value in told.items() if value is not None}
     return jwt.encode(claims, secret, algorithm="HS256")
 
 
