@@ -36,7 +36,7 @@ from infra.advisory_locks import Lock, lock_in_transaction
 
 ROWS_AT_ONCE = 5_000
 KEYS_AT_ONCE = 1_000
-UNHURRIED, UNHURRIED_SECONDS = 5.0, 25.0
+UNHURRIED, UNHURRIED_SECONDS = 5.0, 20.0
 """Times as long as a batch took others have the machine behind it, for so long; then, as long."""
 BATCH: LiteralString = f" LIMIT {ROWS_AT_ONCE}))"
 
