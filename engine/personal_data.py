@@ -221,8 +221,11 @@ class PersonalKeys(PersonalPlace):
 
     def of(self, subject: str) -> str:
         """Return the glob of one person's keys."""
-        digest = sha256(subject.encode()).hexdigest()[:32]
-        return self._filled(GLOB.sub(r"\\\1", subject), digest)
+        return self._filled(GLOB.sub(r"\\\1", subject), _digest(subject))
+
+    def only_key(self, subject: str) -> str | None:
+        """Return the one key that a person may have; None where there may be several."""
+        return None if "*" in self.pattern else self._filled(subject, _digest(subject))
 
     def holds_key(self, key: str) -> bool:
         """Return whether a key is one of these, whoever it names."""
@@ -276,6 +279,10 @@ class Unsearched(PersonalPlace):
     @property
     def source(self) -> str:
         return self.where
+
+
+def _digest(subject: str) -> str:
+    return sha256(subject.encode()).hexdigest()[:32]
 
 
 def json_bytes(subject: str) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import LiteralString
 
@@ -36,6 +36,8 @@ from infra.advisory_locks import Lock, lock_in_transaction
 
 ROWS_AT_ONCE = 5_000
 KEYS_AT_ONCE = 1_000
+UNHURRIED, UNHURRIED_SECONDS = 5.0, 20.0
+"""Times as long as a batch took others have the machine behind it, for so long; then, as long."""
 BATCH: LiteralString = f" LIMIT {ROWS_AT_ONCE}))"
 
 # Neither live nor brought on by a replay; and whether they are of the version of the live one.
@@ -62,8 +64,10 @@ async def purge(
     stays done. Tables come first: what is cached in Redis is made from them.
     """
     tables = [place for place in places if isinstance(place, PersonalTable)]
-    gone = await main.do(purge_tables, [each for each in tables if not each.analytics], subject)
-    gone += await analytics.do(purge_tables, [each for each in tables if each.analytics], subject)
+    gone, pace = Counter[str](), SharedTime()
+    for database, is_analytics in ((main, False), (analytics, True)):
+        held = [each for each in tables if each.analytics is is_analytics]
+        gone += await database.do(purge_tables, held, subject, pace=pace)
     gone += await main.do(purge_copies, tables, subject)
     if redis is not None:
         for place in places:
@@ -71,12 +75,27 @@ async def purge(
     return +gone
 
 
-@contextmanager
-def shared_time() -> Iterator[None]:
-    """Leave the database to others for as long as the block took; blocks."""
-    began = time.monotonic()
-    yield
-    time.sleep(time.monotonic() - began)
+class SharedTime:
+    """A pace that leaves the machine to others: most of the time at first, then half of it.
+
+    Whoever is forgotten has to wait for so long anyway (see `SETTLING` in workers/erasure.py).
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._unhurried_until = clock() + UNHURRIED_SECONDS
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Pause behind the block; blocks."""
+        began = self._clock()
+        yield
+        time.sleep(self.pause_behind(self._clock() - began))
+
+    def pause_behind(self, took: float) -> float:
+        """Return for how many seconds to leave it to others behind work that took so many."""
+        left = self._unhurried_until - self._clock()
+        return max(took, min(took * UNHURRIED, left))
 
 
 def purge_tables(
@@ -84,13 +103,14 @@ def purge_tables(
     places: Iterable[PersonalTable],
     subject: str,
     *,
-    pace: Pace = shared_time,
+    pace: Pace | None = None,
 ) -> Counter[str]:
     """Remove what tables of one database hold about a person; return how many rows, by place.
 
-    `conn` is in autocommit mode: each batch of rows is a transaction. Raise psycopg.Error.
+    `conn` is in autocommit mode: each batch of rows is a transaction. Without a pace, the time is
+    shared with others. Raise psycopg.Error.
     """
-    gone: Counter[str] = Counter()
+    gone, pace = Counter[str](), pace or SharedTime()
     for place in places:
         if isinstance(place.forget, Rewritten):
             gone[place.name] += place.forget.by(conn, subject, pace)
@@ -159,6 +179,8 @@ async def _purge_redis(redis: Redis, place: PersonalPlace, subject: str) -> int:
 
 
 async def _unlink(redis: Redis, place: PersonalKeys, subject: str) -> int:
+    if (key := place.only_key(subject)) is not None:
+        return int(await redis.unlink(key))
     found = redis.scan_iter(match=place.of(subject), count=KEYS_AT_ONCE)
     return sum([await redis.unlink(key) async for key in found])
 

@@ -124,24 +124,32 @@ class Eraser:
         found = await conn.do(erasures.open_erasures)
         ERASURES.set(len(found))
         OLDEST.set(max((each.waits.total_seconds() for each in found), default=0.0))
-        whole = [await self._forget(conn, each) for each in found]
-        return None if all(whole) else AFTER_FAILURE_SECONDS
+        pauses = [await self._forget(conn, each) for each in found]
+        return min((pause for pause in pauses if pause is not None), default=None)
 
-    async def _forget(self, conn: ThreadedConnection, erasure: Erasure) -> bool:
-        """Do one step after the other as far as it goes now; return False after a failure."""
+    async def _forget(self, conn: ThreadedConnection, erasure: Erasure) -> float | None:
+        """Do one step after the other as far as it goes now; return the seconds until it may go on,
+        None for the usual ones.
+        """
         now: Erasure | None = erasure
         while now is not None and now.finished_at is None:
             try:
                 removed = await self.do(conn, now)
             except Exception as error:  # noqa: BLE001 - it is told, and tried again
                 await self._tell(conn, now, error)
-                return False
+                return AFTER_FAILURE_SECONDS
             if removed is None:
-                return True
+                return self._left_to_settle(now)
             log.info("erasure_step", person=now.pseudonym, step=now.step, **removed)
             await conn.do(erasures.advance, now, removed)
             now = await conn.do(erasures.find_erasure, now.pseudonym)
-        return True
+        return None
+
+    def _left_to_settle(self, erasure: Erasure) -> float | None:
+        """Return the seconds until the pause is over, where that is before the usual next turn."""
+        if erasure.step is not ErasureStep.SETTLING:
+            return None
+        return min(INTERVAL_SECONDS, (self.settling - erasure.step_waits).total_seconds())
 
     async def _tell(self, conn: ThreadedConnection, erasure: Erasure, error: Exception) -> None:
         """Count a failure, where an operator looks for it."""

@@ -148,7 +148,7 @@ class Authenticator:
         self.max_lifetime = max_lifetime
         self._remember = remember
         self._clock = clock
-        self._verified: OrderedDict[str, tuple[Identity, float]] = OrderedDict()
+        self._verified: OrderedDict[str, tuple[Identity, float, Any]] = OrderedDict()
         self._revoked = RevokedTokens()
         self._fetches: SingleFlight[None] = SingleFlight()
         self._lock = Lock()
@@ -169,18 +169,21 @@ class Authenticator:
             return False
 
     def revoke(self, revoked: RevokedTokens) -> None:
-        """Refuse these tokens from now on, and no others that were refused before."""
+        """Refuse these tokens from now on, no others; verify again whom there is news about."""
         with self._lock:
+            users = {person for person, _ in revoked.users.items() - self._revoked.users.items()}
+            tokens = revoked.tokens - self._revoked.tokens
             self._revoked = revoked
-            self._verified.clear()
+            for token, (identity, _, token_id) in list(self._verified.items()):
+                if identity.person in users or token_id in tokens:
+                    del self._verified[token]
 
     def recall(self, token: str) -> Identity | None:
         """Return the identity of a token verified before and still valid; never blocks."""
         with self._lock:
-            entry = self._verified.get(token)
-            if entry is None:
+            if (entry := self._verified.get(token)) is None:
                 return None
-            identity, until = entry
+            identity, until, _ = entry
             if self._clock() >= until:
                 del self._verified[token]
                 return None
@@ -204,7 +207,7 @@ class Authenticator:
         identity = Identity(person, roles)
         if revoked.has(claims, person, self._clock()):
             raise InvalidToken("token is revoked; get a new one")
-        self._keep(token, identity, float(claims["exp"]), revoked)
+        self._keep(token, identity, claims, revoked)
         return identity
 
     def _verify(self, token: str) -> dict[str, Any]:
@@ -245,13 +248,13 @@ class Authenticator:
             )
         return claims
 
-    def _keep(self, token: str, identity: Identity, exp: float, checked: RevokedTokens) -> None:
-        until = min(exp, self._clock() + REMEMBER_SECONDS)
+    def _keep(self, token: str, identity: Identity, claims: Any, checked: RevokedTokens) -> None:
+        until = min(float(claims["exp"]), self._clock() + REMEMBER_SECONDS)
         with self._lock:
             if self._revoked is not checked:
                 # What was revoked meanwhile was not looked at: the next request is.
                 return
-            self._verified[token] = (identity, until)
+            self._verified[token] = (identity, until, claims.get("jti"))
             if len(self._verified) > self._remember:
                 self._verified.popitem(last=False)
 
@@ -288,13 +291,10 @@ def mint_token(
     """
     now = int(time.time())
     claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + int(ttl.total_seconds())}
-    claims["jti"] = str(uuid4())
-    claims["roles"] = sorted(roles)
+    claims |= {"jti": str(uuid4()), "roles": sorted(roles)}
     _subject(claims)
-    if issuer is not None:
-        claims["iss"] = issuer
-    if audience is not None:
-        claims["aud"] = audience
+    told = {"iss": issuer, "aud": audience}
+    claims |= {name: value for name, value in told.items() if value is not None}
     return jwt.encode(claims, secret, algorithm="HS256")
 
 

@@ -8,6 +8,7 @@ the one of another video was the same.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import NamedTuple
 from uuid import UUID, uuid4
@@ -24,7 +25,22 @@ from projections.analytics.schema import Shape, state
 # By video: what happened on one goes at once, so that whoever is interrupted leaves whole viewers.
 DONE_BY = b"""
 SELECT video_id, event_id, "timestamp", event_type, metadata->>'session'
-FROM analytics.video_analytics WHERE user_id = %b ORDER BY video_id
+FROM analytics.video_analytics WHERE user_id = %b AND (metadata ? 'session' OR %b)
+ORDER BY video_id
+"""
+# No viewer is counted by what has no session, so that it goes in any order, and never comes here.
+WITHOUT_SESSION = b"""
+WITH nameless AS (
+    UPDATE analytics.video_analytics SET user_id = NULL, metadata = metadata - 'channel'
+    WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM analytics.video_analytics
+        WHERE user_id = %(viewer)b AND NOT metadata ? 'session' LIMIT %(batch)b))
+      AND user_id = %(viewer)b
+    RETURNING video_id),
+dropped AS (
+    DELETE FROM analytics.participants AS p USING (SELECT DISTINCT video_id FROM nameless) AS n
+    WHERE p.video_id = n.video_id AND p.viewer = %(viewer)b)
+SELECT count(*) FROM nameless
 """
 VIEWED_BY = b"SELECT DISTINCT video_id FROM analytics.video_viewers WHERE viewer = %b"
 NAMELESS = """
@@ -88,23 +104,42 @@ def forget_viewer(conn: Connection[TupleRow], viewer: str, pace: Pace) -> int:
     found = state(conn)
     if found is None:
         return 0
-    done = [DoneRow(*row) for row in conn.execute(DONE_BY, (viewer,)).fetchall()]
+    is_plain = found.shape is Shape.PLAIN
+    stored = conn.execute(DONE_BY, (viewer, not is_plain)).fetchall()
+    done = [DoneRow(*row) for row in stored]
     by_video = {video: list(rows) for video, rows in groupby(done, lambda row: row.video_id)}
     for (video,) in conn.execute(VIEWED_BY, (viewer,)).fetchall():
         # Of these the rows are gone, by their age.
         by_video.setdefault(video, [])
     for videos in _batches(by_video):
-        with pace(), conn.transaction():
-            conn.execute(PLANNING)
-            lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
-            if found.shape is Shape.TIMESCALE:
+        with pace(), _storing_nothing(conn):
+            if not is_plain:
                 conn.execute(NO_LIMIT)
             sessions = {video: uuid4() for video in videos}
             rows = [row for video in videos for row in by_video[video]]
             _make_nameless(conn, found.shape, rows, sessions)
             conn.execute(DROP_PARTICIPANTS, (videos, viewer))
             conn.execute(RENAME_VIEWER, (*columns(sessions.items()), viewer))
-    return len(done)
+    return len(done) + (_forget_without_session(conn, viewer, pace) if is_plain else 0)
+
+
+@contextmanager
+def _storing_nothing(conn: Connection[TupleRow]) -> Iterator[None]:
+    """A transaction in which no consumer stores."""
+    with conn.transaction():
+        conn.execute(PLANNING)
+        lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
+        yield
+
+
+def _forget_without_session(conn: Connection[TupleRow], viewer: str, pace: Pace) -> int:
+    gone, went = 0, ROWS_AT_ONCE
+    while went == ROWS_AT_ONCE:
+        with pace(), _storing_nothing(conn):
+            given = {"viewer": viewer, "batch": ROWS_AT_ONCE}
+            ((went,),) = conn.execute(WITHOUT_SESSION, given).fetchall()
+        gone += went
+    return gone
 
 
 def _make_nameless(

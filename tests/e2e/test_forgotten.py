@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class Forgotten:
         self.client = program.client(PERSON)
         self.films = [item["videoId"] for item in self.of_bystander()]
         self.before = self.numbers()
+        eventually(lambda: self.shown("/analytics/trending?timeRange=all"))
+        self.verified_before = verified(program)
         with Redis(port=redis.port, decode_responses=True) as client:
             of_others = client.get(f"user:recommendations:{program.person(BYSTANDER)}")
         assert WORD in str(of_others), "nothing of theirs is cached for anybody else"
@@ -69,6 +72,11 @@ class Forgotten:
     def of_bystander(self) -> list[dict[str, Any]]:
         return list(read(self.root.get("/videos", params={"owner": BYSTANDER}))["items"])
 
+    def shown(self, path: str) -> set[str]:
+        """Which of the videos that stay are listed for somebody who has done nothing yet."""
+        items = read(self.program.client("newcomer").get(path))["items"]
+        return {item["video"]["videoId"] for item in items} & set(self.films)
+
     def numbers(self) -> dict[str, Any]:
         """What is counted of the videos that stay."""
         found = {}
@@ -78,6 +86,17 @@ class Forgotten:
             # Comments go with who wrote them.
             found[film] = (video["likes"], video["views"], stats["totals"] | {"comments": None})
         return found
+
+
+def verified(program: Program) -> int:
+    """Fail unless the whole log is as it was sealed; return up to which position that is."""
+    sealed = "SELECT coalesce(max(last), 0) FROM backlot_seals"
+    with psycopg.connect(program.database_url, autocommit=True) as conn:
+        (head,) = conn.execute(f"SELECT max(notification_id) FROM {LOG}".encode()).fetchone() or ()
+        eventually(lambda: (conn.execute(sealed.encode()).fetchone() or (0,))[0] >= head)
+    ended = program.run("events", "verify", "--json")
+    assert ended.returncode == 0, (ended.stdout, ended.stderr)
+    return int(head)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +169,16 @@ def test_what_a_forgotten_person_counted_for_still_counts(forgotten: Forgotten) 
     for names in (["--all"], ["analytics"], ["feedback"]):
         ended = forgotten.program.run("projections", "verify", *names, "--json")
         assert ended.returncode == 0, (names, ended.stdout, ended.stderr)
+
+
+def test_recommendations_and_trending_go_on(forgotten: Forgotten) -> None:
+    for path in ("/recommendations", "/analytics/trending?timeRange=all"):
+        eventually(partial(forgotten.shown, path))
+
+
+def test_the_seals_hold_before_and_after(forgotten: Forgotten) -> None:
+    """They cover what is encrypted, which stays as it was."""
+    assert verified(forgotten.program) > forgotten.verified_before
 
 
 def test_a_certificate_of_a_forgotten_person_finds_nothing(forgotten: Forgotten) -> None:

@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import psycopg
 import pytest
 from psycopg import sql
 
+from domain.video_likes import stream_id
 from infra.pseudonyms import UNKNOWN
 from tests.e2e.program import Program
 from tests.e2e.videos import problem, read, see, upload
@@ -175,6 +177,17 @@ def test_only_who_sees_names_can_search_for_them(
     assert listed(ANN, "--payload", "masked") == []
     tail = program.run("events", "tail", "--actor", ANN, "--json").stdout.splitlines()
     assert {json.loads(line)["actor"] for line in tail} == {ANN}
+
+
+def test_no_id_of_a_stream_confirms_a_name(
+    program: Program, ann: httpx.Client, film: str, operator: httpx.Client
+) -> None:
+    """A stream of likes is made from the video and the pseudonym, which nobody guesses."""
+    see(ann, ann.put(f"/videos/{film}/like"))
+    likes, guessed = (stream_id(UUID(film), who) for who in (program.person(ANN), ANN))
+    for caller in (program.client("eve", roles=["auditor"]), operator):
+        assert read(caller.get(f"/audit/streams/{likes}"))["items"]
+        problem(caller.get(f"/audit/streams/{guessed}"), 404)
 
 
 def test_what_operators_did_has_their_names(program: Program, operator: httpx.Client) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from typing import Any
 
 import psycopg
 import pytest
 
 from backlot.features import PERSONAL
-from engine.personal_data import PersonalTable
+from engine.personal_data import Pace, PersonalTable
 from engine.purge import purge_tables
 from projections.analytics import privacy
 from projections.analytics.schema import Shape
@@ -162,3 +163,37 @@ def test_whoever_is_killed_leaves_whole_viewers(
     assert purged(told, "eve")["analytics.video_analytics"]
     assert numbers(told) == before
     assert told.verify() == {}
+
+
+def test_whoever_dies_behind_any_batch_loses_no_number(
+    told: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = numbers(told)
+    forget(told, "eve")
+    monkeypatch.setattr(privacy, "ROWS_AT_ONCE", 1)
+    deaths = 0
+    for batches in count(1):
+        try:
+            with psycopg.connect(told.url, autocommit=True) as conn:
+                purge_tables(conn, PLACES, "eve", pace=dying(batches))
+        except SystemExit:
+            deaths += 1
+            assert numbers(told) == before
+        else:
+            break
+    assert deaths > 5
+    assert named(told, "eve") == {}
+    assert told.verify() == {}
+
+
+def dying(batches: int) -> Pace:
+    """The process is killed behind so many batches."""
+    left = iter(range(batches - 1, -1, -1))
+
+    @contextmanager
+    def pace() -> Iterator[None]:
+        yield
+        if next(left) == 0:
+            raise SystemExit
+
+    return pace

@@ -256,6 +256,28 @@ def test_a_token_that_is_revoked_while_it_is_verified_is_not_remembered() -> Non
     assert "revoked" in refusal(token, subject)
 
 
+def test_nobody_else_s_token_is_verified_again(clock: Clock) -> None:
+    subject = counting(clock)
+    tokens = {name: mint_token(SECRET, name) for name in ("alice", "bob", "cyd")}
+    for token in tokens.values():
+        subject.authenticate(token)
+    revoked_at(subject, "alice", clock.now)
+    users = {"alice": clock.now}
+    subject.revoke(RevokedTokens(frozenset({token_id(tokens["bob"])}), users))
+    recalled = {name for name, token in tokens.items() if subject.recall(token)}
+    assert recalled == {"cyd"}
+    assert CountingKeys.lookups == 3
+    # What was issued to her since then stays, until there is news about her.
+    clock.now += 20
+    later = signed({"iat": clock.now, "exp": clock.now + 600})
+    subject.authenticate(later)
+    subject.revoke(RevokedTokens(frozenset(), users))
+    assert subject.recall(later) is not None
+    # By a clock that is ahead of the one that revokes.
+    revoked_at(subject, "alice", clock.now - 15)
+    assert subject.recall(later) is None
+
+
 @pytest.mark.parametrize("jti", [7, ["a"], {"a": 1}, True])
 def test_an_id_of_another_kind_is_an_invalid_token(jti: Any) -> None:
     subject = authenticator()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
+from hashlib import sha256
 from uuid import uuid4
 
 import pytest
@@ -19,6 +21,7 @@ from engine.personal_data import (
     Rewritten,
     Unsearched,
 )
+from engine.purge import UNHURRIED_SECONDS, SharedTime
 from infra.settings import Settings
 from tests.structure import ROOT
 
@@ -85,6 +88,22 @@ def test_a_glob_of_keys_finds_one_person(user: str) -> None:
     assert re.search(r"(?<!\\)[*?\[]", glob) is None
     assert place.holds_key(f"of:{{limits}}:{user}")
     assert not place.holds_key("of:others")
+
+
+def test_a_key_that_is_known_needs_no_search() -> None:
+    one = PersonalKeys(name="k", holds="h", kept="k", pattern="of:{subject}:{digest}")
+    assert one.only_key("a*b") == f"of:a*b:{sha256(b'a*b').hexdigest()[:32]}"
+    assert replace(one, pattern="of:*:{subject}").only_key("ann") is None
+
+
+def test_a_purge_leaves_others_most_of_the_time_and_later_half_of_it() -> None:
+    now = 1000.0
+    pace = SharedTime(lambda: now)
+    assert pace.pause_behind(0.1) == pytest.approx(0.5)
+    now += UNHURRIED_SECONDS - 0.3
+    assert pace.pause_behind(0.1) == pytest.approx(0.3)
+    now += 100
+    assert pace.pause_behind(0.1) == 0.1
 
 
 def test_places_that_nobody_searches_say_where_they_are() -> None:
