@@ -23,10 +23,11 @@ from commands.erasure import ErasureTerms
 from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.checkpoints import Waiting
-from engine.command_bus import CommandBus, Lookup, Reader
+from engine.command_bus import CommandBus
 from engine.erasures import FENCED
 from engine.event_store import open_recorder
 from engine.log import MAPPER
+from engine.lookups import Lookup, Reader
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import in_background, schedule
 from engine.seals.chain import Seal

@@ -76,9 +76,10 @@ from domain.person import Person
 from domain.revocations import Revocations
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
-from engine.command_bus import CommandBus, Lookup, Reader
+from engine.command_bus import CommandBus
 from engine.inspection.index import Audit
 from engine.installation import MigrationSet
+from engine.lookups import Lookup, Reader
 from engine.personal_data import PersonalPlace
 from engine.projection import Projection, ReadModels
 from engine.projection_subscription import ProjectionHost

@@ -14,9 +14,10 @@ from psycopg.rows import TupleRow
 
 from commands.feedback import ListKey
 from domain.feedback import CHOSEN, SHOWN
-from engine.command_bus import CommandBus, Lookup, Reader
+from engine.command_bus import CommandBus
 from engine.connections import ThreadedConnection, in_thread
 from engine.installation import migrate
+from engine.lookups import Lookup, Reader
 from engine.messages import IncomingMessage, MessageBatch, Poison
 from engine.projection import ReadModels
 from engine.schedule import Job, Outage, repeat

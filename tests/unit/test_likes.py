@@ -18,7 +18,8 @@ from domain.errors import NotFound
 from domain.model import Aggregate
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
-from engine.command_bus import Aggregates, Lookup, Slot
+from engine.command_bus import Aggregates, Slot
+from engine.lookups import Lookup
 from infra.http.shapes import LikeState
 from tests.unit.given_when_then import by, fact, given
 
