@@ -83,6 +83,11 @@ class Tally:
         self._behind: deque[tuple[int, UUID, int]] = deque()
         self._sums: dict[UUID, int] = {}
 
+    @property
+    def remembered(self) -> int:
+        """How many changes are remembered."""
+        return len(self._behind)
+
     def question(self, keys: Sequence[UUID], columns: tuple[bytes, ...]) -> Beside:
         """Return what has to be read for the sums of these keys, behind other columns."""
         after = self._position, self._topics, self._room
@@ -93,7 +98,8 @@ class Tally:
     ) -> dict[UUID, int] | None:
         """Return the sums of keys at the head, given what was read for `question`.
 
-        None where another copy of the read model, which is farther behind, is live now: ask again.
+        None where there is more to be read: once there is room for it, or where another copy of the
+        read model, which is farther behind, is live now. Ask again.
         """
         reached, sums = columns
         if reached < self._floor:
@@ -108,6 +114,8 @@ class Tally:
             self._position = position
         if not is_cut:
             self._position = head
+        elif self._room:
+            return None
         behind = self._sums
         return {key: at + behind.get(key, 0) for key, at in zip(keys, sums, strict=True)}
 

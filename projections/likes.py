@@ -16,7 +16,7 @@ from domain.upload import Upload, VideoViewer, Visibility, is_visible
 from domain.video_likes import VideoLikes
 from engine.checkpoints import position_of
 from engine.log import topics_of
-from engine.lookups import Tally
+from engine.lookups import MOST_EVENTS, Tally
 from engine.personal_data import Deleted, PersonalTable
 from engine.projection import Batch, Projection, columns
 from infra.postgres.connection import column, fetch_as
@@ -214,14 +214,18 @@ class Likes(Projection):
             # Zeros too: which rows there are must not depend on where the batches were cut.
             cursor.execute(self.sql(ADD_DELTAS), columns(changes.deltas.items()))
 
-    def tally(self) -> Tally:
-        """Return what knows, for commands, how many like each video at the end of the log."""
+    def tally(self, most: int = MOST_EVENTS) -> Tally:
+        """Return what knows, for commands, how many like each video at the end of the log.
+
+        It remembers `most` likes that this copy has not taken in yet.
+        """
         kinds = ((VideoLikes.Liked, 1), (VideoLikes.Unliked, -1))
         return Tally(
             reached=position_of(self.schema),
             sums=self.sql(SUMS),
             changes={topic: change for kind, change in kinds for topic in topics_of(kind)},
             key_of=lambda state: UUID(orjson.loads(state)["video_id"]),
+            most=most,
         )
 
     async def of_video(
