@@ -40,6 +40,7 @@ from engine.seals.proofs import (
 )
 from engine.seals.sealer import Sealer
 from engine.subscription import EVENTS, Notifications
+from engine.tail import SESSION as TAIL_SESSION
 from engine.tail import LogTail
 from engine.viewers import ViewerKeys
 from infra.data_folder import DataFolder
@@ -322,7 +323,11 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     pool = make_pool(parts.database_url, limits=parts.limits)
     await pool.open()
     stack.push_async_callback(pool.close)
-    tail = LogTail(pool, (each.schema for each in parts.models.all()))
+    # It has one for itself, since every read waits for it.
+    tail_pool = make_pool(parts.database_url, max_size=1, limits=parts.limits, session=TAIL_SESSION)
+    await tail_pool.open()
+    stack.push_async_callback(tail_pool.close)
+    tail = LogTail(tail_pool, (each.schema for each in parts.models.all()))
     stack.push_async_callback(tail.aclose)
     in_background(tail.run(parts.notifications.subscribe()), stack)
     ttl = settings.likes.counter_ttl_seconds

@@ -142,18 +142,23 @@ class Tally:
         self._sums.clear()
 
     def _drop_until(self, reached: int) -> None:
-        behind, sums = self._behind, self._sums
+        behind = self._behind
         while behind and behind[0][0] <= reached:
             _, key, change = behind.popleft()
-            sums[key] -= change
-            if not sums[key]:
-                del sums[key]
+            self._add(key, -change)
         self._floor = reached
 
     def _remember(self, position: int, topic: str, state: bytes) -> None:
         key, change = self._key_of(state), self._changes[topic]
         self._behind.append((position, key, change))
-        self._sums[key] = self._sums.get(key, 0) + change
+        self._add(key, change)
+
+    def _add(self, key: UUID, change: int) -> None:
+        total = self._sums.get(key, 0) + change
+        if total:
+            self._sums[key] = total
+        else:
+            self._sums.pop(key, None)
 
 
 class Lookups:
