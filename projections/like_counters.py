@@ -18,7 +18,6 @@ from uuid import UUID
 
 import redis.asyncio
 import structlog
-from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import AsyncConnection, Connection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 from redis import Redis, RedisError
@@ -28,11 +27,11 @@ from domain.video_likes import VideoLikes
 from engine.connections import EveryProcess, ThreadedConnection, connect
 from engine.event_store import EVENTS
 from engine.installation import MigrationSet
-from engine.log import Log, Stored
+from engine.log import Log, Stored, topics_of
 from engine.replay.records import Progress, Replay, ReplayState, Report, tell_nobody
 from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
 from infra.metrics import counter, gauge
-from projections.likes import Likes
+from projections.likes import Likes, video_of
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +68,7 @@ if tonumber(redis.call('GET', KEYS[1]) or '-1') < tonumber(ARGV[1]) then
     redis.call('SET', KEYS[1], ARGV[1])
 end
 """
+OF_LIKES = frozenset(topic for event in VideoLikes.events() for topic in topics_of(event))
 GONE = -1
 """The count of a removed or private video: nothing older can bring its counter back."""
 
@@ -312,12 +312,13 @@ class CounterPublisher(Handler[None]):
 
     def _video(self, stored: Stored) -> UUID | None:
         """Return whose count an event may have changed; None where nobody can read it."""
+        if stored.topic not in OF_LIKES:
+            return stored.stream_id
         try:
-            event = stored.decode().event
-        except MapperDeserialisationError:
+            return video_of(stored.state)
+        except (KeyError, TypeError, ValueError):
             # The read model has parked it; its count goes on without it.
             return None
-        return event.video_id if isinstance(event, VideoLikes.Event) else event.originator_id
 
     def _start(self, conn: Connection[TupleRow], position: int) -> int:
         """Return the position after which counters may be stale."""

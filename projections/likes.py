@@ -154,6 +154,14 @@ def sum_up(batch: Batch) -> Changes:
     return changes
 
 
+def video_of(state: bytes) -> UUID:
+    """Return the video of a stored like or unlike, of which it takes no more to tell whose it is.
+
+    Raise KeyError, TypeError and ValueError for what is none.
+    """
+    return UUID(orjson.loads(state)["video_id"])
+
+
 class LikedVideo(NamedTuple):
     """A like that stands, and the position at which it was given."""
 
@@ -224,7 +232,7 @@ class Likes(Projection):
             reached=position_of(self.schema),
             sums=self.sql(SUMS),
             changes={topic: change for kind, change in kinds for topic in topics_of(kind)},
-            key_of=lambda state: UUID(orjson.loads(state)["video_id"]),
+            key_of=video_of,
             most=most,
         )
 
