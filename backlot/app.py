@@ -27,7 +27,7 @@ from engine.command_bus import CommandBus
 from engine.erasures import FENCED
 from engine.event_store import open_recorder
 from engine.log import MAPPER
-from engine.lookups import Lookup, Reader
+from engine.lookups import Lookup, Reader, Tally
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import in_background, schedule
 from engine.seals.chain import Seal
@@ -385,7 +385,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
 
 def _bus(parts: Parts) -> CommandBus:
     settings = parts.settings
-    readers: dict[type[Lookup[Any]], Reader] = {}
+    readers: dict[type[Lookup[Any]], Reader | Tally] = {}
     for feature in FEATURES:
         readers |= feature.lookups(parts.models)
     return CommandBus(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ from domain.video_likes import VideoLikes
 from engine.command_bus import CommandBus
 from engine.inspection.index import Audit
 from engine.installation import MigrationSet
-from engine.lookups import Lookup, Reader
+from engine.lookups import Readers
 from engine.personal_data import PersonalPlace
 from engine.projection import Projection, ReadModels
 from engine.projection_subscription import ProjectionHost
@@ -112,7 +112,7 @@ def nothing(*parts: object) -> tuple[()]:
     return ()
 
 
-def no_lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
+def no_lookups(models: ReadModels) -> Readers:
     """Return no lookups: the default of a feature."""
     return {}
 
@@ -127,7 +127,7 @@ class Feature:
     commands: tuple[APIRouter, ...] = ()
     queries: tuple[APIRouter, ...] = ()
     # What answers the lookups of its commands.
-    lookups: Callable[[ReadModels], Mapping[type[Lookup[Any]], Reader]] = no_lookups
+    lookups: Callable[[ReadModels], Readers] = no_lookups
     projections: tuple[type[Projection], ...] = ()
     # Tables of the main database that belong to no copy of a projection.
     tables: tuple[MigrationSet, ...] = ()

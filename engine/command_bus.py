@@ -24,8 +24,8 @@ from domain.errors import Conflict, DomainError, Forgotten
 from domain.model import ActorKind, Aggregate, Origin
 from engine.event_store import GroupCommitRecorder, IdempotencyKey, Save, StoredAnswer
 from engine.log import MAPPER
-from engine.lookups import Lookup, Lookups, Reader, Sum, Tally
-from infra.batcher import AGAIN, Batcher
+from engine.lookups import Lookup, Lookups, Readers, Sum
+from infra.batcher import AGAIN, Again, Batcher
 from infra.metrics import SIZES, counter, gauge, histogram
 
 log = structlog.get_logger(__name__)
@@ -305,7 +305,7 @@ class CommandBus:
         self,
         recorder: GroupCommitRecorder,
         *,
-        readers: Mapping[type[Lookup[Any]], Reader | Tally] | None = None,
+        readers: Readers | None = None,
         telemetry: bytes = b"SELECT 0",
         fenced: bytes = b"SELECT '' LIMIT 0",
         max_batch: int = 256,
@@ -369,7 +369,7 @@ class CommandBus:
         """Finish what was accepted, and take nothing more."""
         await self._batcher.close()
 
-    def _process(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+    def _process(self, requests: Sequence[Request]) -> Sequence[Outcome | Again]:
         started = time.perf_counter()
         COMMAND_QUEUE.set(len(self._batcher))
         try:

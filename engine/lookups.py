@@ -161,11 +161,15 @@ class Tally:
             self._sums.pop(key, None)
 
 
+Readers = Mapping[type[Lookup[Any]], Reader | Tally]
+"""What answers lookups, by their types."""
+
+
 class Lookups:
     """What one bus looks up, by readers and a tally."""
 
-    def __init__(self, readers: Mapping[type[Lookup[Any]], Reader | Tally]) -> None:
-        """Readers by the types of their lookups; one type at most is summed up by a tally."""
+    def __init__(self, readers: Readers) -> None:
+        """One type at most is summed up by a tally."""
         self._readers: dict[type[Lookup[Any]], Reader] = {}
         self._tally: Tally | None = None
         self._summed: type[Lookup[Any]] | None = None

@@ -69,9 +69,9 @@ class Notifications:
         self._database_url = database_url
         self._subscribers: dict[str, list[asyncio.Event]] = defaultdict(list)
         self._hurried: list[asyncio.Event] = []
-        # By channel: when its subscribers were woken last, and who does so again soon.
+        # When the subscribers of a channel were woken last, and the channels where they will be soon.
         self._woken: dict[str, float] = {}
-        self._soon: dict[str, asyncio.TimerHandle] = {}
+        self._soon: set[str] = set()
 
     def subscribe(self, *channels: str) -> asyncio.Event:
         """Return an event that is set when something came in these channels, or in any."""
@@ -113,7 +113,7 @@ class Notifications:
                 conn.pgconn.consume_input()
                 while note := conn.pgconn.notifies():
                     self._take(note.relname.decode(), note.extra.decode(), loop)
-            except OperationalError as error:
+            except (OperationalError, InterfaceError) as error:
                 loop.remove_reader(socket)
                 if not lost.done():
                     lost.set_exception(error)
@@ -126,8 +126,6 @@ class Notifications:
             await lost
         finally:
             loop.remove_reader(socket)
-            while self._soon:
-                self._soon.popitem()[1].cancel()
 
     def _take(self, channel: str, payload: str, loop: asyncio.AbstractEventLoop) -> None:
         if payload == HURRY:
@@ -137,14 +135,13 @@ class Notifications:
         elif channel not in self._soon:
             pause = self._woken.get(channel, float("-inf")) + GATHER_SECONDS - loop.time()
             if pause > 0:
-                self._soon[channel] = loop.call_later(pause, self._wake, channel)
+                self._soon.add(channel)
+                loop.call_later(pause, self._wake, channel)
             else:
                 self._wake(channel)
 
     def _wake(self, channel: str) -> None:
-        soon = self._soon.pop(channel, None)
-        if soon is not None:
-            soon.cancel()
+        self._soon.discard(channel)
         self._woken[channel] = asyncio.get_running_loop().time()
         for wake in self._subscribers[channel]:
             wake.set()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
 
 import psycopg
 import structlog
@@ -17,7 +16,7 @@ from domain.feedback import CHOSEN, SHOWN
 from engine.command_bus import CommandBus
 from engine.connections import ThreadedConnection, in_thread
 from engine.installation import migrate
-from engine.lookups import Lookup, Reader
+from engine.lookups import Readers
 from engine.messages import IncomingMessage, MessageBatch, Poison
 from engine.projection import ReadModels
 from engine.schedule import Job, Outage, repeat
@@ -85,7 +84,7 @@ def _report(message: IncomingMessage) -> ReportedVideo:
         raise Poison(message, describe(error)) from error
 
 
-def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
+def lookups(models: ReadModels) -> Readers:
     """Tell commands the key of lists."""
 
     def key(cursor: Cursor[TupleRow], asked: Sequence[ListKey]) -> list[bytes]:

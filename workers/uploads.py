@@ -7,11 +7,11 @@ admits one end, and what follows from it in the object store can be repeated.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -26,7 +26,7 @@ from commands.uploads import ENDS, ExpireUpload, FinishUpload, drop, lock_key
 from domain.model import SystemActor
 from domain.upload import Status
 from engine.command_bus import Command, CommandBus
-from engine.lookups import Lookup, Reader
+from engine.lookups import Readers
 from engine.projection import ReadModels
 from engine.reservations import Allowance, Reservations
 from engine.schedule import Job, repeat
@@ -210,7 +210,7 @@ async def open_reservations(parts: Parts, stack: AsyncExitStack) -> Reservations
     return found
 
 
-def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
+def lookups(models: ReadModels) -> Readers:
     """Return what answers the lookups of commands about videos."""
 
     def engagement(

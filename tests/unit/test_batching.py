@@ -113,7 +113,7 @@ def test_what_is_wanted_again_begins_the_next_batch_and_keeps_nobody_waiting(
         (four,) = await submit(batches, 4)
         assert not one.done()
         worker.gate.set()
-        assert await asyncio.gather(one, three, four) == [2, 6, 8]
+        assert [*await asyncio.gather(one, three, four)] == [2, 6, 8]
         assert [item for batch in worker.batches for item in batch] == [1, 2, 3, 1, 3, 4]
         assert worker.batches[0] == [1, 2, 3]
         await batches.close()
