@@ -69,7 +69,7 @@ class Notifications:
         self._database_url = database_url
         self._subscribers: dict[str, list[asyncio.Event]] = defaultdict(list)
         self._hurried: list[asyncio.Event] = []
-        # When the subscribers of a channel were woken last, and the channels where they will be soon.
+        # When subscribers of a channel were woken last, and the channels where they soon will be.
         self._woken: dict[str, float] = {}
         self._soon: set[str] = set()
 
