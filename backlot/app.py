@@ -23,10 +23,11 @@ from commands.erasure import ErasureTerms
 from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.checkpoints import Waiting
-from engine.command_bus import CommandBus, Lookup, Reader
+from engine.command_bus import CommandBus
 from engine.erasures import FENCED
 from engine.event_store import open_recorder
 from engine.log import MAPPER
+from engine.lookups import Lookup, Reader, Tally
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import in_background, schedule
 from engine.seals.chain import Seal
@@ -39,6 +40,7 @@ from engine.seals.proofs import (
 )
 from engine.seals.sealer import Sealer
 from engine.subscription import EVENTS, Notifications
+from engine.tail import SESSION as TAIL_SESSION
 from engine.tail import LogTail
 from engine.viewers import ViewerKeys
 from infra.data_folder import DataFolder
@@ -321,7 +323,11 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     pool = make_pool(parts.database_url, limits=parts.limits)
     await pool.open()
     stack.push_async_callback(pool.close)
-    tail = LogTail(pool, (each.schema for each in parts.models.all()))
+    # It has one for itself, since every read waits for it.
+    tail_pool = make_pool(parts.database_url, max_size=1, limits=parts.limits, session=TAIL_SESSION)
+    await tail_pool.open()
+    stack.push_async_callback(tail_pool.close)
+    tail = LogTail(tail_pool, (each.schema for each in parts.models.all()))
     stack.push_async_callback(tail.aclose)
     in_background(tail.run(parts.notifications.subscribe()), stack)
     ttl = settings.likes.counter_ttl_seconds
@@ -379,7 +385,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
 
 def _bus(parts: Parts) -> CommandBus:
     settings = parts.settings
-    readers: dict[type[Lookup[Any]], Reader] = {}
+    readers: dict[type[Lookup[Any]], Reader | Tally] = {}
     for feature in FEATURES:
         readers |= feature.lookups(parts.models)
     return CommandBus(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,9 +75,10 @@ from domain.person import Person
 from domain.revocations import Revocations
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
-from engine.command_bus import CommandBus, Lookup, Reader
+from engine.command_bus import CommandBus
 from engine.inspection.index import Audit
 from engine.installation import MigrationSet
+from engine.lookups import Readers
 from engine.personal_data import PersonalPlace
 from engine.projection import Projection, ReadModels
 from engine.projection_subscription import ProjectionHost
@@ -110,7 +111,7 @@ def nothing(*parts: object) -> tuple[()]:
     return ()
 
 
-def no_lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
+def no_lookups(models: ReadModels) -> Readers:
     """Return no lookups: the default of a feature."""
     return {}
 
@@ -125,7 +126,7 @@ class Feature:
     commands: tuple[APIRouter, ...] = ()
     queries: tuple[APIRouter, ...] = ()
     # What answers the lookups of its commands.
-    lookups: Callable[[ReadModels], Mapping[type[Lookup[Any]], Reader]] = no_lookups
+    lookups: Callable[[ReadModels], Readers] = no_lookups
     projections: tuple[type[Projection], ...] = ()
     # Tables of the main database that belong to no copy of a projection.
     tables: tuple[MigrationSet, ...] = ()

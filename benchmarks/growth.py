@@ -16,7 +16,7 @@ from benchmarks.bench import Bench, say
 from benchmarks.log import VIDEOS, first_likes
 from benchmarks.projecting import await_position, projecting
 from benchmarks.results import Comparison, Side
-from commands.likes import ChangeLike, LikesOfOthers, Wish
+from commands.likes import ChangeLike, LikesOf, Wish
 from engine.command_bus import CommandBus
 from engine.event_store import GroupCommitRecorder, Save, open_recorder
 from projections.likes import Likes
@@ -87,6 +87,6 @@ async def _execute(recorder: GroupCommitRecorder, wishes: Sequence[ChangeLike]) 
         for wish in mine:
             await bus.execute(wish, actor=wish.viewer, correlation_id="bench")
 
-    bus = CommandBus(recorder, readers={LikesOfOthers: Likes().others})
+    bus = CommandBus(recorder, readers={LikesOf: Likes().tally()})
     await asyncio.gather(*(work(wishes[i::CALLERS]) for i in range(CALLERS)))
     await bus.close()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request, Response
 
 from commands.endpoint import TOKEN_FIRST, executor
+from commands.likes import LikesOf
 from commands.upload_shapes import Category, Description, Title
 from domain.model import BEGINNING, Origin
 from domain.upload import NOBODY, CommentPolicy, Upload, VideoViewer, Visibility, object_key
-from engine.command_bus import Aggregates, Command, Lookup
+from engine.command_bus import Aggregates, Command
+from engine.lookups import Lookup
 from infra.http.problems import problems
 from infra.http.shapes import RequestBody, Video, Wire
 from infra.objects.port import ObjectStore, ObjectStoreError
@@ -40,20 +42,19 @@ class VideoRemoved(Wire):
 
 
 class EngagementCounts(NamedTuple):
-    """How many likes, comments and views a video has."""
+    """How many comments and views a video has."""
 
-    likes: int
     comments: int
     views: int
 
 
 @dataclass(frozen=True)
 class EngagementOf(Lookup[EngagementCounts]):
-    """The engagement of a video, as its owner gets it back with a change."""
+    """The engagement with a video beside likes, as its owner gets it back with a change."""
 
     video_id: UUID
 
-    default = EngagementCounts(0, 0, 0)
+    default = EngagementCounts(0, 0)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class ChangeVideo(Command[Video]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
 
-    def lookups(self) -> Sequence[EngagementOf]:
-        return (EngagementOf(self.video_id),)
+    def lookups(self) -> Sequence[Lookup[Any]]:
+        return (EngagementOf(self.video_id), LikesOf(self.video_id))
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> Video:
         upload = aggregates.get(Upload, self.video_id)
@@ -85,7 +86,8 @@ class ChangeVideo(Command[Video]):
             upload.change_visibility(self.visibility, origin)
         if (policy := self.changes.get("comment_policy")) is not None:
             upload.change_comment_policy(CommentPolicy(policy), origin)
-        return as_seen(upload, aggregates.look_up(EngagementOf(self.video_id)))
+        likes = aggregates.look_up(LikesOf(self.video_id))
+        return as_seen(upload, likes, aggregates.look_up(EngagementOf(self.video_id)))
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _require_right(upload: Upload, viewer: VideoViewer, origin: Origin, as_admin
         upload.require_owner(origin.actor)
 
 
-def as_seen(upload: Upload, engagement: EngagementCounts) -> Video:
+def as_seen(upload: Upload, likes: int, engagement: EngagementCounts) -> Video:
     """Return the video as its owner gets it back after a change."""
     policy = upload.comment_policy
     return Video(
@@ -127,6 +129,7 @@ def as_seen(upload: Upload, engagement: EngagementCounts) -> Video:
         spoken_language=upload.spoken_language,
         created_at=upload.completed_at or BEGINNING,
         comment_policy=None if policy is CommentPolicy.OPEN else policy,
+        likes=likes,
         **engagement._asdict(),
     )
 

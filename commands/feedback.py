@@ -16,7 +16,8 @@ from commands.endpoint import TOKEN_FIRST, Accepted, Execute, Reply, executor
 from commands.upload_queries import FindVisible
 from domain.feedback import CHOSEN, SHOWN, GivenList
 from domain.model import Origin
-from engine.command_bus import Aggregates, Lookup, Query
+from engine.command_bus import Aggregates, Query
+from engine.lookups import Lookup
 from engine.telemetry import TelemetryEvent
 from infra.http.problems import problems
 from infra.http.shapes import VIDEO_ID, RequestBody, rfc3339

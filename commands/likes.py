@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -14,7 +14,8 @@ from commands.endpoint import executor
 from domain.model import Origin
 from domain.upload import NOBODY, Upload, VideoViewer
 from domain.video_likes import VideoLikes, stream_id
-from engine.command_bus import Aggregates, Command, Lookup
+from engine.command_bus import Aggregates, Command
+from engine.lookups import Sum
 from infra.http.app import DirectRoute
 from infra.http.problems import problems
 from infra.http.shapes import LikeState
@@ -29,16 +30,14 @@ class Wish(StrEnum):
 
 
 @dataclass(frozen=True)
-class LikesOfOthers(Lookup[int]):
-    """How many viewers beside this one like the video; told as the pair of them."""
+class LikesOf(Sum):
+    """How many viewers like a video."""
 
     video_id: UUID
-    viewer: str
 
-    default = 0
-
-    def __iter__(self) -> Iterator[UUID | str]:
-        return iter((self.video_id, self.viewer))
+    @property
+    def key(self) -> UUID:
+        return self.video_id
 
 
 @dataclass(frozen=True)
@@ -50,24 +49,25 @@ class ChangeLike(Command[LikeState]):
     wish: Wish
     seen_by: VideoViewer = NOBODY
     likes_id: UUID = field(init=False)
-    others: LikesOfOthers = field(init=False)
+    likes: LikesOf = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "likes_id", stream_id(self.video_id, self.viewer))
-        object.__setattr__(self, "others", LikesOfOthers(self.video_id, self.viewer))
+        object.__setattr__(self, "likes", LikesOf(self.video_id))
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, self.likes_id)
 
-    def lookups(self) -> Sequence[LikesOfOthers]:
-        return (self.others,)
+    def lookups(self) -> Sequence[LikesOf]:
+        return (self.likes,)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> LikeState:
         aggregates.get(Upload, self.video_id).require_visible(self.seen_by)
         likes = aggregates.get(VideoLikes, self.likes_id)
+        liked = likes.liked
         getattr(likes, self.wish)(self.video_id, self.viewer, origin)
-        others = aggregates.look_up(self.others)
-        return LikeState(has_liked=likes.liked, likes_count=others + likes.liked)
+        count = aggregates.add(self.likes, likes.liked - liked)
+        return LikeState(has_liked=likes.liked, likes_count=count)
 
 
 router = APIRouter(tags=["likes"], route_class=DirectRoute)

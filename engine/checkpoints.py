@@ -20,6 +20,7 @@ import structlog
 from psycopg import Connection, Cursor, Error
 from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow, class_row
+from psycopg.sql import SQL
 from psycopg_pool import AsyncConnectionPool
 
 from engine.event_store import EVENTS, EVENTS_CHANNEL
@@ -186,6 +187,15 @@ def look(conn: Connection[TupleRow], schema: str) -> Seen | None:
     """Return the state of one copy; None before it was made."""
     with conn.cursor(row_factory=class_row(Seen)) as cursor:
         return cursor.execute(LOOK, (schema,)).fetchone()
+
+
+def position_of(schema: str) -> bytes:
+    """Return SQL that asks how far the copy of that name is; NULL before it was made."""
+    statement = SQL(
+        "SELECT position FROM backlot_checkpoints "
+        "WHERE kind = 'projection' AND subscription = {schema}"
+    )
+    return statement.format(schema=schema).as_bytes(None)
 
 
 def retry(conn: Connection[TupleRow], schema: str) -> bool:

@@ -8,7 +8,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar, cast
 from uuid import UUID
 
@@ -20,14 +19,13 @@ from eventsourcing.persistence import (
     OperationalError,
     StoredEvent,
 )
-from psycopg import Cursor
-from psycopg.rows import TupleRow
 
 from domain.errors import Conflict, DomainError, Forgotten
 from domain.model import ActorKind, Aggregate, Origin
 from engine.event_store import GroupCommitRecorder, IdempotencyKey, Save, StoredAnswer
 from engine.log import MAPPER
-from infra.batcher import Batcher
+from engine.lookups import Lookup, Lookups, Readers, Sum
+from infra.batcher import AGAIN, Again, Batcher
 from infra.metrics import SIZES, counter, gauge, histogram
 
 log = structlog.get_logger(__name__)
@@ -53,9 +51,6 @@ APPEND_CONFLICTS = counter(
     "backlot_append_conflicts",
     "Saves refused because another writer was first at the same stream version.",
 )
-
-Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
-"""Return the answers to lookups of one type, in their order."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +80,6 @@ class Query(Command[R]):
     """A question that is decided like a command: it sees the log as it is, and records nothing."""
 
 
-class Lookup(ABC, Generic[F]):
-    """A question whose answer a command's own answer includes, and which no stream holds.
-
-    A subclass is a port: the bus gets a reader for it, which answers many lookups in one query.
-    """
-
-    @property
-    @abstractmethod
-    def default(self) -> F:
-        """The answer on a bus without a reader."""
-
-
 @dataclass(slots=True, eq=False)
 class Slot:
     """A stream in a batch: its aggregate as far as known, or the error of reading the stream."""
@@ -111,13 +94,14 @@ class Slot:
 
 
 class Aggregates:
-    """The aggregates of a batch, as the commands before have left them, and answers to lookups."""
+    """The aggregates and sums of a batch, as the commands before have left them, and answers to
+    other lookups."""
 
     def __init__(
-        self, slots: Mapping[UUID, Slot], answers: Mapping[Lookup[Any], Any] = MappingProxyType({})
+        self, slots: Mapping[UUID, Slot], answers: dict[Lookup[Any], Any] | None = None
     ) -> None:
         self._slots = slots
-        self._answers = answers
+        self._answers = {} if answers is None else answers
 
     def get(self, aggregate: type[A], stream_id: UUID) -> A:
         """Return the aggregate of a declared stream; blank (version 0) when it is new."""
@@ -137,6 +121,11 @@ class Aggregates:
         """Return the answer to a lookup that the command declared."""
         answer: F = self._answers.get(lookup, lookup.default)
         return answer
+
+    def add(self, what: Sum, change: int) -> int:
+        """Return a sum with what this command adds to it; to be called by one that succeeds."""
+        self._answers[what] = total = self.look_up(what) + change
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +214,7 @@ class Round:
     slots: Mapping[UUID, Slot]
     head: int
     at: datetime
-    found: Mapping[Lookup[Any], Any] = field(default_factory=dict)
+    found: dict[Lookup[Any], Any] = field(default_factory=dict)
     stored: Mapping[tuple[str, str], StoredAnswer] = field(default_factory=dict)
     telemetry: int = 0
     fenced: frozenset[str] = frozenset()
@@ -316,7 +305,7 @@ class CommandBus:
         self,
         recorder: GroupCommitRecorder,
         *,
-        readers: Mapping[type[Lookup[Any]], Reader] | None = None,
+        readers: Readers | None = None,
         telemetry: bytes = b"SELECT 0",
         fenced: bytes = b"SELECT '' LIMIT 0",
         max_batch: int = 256,
@@ -326,13 +315,14 @@ class CommandBus:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`readers` answer the commands' lookups, by their type; without one, the default holds.
+        One type at most is summed up by a tally, which is this bus's own.
 
         `telemetry` asks for the head of what is recorded beside the log: a position has both.
         `fenced` asks for the actors who are being forgotten: their commands are refused.
         """
         self._recorder = recorder
-        self._readers = dict(readers or {})
-        self._heads = b"SELECT (%b), ARRAY(%b)" % (telemetry, fenced)
+        self._lookups = Lookups(readers or {})
+        self._heads = (b"(%b)" % telemetry, b"ARRAY(%b)" % fenced)
         self._retries = retries
         self._remember = remember
         self._clock = clock
@@ -379,26 +369,25 @@ class CommandBus:
         """Finish what was accepted, and take nothing more."""
         await self._batcher.close()
 
-    def _process(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+    def _process(self, requests: Sequence[Request]) -> Sequence[Outcome | Again]:
         started = time.perf_counter()
         COMMAND_QUEUE.set(len(self._batcher))
-        waiting = list(requests)
         try:
-            while waiting:
-                waiting = self._round(waiting)
+            self._round(requests)
         except Exception as error:  # noqa: BLE001 - each waiting caller gets it
             self._cache.clear()
             for request in requests:
                 request.outcome = request.outcome or error
-        _measure(requests, time.perf_counter() - started)
-        return [request.outcome or RuntimeError("lost by the bus") for request in requests]
+        _measure([each for each in requests if each.outcome], time.perf_counter() - started)
+        return [request.outcome or AGAIN for request in requests]
 
-    def _round(self, requests: list[Request]) -> list[Request]:
-        """Load, decide and record once; return the requests that have to be decided again."""
+    def _round(self, requests: Sequence[Request]) -> None:
+        """Load, decide and record once; who has no outcome then has to be decided again."""
         # A repeat of a key waits for the stored answer of the request that has it first.
-        now, later, seen = list[Request](), list[Request](), set[tuple[str, str]]()
+        now, seen = list[Request](), set[tuple[str, str]]()
         for request in requests:
-            (later if request.name in seen else now).append(request)
+            if request.name not in seen:
+                now.append(request)
             if request.name:
                 seen.add(request.name)
         this = self._load(now)
@@ -407,24 +396,20 @@ class CommandBus:
             request.outcome = this.outcome_before(request)
             if request.outcome is None:
                 this.decide(request)
-        failed = self._record(this.groups)
-        for group in failed:
+        for group in self._record(this.groups):
             for slot in group.changed:
                 slot.aggregate = None
         self._keep(this.slots)
-        again = [request for group in failed for request, _ in group.results]
-        return [*(request for request in again if request.outcome is None), *later]
 
     def _load(self, requests: Sequence[Request]) -> Round:
         streams = dict.fromkeys(stream for request in requests for stream in request.streams)
         slots = {stream: Slot(self._cache.get(stream)) for stream in streams}
         wanted = [(id_, s.aggregate.version if s.aggregate else 0) for id_, s in slots.items()]
         keys = [request.name for request in requests if request.name]
-        rows, answers, head, (telemetry, fenced, found) = self._recorder.fetch(
-            wanted, keys, lambda cursor: self._beside(cursor, requests)
-        )
-        MAPPER.prepare((topic, state) for _, _, topic, state in rows)
-        for stream, version, topic, state in rows:
+        lookups = [each for request in requests for each in request.command.lookups()]
+        loaded, found = self._lookups.load(self._recorder, wanted, keys, lookups, self._heads)
+        MAPPER.prepare((topic, state) for _, _, topic, state, *_ in loaded.rows)
+        for stream, version, topic, state, *_ in loaded.rows:
             slot = slots[stream]
             if slot.broken is not None:
                 continue
@@ -436,26 +421,20 @@ class CommandBus:
                 slot.broken, slot.aggregate = error, None
             else:
                 slot.aggregate = event.mutate(slot.aggregate)
-        stored = {(answer.actor, answer.key): answer for answer in answers}
-        return Round(slots, head, self._clock(), found, stored, telemetry, frozenset(fenced))
-
-    def _beside(
-        self, cursor: Cursor[TupleRow], requests: Sequence[Request]
-    ) -> tuple[int, list[str], dict[Lookup[Any], Any]]:
-        ((telemetry, fenced),) = cursor.execute(self._heads, prepare=True).fetchall()
-        lookups = [each for request in requests for each in request.command.lookups()]
-        found: dict[Lookup[Any], Any] = {}
-        for kind, read in self._readers.items():
-            if asked := [each for each in lookups if type(each) is kind]:
-                found.update(zip(asked, read(cursor, asked), strict=True))
-        return telemetry, fenced, found
+        stored = {(answer.actor, answer.key): answer for answer in loaded.answers}
+        telemetry, fenced, *_ = loaded.beside
+        return Round(slots, loaded.head, self._clock(), found, stored, telemetry, frozenset(fenced))
 
     def _record(self, groups: Sequence[Group]) -> list[Group]:
         """Save the groups in one transaction; return those that were not recorded."""
         sound = [group for group in groups if not group.void]
         failed = [group for group in groups if group.void]
         saves = [Save(group.events, group.answers) for group in sound]
-        outcomes = self._recorder.append(saves).outcomes if saves else []
+        outcomes: Sequence[range | None] = ()
+        if saves:
+            appended = self._recorder.append(saves)
+            outcomes = appended.outcomes
+            self._lookups.record(saves, appended)
         for group, outcome in zip(sound, outcomes, strict=True):
             if outcome is not None:
                 group.settle(outcome)

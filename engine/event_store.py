@@ -7,13 +7,11 @@ lock that is held until the commit, so they are in commit order and no reader ca
 from __future__ import annotations
 
 import re
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 import structlog
@@ -34,6 +32,7 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, dict_row, tuple_row
 from psycopg.sql import SQL, Composed, Identifier
 
+from engine.group_commit import GroupCommit
 from engine.personal_data import Deleted, PersonalTable
 from infra.postgres.connection import (
     SHORT_WORK,
@@ -52,7 +51,6 @@ RETRY_SECONDS = 5.0
 RETRY_PAUSE_SECONDS = 0.1
 
 T = TypeVar("T")
-Loaded = tuple[list[TupleRow], list["StoredAnswer"], int, T]
 
 EVENTS_CHANNEL = "backlot_events"
 """What PostgreSQL notifies of new events."""
@@ -64,7 +62,6 @@ TABLES = Path(__file__).with_name("sql") / "0001_event_store.log.sql"
 # small, because the append function's plan is cached while the table grows.
 SESSION = b"; SET enable_seqscan = off"
 NO_ANSWERS = ("{}",) * 6
-MAX_EVENTS_PER_COMMIT = 10_000
 
 PERSONAL = (
     PersonalTable(
@@ -89,6 +86,19 @@ PERSONAL = (
         forget=Deleted(),
     ),
 )
+
+# The parts of the statement that loads: one row with the head, then news, then events of streams.
+LOAD_HEAD = """
+SELECT NULL::uuid, (SELECT coalesce(max(notification_id), 0) FROM {schema}.{table}),
+       NULL::text, NULL::bytea"""
+LOAD_NEWS = "SELECT NULL, notification_id, topic, state"
+LOAD_BEHIND = """
+FROM {schema}.{table} WHERE notification_id > greatest(%b, %%s::bigint)
+     AND topic = ANY (%%s::text[]) ORDER BY notification_id LIMIT %%s"""
+LOAD_STREAMS = """
+FROM unnest(%s::uuid[], %s::bigint[]) AS s(id, after) CROSS JOIN LATERAL (
+    SELECT originator_id, originator_version, topic, state FROM {schema}.{table}
+    WHERE originator_id = s.id AND originator_version > s.after ORDER BY originator_version) AS e"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +127,39 @@ class StoredAnswer:
     body: bytes
     position: int = 0
     telemetry: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What is read in the statement of some streams, at the same moment.
+
+    `columns` are scalar expressions with the parameters `given`. With `beyond`, which asks for a
+    position, also the events behind that one: behind the first of `news`, of the topics in the
+    second (an array literal), as many as the third at most.
+    """
+
+    columns: tuple[bytes, ...] = ()
+    given: tuple[Any, ...] = ()
+    beyond: bytes = b""
+    news: tuple[Any, ...] = ()
+
+
+NOTHING = Beside()
+
+
+class Loaded(NamedTuple, Generic[T]):
+    """What a batch of commands is decided on.
+
+    `rows` are events as stream, version, topic and state; `beside` are the values of the columns
+    that were asked for, and `news` events as None, position, topic and state.
+    """
+
+    rows: list[TupleRow]
+    answers: list[StoredAnswer]
+    head: int
+    extra: T
+    beside: Sequence[Any] = ()
+    news: Sequence[TupleRow] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,92 +218,6 @@ def _ids(streams: Sequence[UUID | str]) -> Any:
     return texts([str(stream) for stream in streams])
 
 
-class Ticket:
-    """A save in the queue of the group commit; its thread waits at the gate."""
-
-    __slots__ = ("error", "gate", "keys", "leads", "outcome", "save")
-
-    def __init__(self, save: Save) -> None:
-        self.save = save
-        self.keys = save.keys()
-        self.outcome: range | None = None
-        self.error: BaseException | None = None
-        self.leads = False
-        self.gate = threading.Lock()
-        self.gate.acquire()
-
-
-class GroupCommit:
-    """Hands the saves of many threads to `append` together; no two of one batch want the same."""
-
-    def __init__(self, append: Callable[[Sequence[Save]], Appended]) -> None:
-        self._append = append
-        self._queue: deque[Ticket] = deque()
-        self._lock = threading.Lock()
-        self._has_leader = False
-
-    def __len__(self) -> int:
-        """Return how many saves wait for their batch."""
-        return len(self._queue)
-
-    def save(self, save: Save) -> range:
-        """Return the positions of a durable save; raise IntegrityError where a version exists."""
-        ticket = Ticket(save)
-        with self._lock:
-            self._queue.append(ticket)
-            ticket.leads, self._has_leader = not self._has_leader, True
-        if not ticket.leads:
-            ticket.gate.acquire()
-        # Woken up as the leader, it commits for all that wait; else another thread did.
-        if ticket.leads:
-            self._lead(ticket)
-        if ticket.error is not None:
-            raise ticket.error
-        if ticket.outcome is None:
-            raise IntegrityError("The stream has that version already.")
-        return ticket.outcome
-
-    def _lead(self, leader: Ticket) -> None:
-        """Commit one batch, hand the lead to the thread that waits longest, and wake the others."""
-        with self._lock:
-            tickets = self._take_disjoint()
-        try:
-            appended = self._append([ticket.save for ticket in tickets])
-        except BaseException as error:  # noqa: BLE001 - every waiting thread has to be woken
-            for ticket in tickets:
-                ticket.error = error
-        else:
-            for ticket, outcome in zip(tickets, appended.outcomes, strict=True):
-                ticket.outcome = outcome
-        with self._lock:
-            successor = self._queue[0] if self._queue else None
-            self._has_leader = successor is not None
-        leader.leads = False
-        if successor is not None:
-            successor.leads = True
-            successor.gate.release()
-        for ticket in tickets:
-            if ticket is not leader:
-                ticket.gate.release()
-
-    def _take_disjoint(self) -> list[Ticket]:
-        """Return the oldest waiting saves of which no two want the same version."""
-        taken: list[Ticket] = []
-        waiting: list[Ticket] = []
-        keys: set[Any] = set()
-        events = 0
-        while self._queue and events < MAX_EVENTS_PER_COMMIT:
-            ticket = self._queue.popleft()
-            if keys.isdisjoint(ticket.keys):
-                taken.append(ticket)
-                events += len(ticket.save.events)
-            else:
-                waiting.append(ticket)
-            keys |= ticket.keys
-        self._queue.extendleft(reversed(waiting))
-        return taken
-
-
 class GroupCommitRecorder(PostgresApplicationRecorder):
     """Records events of many callers in one transaction; see `append` for the guarantees."""
 
@@ -291,13 +248,10 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             "%s::int[], %s::uuid[], %s::bigint[], %s::text[], %b::bytea[], "
             "%s::int[], %s::text[], %s::text[], %s::bytea[], %s::int[], %s::bytea[])"
         )
-        self.select_streams_statement = self._sql(
-            "SELECT NULL, coalesce(max(notification_id), 0), NULL, NULL FROM {schema}.{table} "
-            "UNION ALL SELECT e.* FROM unnest(%s::uuid[], %s::bigint[]) AS s(id, after) "
-            "CROSS JOIN LATERAL (SELECT originator_id, originator_version, topic, state "
-            "FROM {schema}.{table} WHERE originator_id = s.id AND originator_version > s.after "
-            "ORDER BY originator_version) AS e"
-        )
+        self._load_parts = [
+            self._sql(text) for text in (LOAD_HEAD, LOAD_NEWS, LOAD_BEHIND, LOAD_STREAMS)
+        ]
+        self._loads: dict[tuple[tuple[bytes, ...], bytes], bytes] = {}
         self.select_answers_statement = self._sql(
             "SELECT a.actor, a.key, a.request_hash, a.status, a.body, a.position "
             "FROM unnest(%b::text[], %b::text[]) AS k(actor, key) "
@@ -305,6 +259,20 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             "WHERE actor = k.actor AND key = k.key OFFSET 0) AS a"
         )
         self._commits = GroupCommit(self.append)
+
+    def _load_statement(self, beside: Beside) -> bytes:
+        """Return what reads streams and, before them, one row with the head and the columns."""
+        shape = beside.columns, beside.beyond
+        statement = self._loads.get(shape)
+        if statement is None:
+            nulls = b", NULL" * len(beside.columns)
+            head, event, news, streams = self._load_parts
+            parts = [head, *(b", " + each for each in beside.columns)]
+            if beside.beyond:
+                parts += [b" UNION ALL (", event, nulls, news % beside.beyond, b")"]
+            parts += [b" UNION ALL SELECT e.*", nulls, streams]
+            statement = self._loads[shape] = b"".join(parts)
+        return statement
 
     def _sql(self, statement: str) -> bytes:
         # As bytes: psycopg would put composed SQL together again for every execution.
@@ -405,14 +373,17 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         streams: Sequence[tuple[UUID, int]],
         answers: Sequence[tuple[str, str]],
         also: Callable[[Cursor[TupleRow]], T],
+        beside: Beside = NOTHING,
     ) -> Loaded[T]:
         """Return what a batch of commands needs to be decided, read in one go.
 
         That is the events of each `(stream, after version)`, ordered by version within the stream,
-        the answers stored under `(actor, key)`, the head position at the moment of the events, and
-        what `also` reads first. A lost connection is retried for 5 s.
+        the answers stored under `(actor, key)`, the head position and what is `beside` at the
+        moment of the events, and what `also` reads first. A lost connection is retried for 5 s.
         """
+        statement = self._load_statement(beside)
         wanted = (array(s.hex for s, _ in streams), array(str(after) for _, after in streams))
+        given = (*beside.given, *beside.news, *wanted)
 
         def work(conn: Connection[Any], retrying: bool) -> Loaded[T]:
             with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
@@ -422,9 +393,12 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
                     names = [*map(list, zip(*answers, strict=True))]
                     cursor.execute(self.select_answers_statement, names, prepare=True)
                     stored = [StoredAnswer(*row) for row in cursor.fetchall()]
-                cursor.execute(self.select_streams_statement, wanted, prepare=True)
-                (_, head, *_), *rows = cursor.fetchall()
-                return rows, stored, head, extra
+                cursor.execute(statement, given, prepare=True)
+                (_, head, _, _, *columns), *rows = cursor.fetchall()
+                begin = 0
+                while begin < len(rows) and rows[begin][0] is None:
+                    begin += 1
+                return Loaded(rows[begin:], stored, head, extra, columns, rows[:begin])
 
         return self._patiently("load_retried", work)
 

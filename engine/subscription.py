@@ -44,9 +44,8 @@ HURRY = "hurry"
 """The payload that a waiting query sends on the channel of the event log."""
 NOTIFY = b"SELECT pg_notify(%s, %s)"
 
-# Notifications that arrive within this time after one are answered together.
-GATHER_SECONDS = 0.005
-LOOK_UP_SECONDS = 5.0
+# What is notified within this time after subscribers were woken is told to them together.
+GATHER_SECONDS = 0.01
 LOOK_SECONDS = 1.0
 """How often a handler looks at what is beside its batches."""
 
@@ -70,6 +69,9 @@ class Notifications:
         self._database_url = database_url
         self._subscribers: dict[str, list[asyncio.Event]] = defaultdict(list)
         self._hurried: list[asyncio.Event] = []
+        # When subscribers of a channel were woken last, and the channels where they soon will be.
+        self._woken: dict[str, float] = {}
+        self._soon: set[str] = set()
 
     def subscribe(self, *channels: str) -> asyncio.Event:
         """Return an event that is set when something came in these channels, or in any."""
@@ -103,18 +105,44 @@ class Notifications:
         # Something may have been recorded while there was no listener.
         for channel in CHANNELS:
             self._wake(channel)
-        while True:
-            hurry = False
-            async for note in conn.notifies(timeout=LOOK_UP_SECONDS, stop_after=1):
-                self._wake(note.channel)
-                hurry |= note.payload == HURRY
-            if hurry:
-                for event in self._hurried:
-                    event.set()
+        loop = asyncio.get_running_loop()
+        lost: asyncio.Future[None] = loop.create_future()
+
+        def read() -> None:
+            try:
+                conn.pgconn.consume_input()
+                while note := conn.pgconn.notifies():
+                    self._take(note.relname.decode(), note.extra.decode(), loop)
+            except (OperationalError, InterfaceError) as error:
+                loop.remove_reader(socket)
+                if not lost.done():
+                    lost.set_exception(error)
+
+        # Without psycopg's own way of waiting: under load this happens hundreds of times a second.
+        socket = conn.fileno()
+        loop.add_reader(socket, read)
+        try:
+            read()
+            await lost
+        finally:
+            loop.remove_reader(socket)
+
+    def _take(self, channel: str, payload: str, loop: asyncio.AbstractEventLoop) -> None:
+        if payload == HURRY:
+            self._wake(channel)
+            for event in self._hurried:
+                event.set()
+        elif channel not in self._soon:
+            pause = self._woken.get(channel, float("-inf")) + GATHER_SECONDS - loop.time()
+            if pause > 0:
+                self._soon.add(channel)
+                loop.call_later(pause, self._wake, channel)
             else:
-                await asyncio.sleep(GATHER_SECONDS)
+                self._wake(channel)
 
     def _wake(self, channel: str) -> None:
+        self._soon.discard(channel)
+        self._woken[channel] = asyncio.get_running_loop().time()
         for wake in self._subscribers[channel]:
             wake.set()
 

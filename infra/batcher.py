@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 # Under load a batch waits for those who were just answered: until all have come back, or as long
 # as it takes to tell so many, but no longer than a commit. A lone client waits for nobody.
@@ -15,6 +15,13 @@ MOST_GATHER_SECONDS = 0.002
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Again:
+    """Stands for the result of an item that the next batch begins with."""
+
+
+AGAIN: Final = Again()
 
 
 class QueueFull(Exception):
@@ -28,15 +35,16 @@ class NotBegun(QueueFull):
 class Batcher(Generic[T, R]):
     """Hands items, in the order of their arrival, to `process` in one thread, batch by batch.
 
-    `process` gets 1 to `max_batch` items and returns for each its result or the exception that its
-    submitter shall see. An exception that it raises goes to the whole batch. Where one of them is
-    among the `outages`, who already waits is told NotBegun: the next batch would only take as long
+    `process` gets 1 to `max_batch` items and returns for each its result, the exception that its
+    submitter shall see, or AGAIN: that item is in the next batch, and the others' submitters need
+    not wait for it. An exception that `process` raises goes to the whole batch. Where one is among
+    the `outages`, who already waits is told NotBegun: the next batch would only take as long
     to find the same. To be used from one event loop.
     """
 
     def __init__(
         self,
-        process: Callable[[Sequence[T]], Sequence[R | BaseException]],
+        process: Callable[[Sequence[T]], Sequence[R | BaseException | Again]],
         *,
         name: str,
         max_batch: int,
@@ -97,7 +105,7 @@ class Batcher(Generic[T, R]):
         # Taken only now: what arrived while the thread woke up shares the batch.
         size = min(len(self._waiting), self._max_batch)
         batch = [self._waiting.popleft() for _ in range(size)]
-        results: Sequence[R | BaseException]
+        results: Sequence[R | BaseException | Again]
         try:
             results = self._process([item for item, _ in batch])
             if len(results) != len(batch):
@@ -109,11 +117,14 @@ class Batcher(Generic[T, R]):
     def _finish(
         self,
         batch: list[tuple[T, asyncio.Future[R]]],
-        results: Sequence[R | BaseException],
+        results: Sequence[R | BaseException | Again],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        answered = 0
-        for (_, future), result in zip(batch, results, strict=True):
+        answered, again = 0, list[tuple[T, asyncio.Future[R]]]()
+        for (item, future), result in zip(batch, results, strict=True):
+            if isinstance(result, Again):
+                again.append((item, future))
+                continue
             if future.done():
                 continue
             answered += 1
@@ -121,6 +132,7 @@ class Batcher(Generic[T, R]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+        self._waiting.extendleft(reversed(again))
         if any(isinstance(result, self._outages) for result in results):
             while self._waiting:
                 _, waiter = self._waiting.popleft()

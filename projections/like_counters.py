@@ -18,7 +18,6 @@ from uuid import UUID
 
 import redis.asyncio
 import structlog
-from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import AsyncConnection, Connection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 from redis import Redis, RedisError
@@ -28,11 +27,11 @@ from domain.video_likes import VideoLikes
 from engine.connections import EveryProcess, ThreadedConnection, connect
 from engine.event_store import EVENTS
 from engine.installation import MigrationSet
-from engine.log import Log, Stored
+from engine.log import Log, Stored, topics_of
 from engine.replay.records import Progress, Replay, ReplayState, Report, tell_nobody
 from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
 from infra.metrics import counter, gauge
-from projections.likes import Likes
+from projections.likes import Likes, video_of
 
 log = structlog.get_logger(__name__)
 
@@ -48,16 +47,28 @@ PUT = """
 local held = tonumber(redis.call('HGET', KEYS[1], 'position') or '-1')
 if held >= tonumber(ARGV[2]) then return 0 end
 redis.call('HSET', KEYS[1], 'count', ARGV[1], 'position', ARGV[2])
+redis.call('HDEL', KEYS[1], 'unproved')
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
 # PUT at an equal position too: for a read model that was built again.
 CORRECT = PUT.replace("held >= ", "held > ")
+# PUT for nobody to read before PROVE, which does nothing where another counter has come meanwhile.
+FILL = PUT.replace("'HDEL', KEYS[1], 'unproved'", "'HSET', KEYS[1], 'unproved', 1").replace(
+    "if held", "if redis.call('HEXISTS', KEYS[1], 'unproved') == 0 and held"
+)
+PROVE = """
+if redis.call('HGET', KEYS[1], 'position') == ARGV[1] then
+    redis.call('HDEL', KEYS[1], 'unproved')
+end
+"""
+FIELDS = ("count", "position", "unproved")
 ADVANCE = """
 if tonumber(redis.call('GET', KEYS[1]) or '-1') < tonumber(ARGV[1]) then
     redis.call('SET', KEYS[1], ARGV[1])
 end
 """
+OF_LIKES = frozenset(topic for event in VideoLikes.events() for topic in topics_of(event))
 GONE = -1
 """The count of a removed or private video: nothing older can bring its counter back."""
 
@@ -163,7 +174,7 @@ class Counters:
         """Return the counters of these videos, None for those that are not there."""
         with self._client.pipeline(transaction=False) as pipe:
             for video_id in videos:
-                pipe.hmget(key_of(video_id), "count", "position")
+                pipe.hmget(key_of(video_id), *FIELDS)
             return [_counter(row) for row in pipe.execute()]
 
     def all_videos(self) -> Iterator[list[UUID]]:
@@ -191,7 +202,8 @@ class AsyncCounters:
     def __init__(self, client: redis.asyncio.Redis, ttl_seconds: int) -> None:
         self._client = client
         self._ttl = ttl_seconds
-        self._put = client.register_script(PUT)
+        self._fill = client.register_script(FILL)
+        self._prove = client.register_script(PROVE)
 
     async def get(self, videos: Sequence[UUID]) -> tuple[list[Counter | None], int]:
         """Return the counters of these videos, and the position up to which counters are right."""
@@ -199,7 +211,7 @@ class AsyncCounters:
             # First: what is published while the counters are read only makes them newer.
             _ = pipe.get(PUBLISHED)
             for video_id in videos:
-                _ = pipe.hmget(key_of(video_id), "count", "position")
+                _ = pipe.hmget(key_of(video_id), *FIELDS)
             published, *rows = await pipe.execute()
         return [_counter(row) for row in rows], int(published or 0)
 
@@ -207,21 +219,24 @@ class AsyncCounters:
         """Put a counter that was missing; False if it may be stale by now, and is not there.
 
         Between looking and putting, a newer counter may have come and gone. Then the position
-        published is newer than ours.
+        published is newer than ours. Until that is seen, nobody is told the counter.
         """
         key = key_of(video_id)
-        if not await self._put(keys=[key], args=[*counter, self._ttl]):
+        if not await self._fill(keys=[key], args=[*counter, self._ttl]):
             return True
         published = cast("bytes | None", await self._client.get(PUBLISHED))
         if int(published or 0) <= counter.position:
+            await self._prove(keys=[key], args=[counter.position])
             return True
         await self._client.delete(key)
         return False
 
 
 def _counter(row: Any) -> Counter | None:
-    count, position = row
-    return None if count is None or position is None else Counter(int(count), int(position))
+    count, position, unproved = row
+    if count is None or position is None or unproved is not None:
+        return None
+    return Counter(int(count), int(position))
 
 
 def _video(key: bytes) -> UUID | None:
@@ -297,12 +312,13 @@ class CounterPublisher(Handler[None]):
 
     def _video(self, stored: Stored) -> UUID | None:
         """Return whose count an event may have changed; None where nobody can read it."""
+        if stored.topic not in OF_LIKES:
+            return stored.stream_id
         try:
-            event = stored.decode().event
-        except MapperDeserialisationError:
+            return video_of(stored.state)
+        except (KeyError, TypeError, ValueError):
             # The read model has parked it; its count goes on without it.
             return None
-        return event.video_id if isinstance(event, VideoLikes.Event) else event.originator_id
 
     def _start(self, conn: Connection[TupleRow], position: int) -> int:
         """Return the position after which counters may be stale."""

@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from typing import ClassVar, LiteralString, NamedTuple
 from uuid import UUID
 
+import orjson
 from psycopg import AsyncConnection, Cursor
 from psycopg.rows import TupleRow
 
 from domain.person import Person
 from domain.upload import Upload, VideoViewer, Visibility, is_visible
 from domain.video_likes import VideoLikes
+from engine.checkpoints import position_of
+from engine.log import topics_of
+from engine.lookups import MOST_EVENTS, Tally
 from engine.personal_data import Deleted, PersonalTable
 from engine.projection import Batch, Projection, columns
 from infra.postgres.connection import column, fetch_as
@@ -77,13 +81,10 @@ INSERT INTO {schema}.private SELECT unnest(%b::uuid[]) ON CONFLICT DO NOTHING
 """
 SHOW: LiteralString = "DELETE FROM {schema}.private WHERE video_id = ANY (%b::uuid[])"
 
-# Subqueries by key for each pair, whatever the planner thinks of the tables' sizes.
-OTHERS: LiteralString = """
-SELECT coalesce((SELECT likes FROM {schema}.counts c WHERE c.video_id = p.video_id), 0)
-     - (SELECT count(*) FROM {schema}.likes l
-        WHERE l.video_id = p.video_id AND l.viewer = p.viewer)
-FROM unnest(%b::uuid[], %b::text[]) WITH ORDINALITY AS p(video_id, viewer, place)
-ORDER BY place
+# Subqueries by key for each video, whatever the planner thinks of the tables' sizes.
+SUMS: LiteralString = """
+SELECT coalesce((SELECT likes FROM {schema}.counts c WHERE c.video_id = v.id), 0)
+FROM unnest(%s::uuid[]) WITH ORDINALITY AS v(id, place) ORDER BY place
 """
 # One statement sees one moment: whoever likes the video is among those that are counted.
 OF_VIDEO: LiteralString = """
@@ -153,6 +154,14 @@ def sum_up(batch: Batch) -> Changes:
     return changes
 
 
+def video_of(state: bytes) -> UUID:
+    """Return the video of a stored like or unlike, of which it takes no more to tell whose it is.
+
+    Raise KeyError, TypeError and ValueError for what is none.
+    """
+    return UUID(orjson.loads(state)["video_id"])
+
+
 class LikedVideo(NamedTuple):
     """A like that stands, and the position at which it was given."""
 
@@ -213,12 +222,19 @@ class Likes(Projection):
             # Zeros too: which rows there are must not depend on where the batches were cut.
             cursor.execute(self.sql(ADD_DELTAS), columns(changes.deltas.items()))
 
-    def others(self, cursor: Cursor[TupleRow], pairs: Sequence[tuple[UUID, str]]) -> list[int]:
-        """Return, for each (video, viewer), how many other viewers like the video; one query."""
-        if not pairs:
-            return []
-        cursor.execute(self.sql(OTHERS), columns(pairs), prepare=True)
-        return [count for (count,) in cursor.fetchall()]
+    def tally(self, most: int = MOST_EVENTS) -> Tally:
+        """Return what knows, for commands, how many like each video at the end of the log.
+
+        It remembers `most` likes that this copy has not taken in yet.
+        """
+        kinds = ((VideoLikes.Liked, 1), (VideoLikes.Unliked, -1))
+        return Tally(
+            reached=position_of(self.schema),
+            sums=self.sql(SUMS),
+            changes={topic: change for kind, change in kinds for topic in topics_of(kind)},
+            key_of=video_of,
+            most=most,
+        )
 
     async def of_video(
         self, conn: AsyncConnection[TupleRow], video_id: UUID, viewer: str | None

@@ -88,6 +88,11 @@ class Listings(Generic[V]):
         found = self._kept.get(key)
         return found[0] if found is not None and time.monotonic() < found[1] else None
 
+    def peek(self, key: Hashable) -> V | None:
+        """Return what is kept, however old, without counting it as used."""
+        found = self._kept.peek(key)
+        return None if found is None else found[0]
+
     def put(self, key: Hashable, value: V, changes: int) -> None:
         """Keep what was read after so many changes, and before the next one."""
         if changes == self.changes:
@@ -150,7 +155,7 @@ class OfferCache:
 
     def leave_out(self, user_id: str, video_id: UUID) -> None:
         """Recommend a video no more to a user."""
-        if (found := self._offers.get(user_id)) is not None:
+        if (found := self._offers.peek(user_id)) is not None:
             found.out.add(video_id)
 
     def drop(self, user_id: str) -> None:

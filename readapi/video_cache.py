@@ -265,24 +265,24 @@ class VideoCache:
         return handlers
 
     def _liked(self, event: TailEvent) -> None:
-        self._add_like(event, 1)
+        video_id = self._add_like(event, 1)
         viewer = self._viewers.peek(event.fields["viewer"])
         if viewer is not None and event.position > viewer.at:
             if len(viewer.videos) >= MOST_LIKES:
                 self._viewers.drop(event.fields["viewer"])
                 return
             # Newest first.
-            viewer.videos = {UUID(event.fields["video_id"]): event.position, **viewer.videos}
+            viewer.videos = {video_id: event.position, **viewer.videos}
             viewer.at = event.position
 
     def _unliked(self, event: TailEvent) -> None:
-        self._add_like(event, -1)
+        video_id = self._add_like(event, -1)
         viewer = self._viewers.peek(event.fields["viewer"])
         if viewer is not None and event.position > viewer.at:
-            viewer.videos.pop(UUID(event.fields["video_id"]), None)
+            viewer.videos.pop(video_id, None)
             viewer.at = event.position
 
-    def _add_like(self, event: TailEvent, delta: int) -> None:
+    def _add_like(self, event: TailEvent, delta: int) -> UUID:
         video_id = UUID(event.fields["video_id"])
         self.offers.leave_out(event.fields["viewer"], video_id)
         self._likes.put(video_id, event.position)
@@ -290,6 +290,7 @@ class VideoCache:
         video = self._videos.peek(video_id)
         if video is not None and event.position > video.likes_at:
             video.likes, video.likes_at, video.json = video.likes + delta, event.position, None
+        return video_id
 
     def _changed(self, event: TailEvent) -> None:
         self._catalog.put(event.stream_id, event.position)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
 
 import psycopg
 import structlog
@@ -14,9 +13,10 @@ from psycopg.rows import TupleRow
 
 from commands.feedback import ListKey
 from domain.feedback import CHOSEN, SHOWN
-from engine.command_bus import CommandBus, Lookup, Reader
+from engine.command_bus import CommandBus
 from engine.connections import ThreadedConnection, in_thread
 from engine.installation import migrate
+from engine.lookups import Readers
 from engine.messages import IncomingMessage, MessageBatch, Poison
 from engine.projection import ReadModels
 from engine.schedule import Job, Outage, repeat
@@ -84,7 +84,7 @@ def _report(message: IncomingMessage) -> ReportedVideo:
         raise Poison(message, describe(error)) from error
 
 
-def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
+def lookups(models: ReadModels) -> Readers:
     """Tell commands the key of lists."""
 
     def key(cursor: Cursor[TupleRow], asked: Sequence[ListKey]) -> list[bytes]:

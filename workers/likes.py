@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,9 +10,10 @@ import psycopg
 import structlog
 from redis import RedisError
 
-from commands.likes import LikesOfOthers
-from engine.command_bus import CommandBus, Lookup, Reader
+from commands.likes import LikesOf
+from engine.command_bus import CommandBus
 from engine.connections import connect, in_thread
+from engine.lookups import Readers
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job, Outage, repeat
@@ -69,9 +70,9 @@ def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
     yield Job("likes reconcile", every, repeat(run), outage, at_once=False)
 
 
-def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
-    """Return what answers the lookups of commands about likes."""
-    return {LikesOfOthers: models[Likes].others}
+def lookups(models: ReadModels) -> Readers:
+    """Return what answers the lookups of commands about likes, made for one bus."""
+    return {LikesOf: models[Likes].tally()}
 
 
 def reconcile_once(

@@ -7,11 +7,11 @@ admits one end, and what follows from it in the object store can be repeated.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -25,7 +25,8 @@ from commands.upload_queries import FindUploadStatus
 from commands.uploads import ENDS, ExpireUpload, FinishUpload, drop, lock_key
 from domain.model import SystemActor
 from domain.upload import Status
-from engine.command_bus import Command, CommandBus, Lookup, Reader
+from engine.command_bus import Command, CommandBus
+from engine.lookups import Readers
 from engine.projection import ReadModels
 from engine.reservations import Allowance, Reservations
 from engine.schedule import Job, repeat
@@ -37,7 +38,6 @@ from infra.postgres.connection import open_async_connection
 from infra.redlock import LocksUnavailable, LockTaken, Redlock
 from projections.catalog import Catalog, UploadRow
 from projections.comments import Comments
-from projections.likes import Likes
 from workers.parts import Parts
 
 log = structlog.get_logger(__name__)
@@ -210,19 +210,15 @@ async def open_reservations(parts: Parts, stack: AsyncExitStack) -> Reservations
     return found
 
 
-def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
+def lookups(models: ReadModels) -> Readers:
     """Return what answers the lookups of commands about videos."""
 
     def engagement(
         cursor: Cursor[TupleRow], lookups: Sequence[EngagementOf]
     ) -> list[EngagementCounts]:
         videos = [each.video_id for each in lookups]
-        likes = models[Likes].others(cursor, [(video, "") for video in videos])
         comments = models[Comments].counts_of(cursor, videos)
         views = views_of(cursor, videos)
-        return [
-            EngagementCounts(count, comments.get(video, 0), views.get(video, 0))
-            for video, count in zip(videos, likes, strict=True)
-        ]
+        return [EngagementCounts(comments.get(each, 0), views.get(each, 0)) for each in videos]
 
     return {EngagementOf: engagement}

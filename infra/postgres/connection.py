@@ -203,14 +203,14 @@ class LiveAsyncConnection(AsyncConnection[Row]):
 
     @classmethod
     async def connect(  # type: ignore[override]  # a session needs more than psycopg's parameters
-        cls, conninfo: str = "", *, limits: Limits, **kwargs: Any
+        cls, conninfo: str = "", *, limits: Limits, session: bytes = b"", **kwargs: Any
     ) -> Self:
         """Connect and raise as `LiveConnection` does."""
         with _newcomer(conninfo, kwargs) as breaker:
             conn = await super().connect(conninfo, **kwargs)
         conn.limits, conn.breaker = limits, breaker
         try:
-            await conn.execute(SESSION % round(limits.statement * 1000))
+            await conn.execute(SESSION % round(limits.statement * 1000) + session)
         except BaseException:
             await conn.close()
             raise
@@ -316,16 +316,18 @@ def thread_pool(
     )
 
 
-def make_pool(database_url: str, *, max_size: int = 10, limits: Limits = SHORT_WORK) -> LivePool:
+def make_pool(
+    database_url: str, *, max_size: int = 10, limits: Limits = SHORT_WORK, session: bytes = b""
+) -> LivePool:
     """The connections of queries, not opened yet: `await pool.open()` in the event loop.
 
-    A query that gets no connection within the limit has PoolTimeout, and one that gets no answer
-    another OperationalError.
+    `session` is more SQL that each begins with. A query that gets no connection within the limit
+    has PoolTimeout, and one that gets no answer another OperationalError.
     """
     return LivePool(
         database_url,
         connection_class=LiveAsyncConnection,
-        kwargs=_options("queries", limits),
+        kwargs=_options("queries", limits) | {"session": session},
         min_size=min(2, max_size),
         max_size=max_size,
         timeout=limits.pool,

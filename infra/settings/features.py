@@ -59,7 +59,7 @@ class CommandSettings(SettingsGroup, alias_generator=variables("COMMAND_")):
 
     batch_max: PositiveInt = 256
     queue_max: PositiveInt = 10_000
-    retries: int = Field(default=5, ge=0)
+    retries: int = Field(default=20, ge=0)
     idempotency_ttl_hours: PositiveInt = Field(default=24, alias="IDEMPOTENCY_TTL_HOURS")
 
 

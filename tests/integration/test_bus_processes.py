@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -33,6 +35,7 @@ from tests.integration.buses import (
     with_bus,
 )
 from tests.integration.event_log import events, gate, logged
+from tests.support import DEADLINE_SECONDS
 
 
 @pytest.fixture
@@ -108,6 +111,38 @@ def test_a_conflict_is_decided_again_up_to_the_limit(
     assert metrics.value("backlot_append_conflicts_total") == conflicts + retries + 1
     after = metrics.value("backlot_commands_total", command="Toggle", outcome="conflict")
     assert after == refusals + 1
+
+
+def test_who_loses_a_race_keeps_nobody_waiting(
+    recorder: GroupCommitRecorder,
+    another: GroupCommitRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    contested, calm = uuid4(), uuid4()
+    append, answered = recorder.append, threading.Event()
+
+    async def scenario(bus: CommandBus, rival: CommandBus) -> list[Any]:
+        attempts = count()
+
+        def be_late(saves: Any) -> Any:
+            if next(attempts) == 0:
+                asyncio.run_coroutine_threadsafe(execute(rival, Toggle(contested)), loop).result()
+            else:
+                # The other command of the batch has been answered before this one is tried again.
+                assert answered.wait(DEADLINE_SECONDS)
+            return append(saves)
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(recorder, "append", be_late)
+        tasks = [asyncio.create_task(execute(bus, Toggle(each))) for each in (contested, calm)]
+        tasks[1].add_done_callback(lambda _: answered.set())
+        return list(await asyncio.gather(*tasks))
+
+    async def with_both() -> list[Any]:
+        async with open_bus(recorder) as bus, open_bus(another) as rival:
+            return await scenario(bus, rival)
+
+    assert [outcome.answer for outcome in asyncio.run(with_both())] == [False, True]
 
 
 def test_what_another_process_recorded_is_seen(

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from eventsourcing.persistence import IntegrityError, StoredEvent
 
-from engine import event_store
+from engine import group_commit
 from engine.event_store import GroupCommitRecorder, Save
 from tests.integration.event_log import (
     appends_wait,
@@ -107,7 +107,7 @@ class TestBatches:
         log_url: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(event_store, "MAX_EVENTS_PER_COMMIT", 4)
+        monkeypatch.setattr(group_commit, "MAX_EVENTS_PER_COMMIT", 4)
         saves = [events(3) for _ in range(4)]
         futures = save_in_one_batch(recorder, pool, log_url, saves)
         assert flat(outcomes(futures)) == [*range(2, 14)]

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -173,6 +174,44 @@ def test_a_late_fill_takes_itself_back(server: RedisServer, counters: Counters) 
     counters.put([(video, Counter(3, 30))])
     assert asyncio.run(fill(10, video)) is True
     assert likes_of(counters, video) == 3
+
+
+def test_nobody_is_told_a_fill_that_may_be_late(
+    server: RedisServer, counters: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader of the test before, and another one who looks between its put and its delete."""
+    video = uuid4()
+    counters.publish([(video, Counter(2, 20))], 20)
+    counters.drop([video])
+    told: list[Counter | None] = []
+
+    async def fill(position: int) -> None:
+        async with server.client() as client:
+            late = AsyncCounters(client, TTL)
+            ask = client.get
+
+            async def look_first(key: str) -> Any:
+                told.extend(counters.get([video]))
+                told.extend((await AsyncCounters(client, TTL).get([video]))[0])
+                return await ask(key)
+
+            monkeypatch.setattr(client, "get", look_first)
+            await late.fill(video, Counter(1, position))
+
+    asyncio.run(fill(10))
+    assert (told, likes_of(counters, video)) == ([None, None], None)
+
+    # Whoever died before it had proved its counter keeps nobody from filling it.
+    async def die() -> None:
+        async with server.client() as client:
+            monkeypatch.setattr(client, "get", None)
+            with pytest.raises(TypeError):
+                await AsyncCounters(client, TTL).fill(video, Counter(2, 25))
+
+    asyncio.run(die())
+    assert likes_of(counters, video) is None
+    asyncio.run(fill(25))
+    assert likes_of(counters, video) == 1
 
 
 def test_reconciling_finds_reports_and_mends(

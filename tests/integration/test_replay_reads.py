@@ -23,10 +23,11 @@ from domain.comment import Comment
 from domain.upload import NOBODY
 from engine.projection import Projection
 from engine.replay.records import ReplayOptions, ReplayState
+from infra.postgres.connection import column
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.like_counters import read_counters
-from projections.likes import Likes
+from projections.likes import SUMS, Likes
 from tests.integration.projection_support import Writer, caught_up, hosting, origin
 from tests.integration.replay_support import BACK, replayed
 from tests.support import DEADLINE_SECONDS, eventually
@@ -180,14 +181,15 @@ def looks_of_commands(
     database_url: str, likes: Likes, comments: Comments, community: Community
 ) -> None:
     """What the command bus and the counters ask, on connections in transactions of their own."""
-    grows, pairs = Grows(), [(video, "fan") for video in community.videos]
+    grows, videos = Grows(), column(community.videos)
     with psycopg.connect(database_url) as conn:
         while not community.stopping.is_set():
             community.looks += 1
             try:
                 with conn.transaction(), conn.cursor(binary=True) as cursor:
-                    for (video, _), others in zip(pairs, likes.others(cursor, pairs), strict=True):
-                        grows.number(f"others of {video}", others + 1)
+                    cursor.execute(likes.sql(SUMS), (videos,), prepare=True)
+                    for video, (count,) in zip(community.videos, cursor.fetchall(), strict=True):
+                        grows.number(f"sum of {video}", count)
                     found = comments.counts_of(cursor, community.videos)
                     assert len(found) == VIDEOS
                 position, now = read_counters(conn, likes, community.videos)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from infra.batcher import Batcher, NotBegun, QueueFull
+from infra.batcher import AGAIN, Again, Batcher, NotBegun, QueueFull
 from tests.support import DEADLINE_SECONDS
 
 
@@ -17,7 +17,11 @@ class Refused(Exception):
 
 
 class Worker:
-    """Doubles numbers, refuses negative ones, and breaks on zero; `gate` holds it back."""
+    """Doubles numbers, refuses negative ones, and breaks on zero; `gate` holds it back.
+
+    Those of `losing` it wants to see again, once for each time that they are there; the next batch
+    is held back then if `holds`.
+    """
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -25,15 +29,25 @@ class Worker:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
+        self.losing: list[int] = []
+        self.holds = False
 
-    def __call__(self, items: Sequence[int]) -> Sequence[int | BaseException]:
+    def __call__(self, items: Sequence[int]) -> Sequence[int | BaseException | Again]:
         self.entered.set()
         self.gate.wait(DEADLINE_SECONDS)
         self.batches.append(list(items))
         self.threads.add(threading.current_thread().name)
         if 0 in items:
             raise ZeroDivisionError
-        return [2 * item if item > 0 else Refused(item) for item in items]
+        return [self._result(item) for item in items]
+
+    def _result(self, item: int) -> int | BaseException | Again:
+        if item in self.losing:
+            self.losing.remove(item)
+            if self.holds:
+                self.gate.clear()
+            return AGAIN
+        return 2 * item if item > 0 else Refused(item)
 
 
 @pytest.fixture
@@ -84,6 +98,37 @@ def test_what_arrives_during_a_batch_makes_the_next(worker: Worker) -> None:
         assert worker.batches == [[1], [2, 3]]
         assert await batches.submit(5) == 10
         await batches.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_is_wanted_again_begins_the_next_batch_and_keeps_nobody_waiting(
+    worker: Worker,
+) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+        worker.losing, worker.holds = [1, 3], True
+        one, two, three = await submit(batches, 1, 2, 3)
+        assert await two == 4
+        (four,) = await submit(batches, 4)
+        assert not one.done()
+        worker.gate.set()
+        assert [*await asyncio.gather(one, three, four)] == [2, 6, 8]
+        assert [item for batch in worker.batches for item in batch] == [1, 2, 3, 1, 3, 4]
+        assert worker.batches[0] == [1, 2, 3]
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+def test_closing_finishes_what_is_wanted_again(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+        worker.losing = [1, 1]
+        (one,) = await submit(batches, 1)
+        await batches.close()
+        assert one.result() == 2
+        assert worker.batches == [[1]] * 3
 
     asyncio.run(scenario())
 

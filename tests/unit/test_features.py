@@ -22,7 +22,7 @@ import readapi
 import workers
 from backlot.app import _takes_requests
 from backlot.features import FEATURES, PERSONAL, no_lookups, nothing, read_models
-from engine.command_bus import Lookup
+from engine.lookups import Lookup
 from engine.projection import Projection
 from infra.settings import Settings, features, load_settings
 from infra.settings.values import SettingsGroup

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -12,13 +10,14 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from commands.likes import ChangeLike, LikesOfOthers, Wish
+from commands.likes import ChangeLike, LikesOf, Wish
 from domain.comment import Comment
 from domain.errors import NotFound
 from domain.model import Aggregate
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
-from engine.command_bus import Aggregates, Lookup, Slot
+from engine.command_bus import Aggregates, Slot
+from engine.lookups import Lookup
 from infra.http.shapes import LikeState
 from tests.unit.given_when_then import by, fact, given
 
@@ -67,9 +66,7 @@ class TestDomain:
         assert stream_id(VIDEO, "ann") == UUID("b3150aa9-b06f-5296-9819-56079b8daea6")
 
 
-def known(
-    *aggregates: Aggregate, found: Mapping[Lookup[Any], Any] = MappingProxyType({})
-) -> Aggregates:
+def known(*aggregates: Aggregate, found: dict[Lookup[Any], Any] | None = None) -> Aggregates:
     """What a like of the video declares, as far as it is known."""
     slots = {stream: Slot(None) for stream in (VIDEO, stream_id(VIDEO, "ann"))}
     slots |= {aggregate.id: Slot(aggregate) for aggregate in aggregates}
@@ -96,7 +93,7 @@ def video() -> Upload:
 
 class TestCommand:
     @pytest.mark.parametrize(
-        ("wishes", "others", "expected"),
+        ("wishes", "likes", "expected"),
         [
             ([Wish.LIKE], None, LikeState(has_liked=True, likes_count=1)),
             ([Wish.LIKE, Wish.LIKE], 41, LikeState(has_liked=True, likes_count=42)),
@@ -106,11 +103,9 @@ class TestCommand:
         ],
     )
     def test_the_answer_counts_the_callers_own_action(
-        self, wishes: list[Wish], others: int | None, expected: LikeState
+        self, wishes: list[Wish], likes: int | None, expected: LikeState
     ) -> None:
-        found: dict[Lookup[Any], Any] = (
-            {} if others is None else {LikesOfOthers(VIDEO, "ann"): others}
-        )
+        found: dict[Lookup[Any], Any] = {} if likes is None else {LikesOf(VIDEO): likes}
         aggregates = known(video(), found=found)
         answers = [ChangeLike(VIDEO, "ann", w).decide(aggregates, ANN) for w in wishes]
         assert answers[-1] == expected
