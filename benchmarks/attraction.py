@@ -11,16 +11,17 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from heapq import nlargest
 from math import log2
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import uvloop
 from psycopg import AsyncConnection
+from psycopg.types.json import Jsonb
 
 from benchmarks.bench import Bench, Scale, say
 from benchmarks.community import Shape, make_community
@@ -32,6 +33,8 @@ from infra.errors import OperatorError
 from infra.settings import load_settings
 from projections.analytics.calendar import DAY, start_of_day, start_of_hour
 from projections.analytics.schema import migrate
+from projections.recommendations.attention import measure
+from projections.recommendations.model import Weighing
 from projections.trending import Formula, Trending, Window
 
 SHOWN = 20
@@ -40,6 +43,7 @@ BEFORE = 7 * DAY
 """So much of a history is there before the first ranking."""
 UNIT = "% of first views"
 TRENDING, AGELESS = "trending 7d", "trending 7d without age"
+TENTH = "trending 7d, a tenth left at any site"
 
 Weights = Mapping[UUID, float]
 Ranking = Callable[[Sequence[Event], datetime], Weights]
@@ -59,6 +63,11 @@ SELECT date_trunc('day', bucket, 'UTC'), video_id, sum(views), sum(trending_view
        sum(trending_likes), sum(trending_comments)
 FROM analytics.video_hourly GROUP BY 1, 2
 """
+VIEWS = b"""
+COPY analytics.video_analytics (event_id, video_id, user_id, event_type, "timestamp", metadata)
+FROM STDIN
+"""
+COUNTED = Jsonb({"counts": True, "own": False})
 VIDEOS = b"""
 INSERT INTO analytics.videos (video_id, owner, category, completed_at) VALUES (%s, %s, %s, %s)
 """
@@ -144,16 +153,28 @@ def shown_by(ranking: Ranking, days: Iterable[Day]) -> list[list[UUID]]:
 
 
 async def shown_by_trending(url: str, formula: Formula, days: Iterable[Day]) -> list[list[UUID]]:
-    """Return what trends at the beginning of each day."""
+    """Return what trends at the beginning of each day; a floor that is measured, by what was."""
     trending = Trending(formula)
-    found = []
+    found, told = [], 0
     async with await AsyncConnection.connect(url, autocommit=True) as conn:
         for day in days:
+            if formula.age_floor is None:
+                measure_attention(url, day.past[told:])
+                told = len(day.past)
             # The hour into which the time falls counts whole.
             now = day.at - timedelta(microseconds=1)
             ranked = await trending.rank(conn, Window.WEEK, limit=SHOWN, now=now)
             found.append([each.video_id for each in ranked])
     return found
+
+
+def measure_attention(url: str, views: Iterable[Event]) -> None:
+    """Store these views, and measure what goes on for videos of an age, as the sinks do."""
+    with psycopg.connect(url) as conn, conn.cursor() as cursor:
+        with cursor.copy(VIEWS) as copy:
+            for view in views:
+                copy.write_row((uuid4(), view.video_id, view.user, "view", view.at, COUNTED))
+        measure(conn, Weighing())
 
 
 def judge(days: Sequence[Day], shown: Sequence[Sequence[UUID]]) -> Attracted:
@@ -200,7 +221,8 @@ def measured(url: str, history: History, days: Sequence[Day]) -> Mapping[str, At
     """Return what each ranking attracted; this empty database gets the history."""
     fill(url, history)
     shown = {name: shown_by(ranking, days) for name, ranking in SIMPLE.items()}
-    for name, formula in ((TRENDING, Formula()), (AGELESS, replace(Formula(), age_floor=1.0))):
+    for name, floor in ((TRENDING, None), (TENTH, 0.1), (AGELESS, 1.0)):
+        formula = Formula(age_floor=floor)
         shown[name] = uvloop.run(shown_by_trending(url, formula, days))
     return {name: judge(days, videos) for name, videos in shown.items()}
 
@@ -233,8 +255,9 @@ def _compare(found: Sequence[Mapping[str, Attracted]], what: str) -> list[Compar
         notes = {"NDCG@20": sum(each[name].ndcg for each in found) / len(found)}
         return Side(name, [each[name].share for each in found], notes)
 
-    best = max((*SIMPLE, AGELESS), key=lambda name: side(name).value)
+    others = (*SIMPLE, TENTH, AGELESS)
+    best = max(others, key=lambda name: side(name).value)
     return [
         Comparison(what, UNIT, side(TRENDING), side(name), at_least=0.9 if name == best else None)
-        for name in (*SIMPLE, AGELESS)
+        for name in others
     ]

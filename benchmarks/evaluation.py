@@ -73,13 +73,14 @@ def last_share(history: History, share: float = 0.2) -> list[Question]:
 def next_days(history: History, days: int, cuts: int) -> list[Question]:
     """Ask for the next days at several times: the last one so many days before the end.
 
-    Who is new is not asked.
+    Who is new is not asked, and nobody at a time before the history.
     """
     end = history.events[-1].at + timedelta(microseconds=1)
     length = timedelta(days=days)
+    before = (end - history.events[0].at) // length
     return [
         question
-        for cut in range(cuts)
+        for cut in range(min(cuts, before))
         for at in (end - (cut + 1) * length,)
         for question in ask_at(history, at, at + length, cut=cut)
         if not question.new

@@ -13,6 +13,7 @@ from importlib import import_module
 from itertools import chain
 from math import isfinite
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -34,8 +35,11 @@ DELIMITERS = ",;\t"
 PARQUET, EXPORT = b"PAR1", b'{"backlotExport"'
 MILLISECONDS_FROM = 1e11
 """Seconds since 1970 are less until the year 5138; milliseconds were in 1973."""
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 AHEAD = timedelta(days=1)
 LONGEST = 7 * 24 * 60.0
+MOST_LETTERS = 200
+"""Of a user, an owner or a category: they are looked up by indexes."""
 SHOWN = 60
 
 Row = Mapping[str, Any]
@@ -60,9 +64,12 @@ def read_history(path: Path, repeat: timedelta) -> History:
 
 
 def _beginning(path: Path) -> bytes:
-    if path.is_dir():
-        raise HistoryUnusable(f"{path} is a folder: give one file ({_columns()})")
     try:
+        mode = path.stat().st_mode
+        if S_ISDIR(mode):
+            raise HistoryUnusable(f"{path} is a folder: give one file ({_columns()})")
+        if not S_ISREG(mode):
+            raise HistoryUnusable(f"{path} can't be read twice: write it to a file")
         with path.open("rb") as file:
             beginning = file.read(512)
     except OSError as error:
@@ -126,11 +133,25 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
             names = file.schema_arrow.names
             _check_columns(path, names)
             wanted = [name for name in names if name in COLUMNS]
-            batches = (batch.to_pylist() for batch in file.iter_batches(columns=wanted))
+            batches = (_plain(batch, arrow) for batch in file.iter_batches(columns=wanted))
             yield from enumerate(chain.from_iterable(batches), 1)
     except (arrow.ArrowException, OSError) as error:
         first = str(error).partition("\n")[0]
         raise HistoryUnusable(f"{path} is no whole Parquet file: {first}") from error
+    except (ValueError, OverflowError) as error:
+        raise HistoryUnusable(f"{path} has a time that is none: {error}") from error
+
+
+def _plain(batch: Any, arrow: Any) -> list[Row]:
+    """Return the rows; of times, which may be in nanoseconds, as far as microseconds."""
+    schema = arrow.schema(
+        each.with_type(arrow.timestamp("us", each.type.tz))
+        if arrow.types.is_timestamp(each.type)
+        else each
+        for each in batch.schema
+    )
+    rows: list[Row] = batch.cast(schema, safe=False).to_pylist()
+    return rows
 
 
 def _check_columns(path: Path, names: Iterable[str], where: str = "") -> None:
@@ -155,6 +176,7 @@ class _Reading:
         )
         if not user or not video:
             raise ValueError(f"{'video' if user else 'user'} is empty")
+        _check_length("user", user)
         try:
             kind = Kind(_text(row, "kind").lower())
         except ValueError:
@@ -163,6 +185,8 @@ class _Reading:
         film = self.films.setdefault(video, {})
         for name in ("category", "owner", "title"):
             if told := _text(row, name):
+                if name != "title":
+                    _check_length(name, told)
                 film[name] = told
         if row.get("completed_at") not in (None, ""):
             film["completed_at"] = _time("completed_at", row["completed_at"], latest)
@@ -215,16 +239,23 @@ def _text(row: Row, name: str) -> str:
     return text
 
 
+def _check_length(name: str, text: str) -> None:
+    if len(text) > MOST_LETTERS:
+        raise ValueError(f"{name} {_shown(text)} has more than {MOST_LETTERS} characters")
+
+
 def _time(name: str, value: object, latest: datetime) -> datetime:
     """Return a time given as RFC 3339 (in UTC where no zone is told) or as epoch (s or ms)."""
     try:
         at = value if isinstance(value, datetime) else _parsed(str(value).strip())
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     except (ValueError, OverflowError, OSError):
         raise ValueError(
             f"{name} {_shown(value)} is no time: say 2026-11-22T09:30:15Z, or seconds or"
             " milliseconds since 1970"
         ) from None
-    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    if at < EARLIEST:
+        raise ValueError(f"{name} {_shown(value)} lies before 1970")
     if at > latest:
         raise ValueError(f"{name} {_shown(value)} lies in the future")
     return at

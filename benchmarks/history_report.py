@@ -139,8 +139,14 @@ def _questions(history: History, request: Request) -> dict[str, list[Question]]:
         "last fifth by time, users with a past": [each for each in fifth if not each.new],
     }
     if request.days is not None:
-        told = f"next {request.days} days, mean of {request.cuts} cuts"
-        asked[told] = next_days(history, request.days, request.cuts)
+        ahead = next_days(history, request.days, request.cuts)
+        if not ahead:
+            raise HistoryUnusable(
+                f"--days {request.days}: nobody comes back for another video within so many days,"
+                f" of the {(history.events[-1].at - history.events[0].at).days} of the history"
+            )
+        cuts = len({each.cut for each in ahead})
+        asked[f"next {request.days} days, mean of {cuts} cuts"] = ahead
     asked["each user's last"] = last_engagement(history)
     most = max(len({each.user for each in questions}) for questions in asked.values())
     if most < FEWEST_USERS:

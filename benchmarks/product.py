@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
@@ -224,7 +224,9 @@ def _messages(event: Event, number: int) -> Iterator[tuple[datetime, IncomingMes
         value["sessionId"] = str(uuid5(NAMES, f"session {number}"))
     yield event.at, _message(topic, str(number), {**value, time_name: _iso(event.at)})
     if event.seconds:
-        after = event.at + timedelta(seconds=event.seconds)
+        # Nobody reports what lies ahead, and then no more counts than the time that has passed.
+        ended = min(event.at + timedelta(seconds=event.seconds), datetime.now(UTC))
+        after = max(event.at, ended)
         watched = {**value, "timestamp": _iso(after), "seconds": event.seconds}
         yield after, _message(integration_events.VIDEO_WATCH_TIME, str(number), watched)
 

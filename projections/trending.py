@@ -39,6 +39,7 @@ from infra.postgres.connection import fetch_as
 from infra.settings.features import TrendingSettings
 from projections.analytics.calendar import DAY, HOUR, start_of_day, start_of_hour, start_of_next_day
 from projections.analytics.videos import listed
+from projections.trending_floor import measured_floor
 
 POINTS = (
     "(%(view_weight)s::float8 * {views} + %(like_weight)s::float8 * {likes}"
@@ -246,7 +247,7 @@ class Formula:
     recent_hours: int = 6
     recent_boost: float = 2.0
     half_life_hours: float = 24.0
-    age_floor: float = 0.1
+    age_floor: float | None = 0.1  # None: as the site tells
 
     @classmethod
     def from_settings(cls, settings: TrendingSettings) -> Formula:
@@ -321,15 +322,16 @@ class Trending:
         given |= {"category": category, "without": list(without)}
         async with conn.transaction():
             await conn.execute(ONE_STATE)
+            if self.formula.age_floor is None:
+                given["age_floor"] = await measured_floor(conn)
             settled = await (await conn.execute(SETTLED, given)).fetchone()
             if settled is None:
                 return await _rank(conn, FROM_ROLLUPS, given)
             given["settled_until"], weights = settled
             half_life = self.formula.half_life_hours
-            if weights == self.formula.weights() and half_life >= SHORTEST_HALF_LIFE_HOURS:
-                ranked = await _rank_leaders(conn, given)
-                if ranked is not None:
-                    return ranked
+            exact = half_life >= SHORTEST_HALF_LIFE_HOURS and weights == self.formula.weights()
+            if exact and (ranked := await _rank_leaders(conn, given)) is not None:
+                return ranked
             return await _rank(conn, FROM_SETTLED.format(of_videos=""), given)
 
 

@@ -1,7 +1,7 @@
 """Detectors of the language of a short text: the port, the default one, and a language model.
 
 The default one pools the opinions of ELD and of fastText's `lid.176`. Both come with their wheels:
-nothing is downloaded. docs/adr/0035 says why there are two, and how they are weighed.
+nothing is downloaded. docs/adr/0034 says why there are two, and how they are weighed.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ EXCERPT = 1_000
 HAN = re.compile(r"([\u3400-\u4dbf\u4e00-\u9fff])")
 LATIN = re.compile("[a-z\u00df-\u024f]+", re.IGNORECASE)
 
-# Chosen on one half of each set of texts that docs/adr/0035 names, and confirmed on the other.
+# Chosen on one half of each set of texts that docs/adr/0034 names, and confirmed on the other.
 STEEPNESS = 32.0
 """A language is e times as likely for each 1/32 that ELD's score of it is higher."""
 INDIFFERENT = 0.66
@@ -119,7 +119,8 @@ SHORT_WORD = 4
 MALAY, INDONESIAN = "ms", "id"
 
 # Frequent words of languages that no model knows in Latin letters: of Hindi, Urdu and Punjabi;
-# Bengali; Tamil, Malayalam, Telugu and Kannada; Arabic; Russian; Japanese. None is an English one.
+# Bengali; Tamil, Malayalam, Telugu and Kannada; Arabic; Russian; Japanese; Chinese. None is an
+# English one.
 _ROMANISED = """
 aaj aap aapka aapko abhi accha acha achha achi aisa aise aisi apka apke apki apko apna apne apni aur
 baar baat bahut bhai bhi bohat bohot chahiye dekh dekha dekho diya gaana gaya hai hain hoga hota
@@ -132,6 +133,7 @@ ondu padam polichu romba semma thala thalaiva thumba tumba
 barcha chkoun enti habibi khoya kifak mabrouk mouch shukran tounes walla wallah wlh yesser
 eto krasivo lyublyu nichego ochen pesnya pochemu privet spasibo
 arigato arigatou daisuki desu ganbatte gozaimasu kawaii kono kudasai omoshiroi sugoi
+hao jia jiayou nihao xie xiexie xihuan zhongguo
 """
 ROMANISED = frozenset(_ROMANISED.split())
 

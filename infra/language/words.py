@@ -149,7 +149,7 @@ WITH_MORE_LETTERS = re.compile(r"[bmw]{0,2}[aeiou]{0,2}([hjx])+([aeiou])(?:\1+\2
 TYPED_AT_RANDOM = re.compile(
     r"a?(?:rs|wk|ks|sk|js|sj|hs|jd){2,}\w?|asdf\w*|(?!.*a.*a)[asdfghjkl]{7,}"
 )
-OF_THREE_LETTERS = re.compile(r"(?:[hjm]u[ae]|lo|ke){2,}[lk]?")
+OF_THREE_LETTERS = re.compile(r"(?:[hjm]u[ae]|lo|ke){2,}[lk]?|(?=(?:.*h){2})[aehu]{6,}")
 INDIC = re.compile(rf"([\u0939\u09b9\u0bb9\u0c39\u0d39\u0cb9\u0ab9\u0a39]{SIGNS})\1+")
 THAI = re.compile("(?:(?:ฮ[\u0e48\u0e49]?า|[ฮอคห][\u0e34-\u0e39])ๆ*){2,}|ฮ[\u0e48\u0e49]?าๆ+")
 HANGUL = re.compile("푸?([하히호헤후흐크캬])\\1+")
@@ -165,10 +165,11 @@ PATTERNS = (
 # One laughing syllable: a word of some languages, but none where every word is one: ha ha ha.
 SYLLABLE = re.compile(
     f"[hjx][aeiou]|х[аеиоы]|χ[αει]|ه[اهي]|ہا|ח[הא]|[\u0939\u09b9\u0bb9\u0c39\u0d39\u0cb9]{SIGNS}"
+    "|ฮ[\u0e30-\u0e4e]*"
 )
 _EXCLAMATIONS = """
-ah aah aw aww eh gg hm hmm kek lmao lmfao lol lul oh ok okay omg ooh owo rofl uwu wow wtf xd xoxo
-yay вау кек лол ок омг واو لول
+ah aah aw aww brr eh gg hm hmm kek lmao lmfao lol lul lulz mdr oh ok okay omfg omg ooh owo pff ptdr
+rofl uff ugh uwu wow wtf xd xoxo xptdr yay азаза вау кек лол ок омг واو لول
 哈 呵 嘿 嘻 吼 嗷 啊 噢 哦 嗯 哇 笑 하 히 호 헤 후 흐 크 캬 아 어 오 우 음
 """
 EXCLAMATIONS = frozenset(_EXCLAMATIONS.split())
@@ -197,13 +198,19 @@ THAANA:dv THAI:th TIBETAN:bo
 # The one language of a script.
 LANGUAGES = dict(pair.split(":") for pair in _LANGUAGES.split())
 KANA = ("HIRAGANA", "KATAKANA")
+_SYLLABIC = """
+BENGALI DEVANAGARI ETHIOPIC GUJARATI GURMUKHI HIRAGANA JAVANESE KANNADA KATAKANA KHMER LAO MALAYALAM
+MYANMAR ORIYA SINHALA TAMIL TELUGU THAANA THAI TIBETAN
+"""
+SYLLABIC = frozenset(_SYLLABIC.split())
 LEAST_KANA = 2
 """Letters that make the Chinese characters around them Japanese; の alone decorates brands."""
 
 MIN_LETTERS = 3
 """Shorter texts are shared by many languages: `ok`, `no`, `xD`."""
-MIN_KANA = 2
-"""The least number of kana, each of which is a syllable; a Han or Hangul letter is a word."""
+MIN_SYLLABIC = 2
+"""The least number of kana, each of which is a syllable; a Han or Hangul letter is a word. Also of
+letters and signs where a sign is half a syllable: ดี, जय."""
 
 # Not Han: 好好好 is no lengthened 好.
 ELONGATED = re.compile("([^\\W\u3400-\u9fff])\\1{2,}")
@@ -339,8 +346,10 @@ def _is_limb(scripts: list[str]) -> bool:
 
 
 def _too_short(spoken: list[str]) -> bool:
-    letters = [char for word in spoken for char in word if char.isalpha()]
+    letters = [
+        char for word in spoken for char in word if char.isalpha() or script(char) in SYLLABIC
+    ]
     scripts = set(map(script, letters))
     if not scripts.isdisjoint(WORD_A_LETTER):
         return False
-    return len(letters) < (MIN_KANA if scripts.intersection(KANA) else MIN_LETTERS)
+    return len(letters) < (MIN_LETTERS if scripts.isdisjoint(SYLLABIC) else MIN_SYLLABIC)

@@ -225,7 +225,8 @@ class TrendingSettings(SettingsGroup, alias_generator=variables("TRENDING_")):
     recent_hours: PositiveInt = Field(default=6, le=168)
     recent_boost: float = Field(default=2.0, ge=1, le=MAX_WEIGHT)
     half_life_hours: PositiveFloat = Field(default=24.0, allow_inf_nan=False)
-    age_floor: float = Field(default=0.1, ge=0, le=1)
+    # Without one, the site's own views tell it.
+    age_floor: float | None = Field(default=None, ge=0, le=1)
     viewer_comments: PositiveInt = Field(default=3, le=1_000_000)
     viewer_watch_minutes: PositiveFloat = Field(default=300.0, le=1_000_000)
     cache_ttl_seconds: PositiveInt = Field(default=300, le=86_400)

@@ -6,9 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -107,12 +108,32 @@ def test_what_can_not_be_judged_ends_before_the_work(tmp_path: Path) -> None:
 def test_too_little_to_judge_by_ends_before_the_work(
     monkeypatch: pytest.MonkeyPatch, users: int, videos: int, why: str
 ) -> None:
-    def nothing(scale: Scale) -> None:
-        raise AssertionError("the work has begun")
-
-    monkeypatch.setattr("benchmarks.history_report.open_bench", nothing)
+    monkeypatch.setattr("benchmarks.history_report.open_bench", _nothing)
     with pytest.raises(HistoryUnusable, match=why):
         judge(_made(users, videos), Request(), load_settings({}))
+
+
+def _nothing(scale: Scale) -> None:
+    raise AssertionError("the work has begun")
+
+
+def test_days_that_are_longer_than_the_history_end_before_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("benchmarks.history_report.open_bench", _nothing)
+    history = read_history(site_history.PATH, HOUR)
+    with pytest.raises(HistoryUnusable, match="--days 1000000: nobody comes back"):
+        judge(history, Request(days=1_000_000), load_settings({}))
+
+
+def test_what_is_watched_until_tomorrow_is_judged_by(database_url: str) -> None:
+    now = datetime.now(UTC)
+    film = Film(UUID(int=1), "a film", None, "maker", now - HOUR)
+    with Product(database_url, load_settings({})) as product:
+        product.publish(film)
+        product.take(Event(now, "ann", film.video_id, Kind.VIEW, 7 * 24 * 3600.0))
+        answer = product.ask("bob", now + HOUR)
+    assert [each.video_id for each in answer.trending] == [film.video_id]
 
 
 def _made(users: int, videos: int) -> History:

@@ -119,6 +119,31 @@ def test_what_is_left_halves_with_each_half_life_down_to_the_floor(
     assert item.age_penalty == pytest.approx(100 - 100 * left)
 
 
+@pytest.mark.parametrize("settled", [False, True])
+def test_without_a_floor_the_site_tells_what_is_left_of_the_old(
+    analytics: Connection[TupleRow], settled: bool
+) -> None:
+    film, new = Film(A, NOW - 2000 * HOUR), Film(B, NOW)
+    write(analytics, [film, new], [Deed(film, "view", NOW - 30 * HOUR)] * 100)
+    told = replace(USUAL, age_floor=None)
+    if settled:
+        assert settle(analytics, Window.WEEK, formula=told, now=NOW)
+
+    def left() -> float:
+        (item,) = ranking(analytics, formula=told)
+        return item.score / 100
+
+    # Nothing was measured yet.
+    assert left() == pytest.approx(0.1)
+    week = 7 * 24 * 3600
+    steps = [(0, 1.0), (week / 2, 0.75), (week - 1, 0.5), (week + 1, 0.25)]
+    with analytics.cursor() as cursor:
+        cursor.executemany("INSERT INTO analytics.attention VALUES (%s, %s)", steps)
+    assert left() == pytest.approx(0.5)
+    analytics.execute("DELETE FROM analytics.attention WHERE age > %s", (week / 2,))
+    assert left() == pytest.approx(0.75)
+
+
 def test_a_video_of_any_age_can_be_ranked(analytics: Connection[TupleRow]) -> None:
     ancient = Film(A, NOW - timedelta(days=9000))
     write(analytics, [ancient], [Deed(ancient, "view", NOW)])

@@ -188,7 +188,7 @@ def expected_ranking(
         if category is not None and film.category != category:
             continue
         age = max((now - film.completed_at) / HOUR, 0)
-        left = max(formula.age_floor, 2 ** -(age / formula.half_life_hours))
+        left = max(formula.age_floor or 0, 2 ** -(age / formula.half_life_hours))
         score = base[film.video_id] * left
         found.append((-round(score, 6), -views[film.video_id], film.video_id, score))
     return [(video_id, score) for _, _, video_id, score in sorted(found)]

@@ -99,6 +99,12 @@ def test_the_next_days_are_asked_for_at_several_times() -> None:
     assert asked[0].at - at(-7) < timedelta(seconds=1)
 
 
+def test_nobody_is_asked_before_the_history() -> None:
+    history = made(event(-20, "ann", A), event(-12, "ann", B), event(-2, "ann", C))
+    assert next_days(history, days=1_000_000, cuts=1_000_000) == []
+    assert [each.cut for each in next_days(history, days=7, cuts=1_000_000)] == [0, 1]
+
+
 def test_each_is_asked_for_the_last_new_video_as_of_its_time() -> None:
     history = made(
         event(0, "ann", A), event(1, "ann", B), event(2, "ann", A), event(1, "bob", A),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -149,6 +150,9 @@ BAD = {
     "no JSON object": ('{"time":1,"user":"a","video":"b","kind":"view"}\n[1]', "line 2: no JSON o"),
     "no time": (f"{HEAD}\n1,a,b,view\nsoon,a,b,view\n", "line 3: time 'soon' is no time: say 2026"),
     "before 1970": (f"{HEAD}\n-1,a,b,view\n", "line 2: time '-1' is no time"),
+    "long before": (f"{HEAD}\n1969-12-31T23:59:59Z,a,b,view\n", "59Z' lies before 1970"),
+    "before all": (f"{HEAD}\n0001-01-01T00:00:00+05:00,a,b,view\n", "line 2: time '0001-01-01T00"),
+    "too large": (f"{HEAD}\n{'9' * 400},a,b,view\n", "line 2: time '999"),
     "in microseconds": (f"{HEAD}\n1773489600000000,a,b,view\n", "line 2: time '1773489600000000'"),
     "not a number": (f"{HEAD}\nnan,a,b,view\n", "line 2: time 'nan' is no time"),
     "in the future": (f"{HEAD}\n2999-01-01T00:00:00Z,a,b,view\n", "lies in the future"),
@@ -156,10 +160,14 @@ BAD = {
     "unknown kind": (f"{HEAD}\n1,a,b,click\n", "line 2: kind 'click' is none of view, like"),
     "no user": (f"{HEAD}\n1, ,b,view\n", "line 2: user is empty"),
     "no video": (f"{HEAD}\n1,a,,view\n", "line 2: video is empty"),
+    "a long user": (f"{HEAD}\n1,{'é' * 201},b,view\n", "line 2: user 'éééé"),
+    "a long category": (f"{HEAD},category\n1,a,b,view,{'c' * 201}\n", "more than 200 characters"),
+    "a long owner": (f"{HEAD},owner\n1,a,b,view,{'c' * 201}\n", "line 2: owner 'ccc"),
     "too few cells": (f"{HEAD}\n1,a,view\n", "line 2: 3 values for 4 columns"),
     "too many cells": (f"{HEAD}\n1,a,b,view,5\n", "line 2: 5 values for 4 columns"),
     "minutes": (f"{HEAD},minutes\n1,a,b,view,long\n", "line 2: minutes 'long' is no number"),
     "less than none": (f"{HEAD},minutes\n1,a,b,view,-1\n", "line 2: minutes '-1' is no number"),
+    "a week": (f"{HEAD},minutes\n1,a,b,view,1e308\n", "line 2: minutes '1e308' is no number"),
     "endless": (f"{HEAD},minutes\n1,a,b,view,inf\n", "line 2: minutes 'inf' is no number"),
     "completed": (f"{HEAD},completed_at\n1,a,b,view,x\n", "line 2: completed_at 'x' is no time"),
     "several": (f"{HEAD}\n" + 3 * "x,a,b,view\n", ("line 2: time 'x' is no time: say 2026-11-22T09:"
@@ -206,6 +214,30 @@ def test_a_folder_and_a_file_that_is_not_there_are_no_histories(tmp_path: Path) 
         read_history(tmp_path, HOUR)
     with pytest.raises(HistoryUnusable, match="can't be read: No such file"):
         read_history(tmp_path / "none.csv", HOUR)
+
+
+def test_what_comes_through_a_pipe_can_not_be_read_twice(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(HistoryUnusable, match="can't be read twice: write it to a file"):
+        read_history(path, HOUR)
+
+
+def test_parquet_may_have_times_in_nanoseconds(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    at = pa.array([1_773_489_600_000_000_001], pa.timestamp("ns", "UTC"))
+    rest = {"user": ["a"], "video": ["b"], "kind": ["view"]}
+    parquet.write_table(pa.table({"time": at, **rest}), path)
+    assert [each.at for each in read_history(path, HOUR).events] == [NOON]
+
+
+def test_a_time_of_parquet_that_no_calendar_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    at = pa.array([2**62], pa.timestamp("us"))
+    rest = {"user": ["a"], "video": ["b"], "kind": ["view"]}
+    parquet.write_table(pa.table({"time": at, **rest}), path)
+    with pytest.raises(HistoryUnusable, match="has a time that is none"):
+        read_history(path, HOUR)
 
 
 def test_a_parquet_file_lacks_a_column(tmp_path: Path) -> None:
