@@ -268,7 +268,7 @@ def _stats(
         Counts(
             at.astimezone(UTC),
             *counts,
-            unique_viewers=viewers if told_from is not None and at >= told_from else None,
+            viewers if told_from is not None and at >= told_from else None,
         )
         for at, *counts, viewers, _, _ in rows
         if at <= now
