@@ -176,17 +176,19 @@ class CommentCache:
 
 def told(comment: ShownComment, author: str | None) -> bytes:
     """Return a comment that everybody sees as JSON, as the shape `Comment` does, and faster."""
-    shown = {
+    shown: dict[str, object] = {
         "commentId": comment.comment_id,
         "videoId": comment.video_id,
         "userId": comment.author if author is None else author,
         "content": comment.content,
-        "language": comment.language,
-        "confidence": comment.confidence,
-        "translatedText": comment.translated_text,
         "translationStatus": comment.translation_status,
         "edited": comment.edited,
         "createdAt": comment.created_at,
     }
-    known = {name: value for name, value in shown.items() if value is not None}
-    return orjson.dumps(known, option=orjson.OPT_UTC_Z)
+    if comment.language is not None:
+        shown["language"] = comment.language
+    if comment.confidence is not None:
+        shown["confidence"] = comment.confidence
+    if comment.translated_text is not None:
+        shown["translatedText"] = comment.translated_text
+    return orjson.dumps(shown, option=orjson.OPT_UTC_Z)
