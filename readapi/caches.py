@@ -130,7 +130,7 @@ class Listed(NamedTuple):
     position: int
 
 
-class Segment:
+class ListSegment:
     """All videos of a list that stand there from a position (`since`) on, and `before` another."""
 
     __slots__ = "_ids", "_places", "before", "since"
@@ -159,7 +159,7 @@ class VideoLists:
     """Which videos stand in which list: in long segments, so that most pages lie within one."""
 
     def __init__(self) -> None:
-        self._segments: OrderedDict[tuple[Hashable, int], Segment] = OrderedDict()
+        self._segments: OrderedDict[tuple[Hashable, int], ListSegment] = OrderedDict()
         # Before which positions the segments of each list lie, ascending.
         self._ends: dict[Hashable, list[int]] = {}
         self._held = 0
@@ -183,7 +183,7 @@ class VideoLists:
         self._hits.inc()
         return found, None
 
-    def put(self, key: Hashable, segment: Segment, changes: int) -> None:
+    def put(self, key: Hashable, segment: ListSegment, changes: int) -> None:
         """Keep what was read after so many changes, and before the next one."""
         if changes != self.changes:
             return
@@ -210,7 +210,7 @@ class VideoLists:
         self._ends.clear()
         self._held = 0
 
-    def _find(self, key: Hashable, before: int) -> Segment | None:
+    def _find(self, key: Hashable, before: int) -> ListSegment | None:
         ends = self._ends.get(key, ())
         place = bisect_left(ends, before)
         if place == len(ends):

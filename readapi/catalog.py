@@ -15,7 +15,7 @@ from infra.http.responses import NOT_MODIFIED, conditional, conditional_wire
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
 from projections.catalog import UploadRow
-from readapi.caches import Listed, Segment
+from readapi.caches import Listed, ListSegment
 from readapi.freshness import Fresh
 from readapi.pages import (
     IfNoneMatch,
@@ -116,7 +116,7 @@ async def _read_list(
         # Before the list is read: what comes to be known meanwhile may not be in it.
         whole = queries.knows_all(queries.catalog)
         read = await queries.catalog.places(conn, viewer, owner, category, before, SEGMENT)
-    segment = Segment(read, before, SEGMENT)
+    segment = ListSegment(read, before, SEGMENT)
     if whole:
         lists.put(key, segment, changes)
     return rows + segment.rows(before, page.rows - len(rows))

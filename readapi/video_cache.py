@@ -367,9 +367,9 @@ class VideoCache:
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, LoadedVideo]:
         """Return the videos as the read models have them, and keep those that lack nothing."""
         epoch = self._epoch
-        given = {"ids": column(ids), "catalog": Catalog.name, "likes": Likes.name}
+        copies = {"catalog": Catalog.name, "likes": Likes.name, "comments": Comments.name}
         async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
-            await cursor.execute(VIDEOS.encode(), {**given, "comments": Comments.name})
+            await cursor.execute(VIDEOS.encode(), {"ids": column(ids), **copies}, prepare=True)
             rows = await cursor.fetchall()
         at = [each or 0 for each in rows[0][:4]]
         shown = {row[4]: row[4:] for row in rows if row[4] is not None}

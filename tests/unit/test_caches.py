@@ -17,7 +17,7 @@ from projections.analytics.calendar import DAY, HOUR
 from projections.analytics.queries import Bucket, Counts, Range, Reached, Stats
 from readapi import caches
 from readapi.analytics import Figures, FiguresAt, VideoStats, stats_as_json
-from readapi.caches import Listed, Lru, Segment, VideoLists
+from readapi.caches import Listed, ListSegment, Lru, VideoLists
 
 NOW = datetime(2026, 11, 30, 12, 34, 56, tzinfo=UTC)
 NOWHERE = Reached(Position(1), 1)
@@ -63,7 +63,7 @@ class Catalog:
         if missing is None:
             return rows
         self.reads += 1
-        segment = Segment(self.read(missing, self.most), missing, self.most)
+        segment = ListSegment(self.read(missing, self.most), missing, self.most)
         self.lists.put("all", segment, self.lists.changes)
         return rows + segment.rows(missing, limit - len(rows))
 
@@ -115,7 +115,7 @@ def test_most_pages_lie_within_what_was_read() -> None:
 
 def test_what_was_read_before_a_change_is_not_kept() -> None:
     lists = VideoLists()
-    segment = Segment([(uuid4(), 5)], END_OF_LOG, 10)
+    segment = ListSegment([(uuid4(), 5)], END_OF_LOG, 10)
     before = lists.changes
     lists.change(3)
     lists.put("all", segment, before)
