@@ -329,16 +329,20 @@ def _both(bench: Bench, secret: str, size: Size) -> Iterator[tuple[Server, Serve
     _fill(url, size)
     with ExitStack() as stack:
         kept = stack.enter_context(redis_server(bench.folder / "redis-reading"))
-        more = {
-            "REDIS_URL": kept,
-            "STATS_PUBLIC": "true",
-            "KEY_ENCRYPTION_KEY": secrets.token_hex(32),
-        }
+        key = secrets.token_hex(32)
 
         def start(name: str, roles: str) -> AbstractContextManager[Server]:
             # Without the workers, which would count and translate the whole history first.
             return backlot(
-                bench, secret, name, url=url, roles=roles, projected=ALL_PROJECTED, **more
+                bench,
+                secret,
+                name,
+                url=url,
+                roles=roles,
+                projected=ALL_PROJECTED,
+                REDIS_URL=kept,
+                STATS_PUBLIC="true",
+                KEY_ENCRYPTION_KEY=key,
             )
 
         names = (f"reading-{number}" for number in count())

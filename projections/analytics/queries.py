@@ -265,10 +265,8 @@ def _stats(
         since = start_of_day(min(first, began))
         rows = [row for row in rows if row[0] >= since]
     counted = [
-        Counts(
-            at.astimezone(UTC),
-            *counts,
-            viewers if told_from is not None and at >= told_from else None,
+        Counts._make(
+            (at.astimezone(UTC), *counts, viewers if told_from and at >= told_from else None)
         )
         for at, *counts, viewers, _, _ in rows
         if at <= now
