@@ -397,8 +397,7 @@ class Waiting:
     async def settle(self, wanted: Mapping[str, Position], timeout_seconds: float) -> int | None:
         """Return as `until` does, and without an error when one does not come so far in time.
 
-        What rests is not waited for, nor what was waited for in vain, until it moves; nor what
-        nobody has begun to take in.
+        What rests is not waited for, nor what was waited for in vain, until it moves.
         """
         try:
             return await self.until(wanted, timeout_seconds, settles=True)
@@ -413,9 +412,7 @@ class Waiting:
             return min(late.values())
 
     def _stands(self, name: str) -> bool:
-        """Return whether it rests, was waited for in vain, or has never begun anywhere."""
-        given_up = self._given_up.get(name) == self._at(name).events
-        return name in self._resting or given_up or name not in self._positions
+        return name in self._resting or self._given_up.get(name) == self._at(name).events
 
     async def _poll(self) -> None:
         try:

@@ -79,7 +79,7 @@ COUNTED_UP_TO = f"""
 SELECT coalesce(max(position) FILTER (WHERE source IN ('events', 'kafka:events')), 0) AS events,
        coalesce(max(position) FILTER (WHERE source IN ('telemetry', 'kafka:telemetry')), 0)
            AS telemetry,
-       coalesce(sum(position), 0)::bigint AS offsets
+       sum(position)::bigint AS offsets
 FROM backlot_checkpoints WHERE kind = 'consumer' AND subscription = '{COUNTS_CONSUMER}'
 """
 HOURS = """
@@ -171,10 +171,13 @@ class Counts(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """How far a consumer is; while its `offsets` are the same, it has counted nothing."""
+    """How far a consumer is; while its `offsets` are the same, it has counted nothing.
+
+    None where it has never begun.
+    """
 
     position: Position
-    offsets: int
+    offsets: int | None
 
 
 async def _reached(conn: AsyncConnection[TupleRow], consumer: str) -> Position:
@@ -392,8 +395,11 @@ class AnalyticsQueries:
     async def settle(self, fresh: Freshness, position: Position) -> None:
         """Wait for what a caller has done; go on without what does not come in time.
 
-        Raise AnalyticsUnavailable.
+        Nobody waits for a consumer that has never begun. Raise AnalyticsUnavailable.
         """
+        reached = await self.reached()
+        if reached.offsets is None or reached.position.covers(position):
+            return
         async with _outage_as_unavailable():
             await self._consumers.settle({COUNTS_CONSUMER: position}, fresh.seconds_left)
 

@@ -143,18 +143,6 @@ def test_what_rests_is_not_waited_for(database_url: str) -> None:
     run(database_url, case)
 
 
-def test_what_nobody_has_begun_is_not_waited_for(database_url: str) -> None:
-    async def case(waiting: Waiting) -> None:
-        move(database_url, 2)
-        assert await waiting.settle({"nobody": Position(1)}, 60.0) == 0
-        assert await waiting.settle({**at(2), "nobody": Position(1)}, 60.0) == 0
-        # Where it is asked for, it is.
-        with pytest.raises(ReadModelBehind):
-            await waiting.until({"nobody": Position(1)}, 0.15)
-
-    run(database_url, case)
-
-
 def test_nobody_waits_nobody_asks(database_url: str) -> None:
     async def case(waiting: Waiting) -> None:
         with pytest.raises(ReadModelBehind):

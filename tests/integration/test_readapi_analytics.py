@@ -381,6 +381,29 @@ def test_stats_wait_for_what_happened_around_the_video_and_no_more(site: Site) -
     assert site.get(path, "alice", headers=soon).status_code == 200
 
 
+def test_stats_ask_once_where_nothing_is_behind_or_nobody_counts(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = site.writer.video()
+    path = f"/videos/{video.id}/stats"
+    site.get(path, "alice")
+    waited = []
+
+    async def settle(*given: Any) -> None:
+        waited.append(given)
+
+    monkeypatch.setattr(site.queries.analytics._consumers, "settle", settle)
+    site.forget()
+    assert site.get(path, "alice", fresh=False).status_code == 200
+    assert waited == []
+    site.writer.like(video.id, "alice")
+    assert site.get(path, "alice", fresh=False).status_code == 200
+    assert len(waited) == 1
+    rows(site.database_url, "DELETE FROM backlot_checkpoints WHERE kind = 'consumer' RETURNING 1")
+    assert site.get(path, "alice", fresh=False).status_code == 200
+    assert len(waited) == 1
+
+
 def test_stats_of_what_there_is_not(site: Site) -> None:
     video = site.writer.video()
     removed(site, video)
