@@ -95,11 +95,14 @@ class Clients:
         known: bool = True,
         body: str = "",
         pace: float = 0.0,
+        once: bool = False,
     ) -> tuple[tuple[float, dict[str, float]], int]:
-        """Return the rate with its notes, and how many requests were answered; `pace` is as in an
-        Order."""
+        """Return the rate with its notes, and how many requests were answered; `pace` and `once`
+        are as in an Order."""
         cpu = served.cpu_seconds()
-        report = self.report(served, paths, seed, method=method, known=known, body=body, pace=pace)
+        report = self.report(
+            served, paths, seed, method=method, known=known, body=body, pace=pace, once=once
+        )
         notes = {
             "p50 ms": report.p50_ms,
             "p99 ms": report.p99_ms,
@@ -118,6 +121,7 @@ class Clients:
         known: bool = True,
         body: str = "",
         pace: float = 0.0,
+        once: bool = False,
     ) -> Report:
         """Return what the load says for itself."""
         tokens = self.tokens if known else []
@@ -132,6 +136,7 @@ class Clients:
             addresses=self.addresses,
             body=body,
             pace=pace,
+            once=once,
         )
         done = subprocess.run(
             command("load"),
@@ -200,8 +205,8 @@ def backlot(
     """The whole of Backlot on a log of its own, or on that at a `url`; `apart`: the projections in
     a second process."""
     url = url or bench.log(events or bench.size(30_000, 1_000))
-    common = {"DATABASE_URL": url, "JWT_SECRET": secret, "LOG_LEVEL": "warning", **more}
-    common["KEY_ENCRYPTION_KEY"] = secrets.token_hex(32)
+    common = {"KEY_ENCRYPTION_KEY": secrets.token_hex(32), "LOG_LEVEL": "warning", **more}
+    common |= {"DATABASE_URL": url, "JWT_SECRET": secret}
     with ExitStack() as stack:
         if apart:
             roles = "commands,queries,workers"

@@ -13,9 +13,10 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import repeat
+from itertools import cycle, islice, repeat
+from operator import add
 from typing import Any
 
 import uvloop
@@ -36,7 +37,8 @@ class Order:
 
     `addresses`, if any, are those of the tokens, as a proxy tells them; `body` is JSON. With a
     `pace`, all connections together send so many requests a second, and no more; 0: as many as are
-    answered.
+    answered. `once`: nothing twice; as many requests as there are paths, or tokens if these are
+    more, unless the time is over before.
     """
 
     port: int
@@ -50,6 +52,7 @@ class Order:
     addresses: Sequence[str] = ()
     body: str = ""
     pace: float = 0.0
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,9 @@ class Load:
             f"{order.method} {path} HTTP/1.1\r\n{about}".encode() for path in order.paths
         ]
         self._tails = tails
-        self._random = random.Random(order.seed).random
+        chance = random.Random(order.seed)
+        self._random = chance.random
+        self._left: Iterator[bytes] | None = self._each(chance) if order.once else None
         self._interval = 1 / order.pace if order.pace else 0.0
         self._due = time.perf_counter()
         self.measure_from = time.perf_counter() + order.warmup_seconds
@@ -103,8 +108,17 @@ class Load:
         """A request, or None when it is enough."""
         if now >= self.end or self.answered >= MOST_REQUESTS:
             return None
+        if self._left is not None:
+            if (request := next(self._left, None)) is None:
+                self.end = now
+            return request
         head = self._heads[int(self._random() * len(self._heads))]
         return head + self._tails[int(self._random() * len(self._tails))]
+
+    def _each(self, chance: random.Random) -> Iterator[bytes]:
+        heads, tails = (chance.sample(each, len(each)) for each in (self._heads, self._tails))
+        most = max(len(heads), len(tails))
+        return map(add, islice(cycle(heads), most), cycle(tails))
 
     def pause(self) -> float:
         """In how many seconds the next request is due."""
@@ -198,7 +212,7 @@ async def run(order: Order) -> Report:
     if not taken:
         raise BadAnswer("Nothing was answered after the warm-up.")
     return Report(
-        rate=len(taken) / order.seconds,
+        rate=len(taken) / (load.end - load.measure_from),
         p50_ms=taken[len(taken) // 2] * 1000,
         p99_ms=taken[len(taken) * 99 // 100] * 1000,
         answered=load.answered,

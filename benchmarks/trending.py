@@ -21,7 +21,7 @@ from benchmarks.analytics import SKEW, History, fill_analytics, video_of
 from benchmarks.bench import Bench, medians, say
 from benchmarks.results import Comparison, Side
 from projections.analytics.calendar import start_of_hour
-from projections.analytics.queries import Bucket, Range, stats_of
+from projections.analytics.queries import Bucket, Range, read_stats
 from projections.trending import Formula, Trending, Window, settle
 
 LIMIT = 20
@@ -82,7 +82,7 @@ class Place:
         if rank is None:
             rank = int(self.history.videos * random.random() ** SKEW)
         now, video = self.history.now, video_of(rank)
-        await stats_of(self.conn, video, Range.MONTH, Bucket.DAY, began=now, now=now)
+        await read_stats(self.conn, {video: now}, Range.MONTH, Bucket.DAY, now)
 
     def work(self) -> dict[str, Work]:
         """What is measured here, by name."""

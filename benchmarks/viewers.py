@@ -22,7 +22,7 @@ from benchmarks.results import Comparison, Side
 from engine.connections import connect
 from projections.analytics.calendar import start_of_hour
 from projections.analytics.ingest import Store
-from projections.analytics.queries import Bucket, Range, stats_of
+from projections.analytics.queries import Bucket, Range, read_stats
 from projections.analytics.rules import VIEW, Row, Rules
 from projections.analytics.schema import Shape, migrate
 from projections.analytics.viewers import recount_viewers
@@ -73,7 +73,7 @@ class Place:
         return f"{what}; {self.viewers:,} viewers in {DAYS} days"
 
     async def stats(self, range_: Range, bucket: Bucket) -> None:
-        await stats_of(self.conn, VIDEO, range_, bucket, began=self.now, now=self.now)
+        await read_stats(self.conn, {VIDEO: self.now}, range_, bucket, self.now)
 
     async def one_by_one(self) -> None:
         values = {"video": VIDEO, "since": self.now - timedelta(days=DAYS)}

@@ -178,6 +178,7 @@ SELECT upload_id AS video_id, owner, status, title, description, category, compl
        completed_position, duration_seconds, spoken_language, visibility
 FROM {schema}.uploads WHERE
 """
+PLACES: LiteralString = "SELECT upload_id, completed_position FROM {schema}.uploads WHERE "
 HAS_CATEGORY: LiteralString = """
 SELECT FROM {schema}.uploads WHERE category = %s AND completed_position IS NOT NULL
     AND visibility = 'public' LIMIT 1
@@ -286,11 +287,32 @@ class Catalog(Projection):
 
         Public ones alone, unless the viewer asks for their own.
         """
-        query = VIDEOS + "completed_position < %(before)s"
-        own = owner is not None and owner == viewer.user_id
-        query += "" if own else f" AND {PUBLIC}"
-        query += " AND owner = %(owner)s" if owner is not None else ""
-        query += " AND category = %(category)s" if category is not None else ""
-        query += " ORDER BY completed_position DESC LIMIT %(limit)s"
+        query = VIDEOS + _listed(viewer, owner, category)
         wanted = {"owner": owner, "category": category, "before": before, "limit": limit}
         return await fetch_as(conn, VideoRow, self.sql(query), wanted)
+
+    async def places(
+        self,
+        conn: AsyncConnection[TupleRow],
+        viewer: VideoViewer,
+        owner: str | None,
+        category: str | None,
+        before: int,
+        limit: int,
+    ) -> list[tuple[UUID, int]]:
+        """Return only the ids of the same, and the positions at which they were completed."""
+        query = self.sql(PLACES + _listed(viewer, owner, category))
+        wanted = {"owner": owner, "category": category, "before": before, "limit": limit}
+        async with conn.cursor(binary=True) as cursor:
+            await cursor.execute(query, wanted)
+            return await cursor.fetchall()
+
+
+def _listed(viewer: VideoViewer, owner: str | None, category: str | None) -> LiteralString:
+    """Return the conditions of a page, and its order."""
+    query: LiteralString = "completed_position < %(before)s"
+    own = owner is not None and owner == viewer.user_id
+    query += "" if own else f" AND {PUBLIC}"
+    query += " AND owner = %(owner)s" if owner is not None else ""
+    query += " AND category = %(category)s" if category is not None else ""
+    return query + " ORDER BY completed_position DESC LIMIT %(limit)s"

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from engine.tail import LogTail
-from infra.http.shapes import Position
 from infra.metrics import counter
+from projections.analytics.queries import Reached
 from projections.recommendations.model import RankedRecommendations
 
 MOST_OFFERS = 2_000
+# Ids of all lists together, and how many a segment counts as beside its own: about 12 MB.
+MOST_LISTED, LEAST_LISTED = 100_000, 20
+# What objects take beside their bytes.
+STATS_OVERHEAD = 800
 
 CACHE_READS = counter(
     "backlot_read_cache_reads",
@@ -27,11 +36,18 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
+def _one(_: object) -> int:
+    return 1
+
+
 class Lru(Generic[K, V]):
     """The entries that were used last; so many at most."""
 
-    def __init__(self, most: int, kind: str) -> None:
+    def __init__(self, most: int, kind: str, size: Callable[[V], int] = _one) -> None:
+        """The sizes of all entries together are `most` at most; that of an entry stays."""
         self._most, self._crowded = most, most * 3 // 4
+        self._size = size
+        self._held = 0
         self._entries: OrderedDict[K, V] = OrderedDict()
         self._hits, self._misses = (CACHE_READS.labels(kind, each) for each in ("hit", "miss"))
 
@@ -48,7 +64,7 @@ class Lru(Generic[K, V]):
         if hits := len(found) - missing:
             self._hits.inc(hits)
         # Which was used last matters only where there is little room left.
-        if len(entries) > self._crowded:
+        if self._held > self._crowded:
             for key, value in zip(keys, found, strict=True):
                 if value is not None:
                     entries.move_to_end(key)
@@ -59,23 +75,29 @@ class Lru(Generic[K, V]):
         return self._entries.get(key)
 
     def put(self, key: K, value: V) -> None:
+        self.drop(key)
         self._entries[key] = value
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._most:
-            self._entries.popitem(last=False)
+        self._held += self._size(value)
+        while self._held > self._most:
+            self._gone(self._entries.popitem(last=False)[1])
 
     def drop(self, key: K) -> None:
-        self._entries.pop(key, None)
+        if (gone := self._entries.pop(key, None)) is not None:
+            self._gone(gone)
+
+    def _gone(self, value: V) -> None:
+        self._held -= self._size(value)
 
     def clear(self) -> None:
         self._entries.clear()
+        self._held = 0
 
     def values(self) -> Iterable[V]:
         return self._entries.values()
 
 
 class Listings(Generic[V]):
-    """What any change of the catalog makes out of date: pages of lists, and rankings."""
+    """What any change of the catalog makes out of date: rankings, and what is made of them."""
 
     def __init__(self, kind: str, most: int, seconds: float = math.inf) -> None:
         """So many at most, and nothing for longer than so many seconds."""
@@ -106,18 +128,172 @@ class Listings(Generic[V]):
         self.changes += 1
 
 
-class VideoPage(NamedTuple):
-    """The videos of a page, and the cursor of the next one if there is one."""
+class Listed(NamedTuple):
+    """A video in a list; the position is its place there."""
 
-    videos: Sequence[UUID]
-    next_cursor: str | None
+    video_id: UUID
+    position: int
+
+
+class ListSegment:
+    """All videos of a list that stand there from a position (`since`) on, and `before` another."""
+
+    __slots__ = "_ids", "_places", "before", "since"
+
+    def __init__(self, rows: Sequence[tuple[UUID, int]], before: int, most: int) -> None:
+        """`rows` were read before a position, newest first: all, if these are less than `most`."""
+        self._ids = [video_id for video_id, _ in rows]
+        # Negative, so that they ascend.
+        self._places = array("q", (-position for _, position in rows))
+        self.before = before
+        self.since = rows[-1][1] if len(rows) == most else 0
+
+    @property
+    def size(self) -> int:
+        return LEAST_LISTED + len(self._ids)
+
+    def rows(self, before: int, limit: int) -> list[Listed]:
+        """Return the first of those that lie before a position."""
+        start = bisect_left(self._places, 1 - before)
+        end = start + limit
+        rows = zip(self._ids[start:end], self._places[start:end], strict=True)
+        return [Listed(video_id, -place) for video_id, place in rows]
+
+
+class VideoLists:
+    """Which videos stand in which list: in long segments, so that most pages lie within one."""
+
+    def __init__(self) -> None:
+        self._segments: OrderedDict[tuple[Hashable, int], ListSegment] = OrderedDict()
+        # Before which positions the segments of each list lie, ascending.
+        self._ends: dict[Hashable, list[int]] = {}
+        self._held = 0
+        self._hits, self._misses = (CACHE_READS.labels("page", each) for each in ("hit", "miss"))
+        self.changes = 0
+        """Another number whenever a list may have changed."""
+
+    def page(self, key: Hashable, before: int, limit: int) -> tuple[list[Listed], int | None]:
+        """Return so many of a list before a position, newest first, as far as they are known.
+
+        With the position before which the following ones have to be read, if there may be more.
+        """
+        found: list[Listed] = []
+        while len(found) < limit and before > 0:
+            segment = self._find(key, before)
+            if segment is None:
+                self._misses.inc()
+                return found, before
+            found += segment.rows(before, limit - len(found))
+            before = segment.since
+        self._hits.inc()
+        return found, None
+
+    def put(self, key: Hashable, segment: ListSegment, changes: int) -> None:
+        """Keep what was read after so many changes, and before the next one."""
+        if changes != self.changes:
+            return
+        if (key, segment.before) in self._segments:
+            self._drop(key, segment.before)
+        insort(self._ends.setdefault(key, []), segment.before)
+        self._segments[key, segment.before] = segment
+        self._held += segment.size
+        while self._held > MOST_LISTED:
+            self._drop(*next(iter(self._segments)))
+
+    def change(self, position: int) -> None:
+        """Forget of each list the segments in which the video of that position has its place."""
+        self.changes += 1
+        for key, ends in list(self._ends.items()):
+            for end in ends[bisect_right(ends, position) :]:
+                if self._segments[key, end].since <= position:
+                    self._drop(key, end)
+
+    def clear(self) -> None:
+        """Forget all lists."""
+        self.changes += 1
+        self._segments.clear()
+        self._ends.clear()
+        self._held = 0
+
+    def _find(self, key: Hashable, before: int) -> ListSegment | None:
+        ends = self._ends.get(key, ())
+        place = bisect_left(ends, before)
+        if place == len(ends):
+            return None
+        segment = self._segments[key, ends[place]]
+        if segment.since >= before:
+            return None
+        self._segments.move_to_end((key, segment.before))
+        return segment
+
+    def _drop(self, key: Hashable, end: int) -> None:
+        self._held -= self._segments.pop((key, end)).size
+        ends = self._ends[key]
+        ends.remove(end)
+        if not ends:
+            del self._ends[key]
+
+
+NOTHING = '{"views":0,"likes":0,"comments":0,"shares":0,"watchMinutes":0.0,"at":"'
+NO_VIEWERS = NOTHING.replace('"likes"', '"uniqueViewers":0,"likes"')
+
+
+class EmptyBuckets:
+    """What a series says of buckets in which nothing happened: the same of all videos."""
+
+    def __init__(self, step: timedelta, last: datetime) -> None:
+        """The buckets are a `step` long, and lie back from the one that begins `last`."""
+        self._step, self._last = step, last
+        # From the last one back; with and without the number of unique viewers.
+        self._viewers: list[bytes] = []
+        self._plain: list[bytes] = []
+
+    def points(self, buckets: int, untold: int) -> list[bytes]:
+        """Return so many, as JSON; the first `untold` of them tell no viewers."""
+        for back in range(len(self._plain), buckets):
+            end = f'{self._last - back * self._step:%Y-%m-%dT%H:%M:%SZ}"}}'
+            self._viewers.append(f"{NO_VIEWERS}{end}".encode())
+            self._plain.append(f"{NOTHING}{end}".encode())
+        found = self._viewers[: buckets - untold] + self._plain[buckets - untold : buckets]
+        found.reverse()
+        return found
+
+
+# Of hours and of days, while the one or the other is over just now.
+empty_buckets = lru_cache(8)(EmptyBuckets)
 
 
 class CachedStats(NamedTuple):
-    """The stats of a video as JSON, and what they include."""
+    """The stats of a video as JSON, without the buckets in which nothing happened.
 
-    body: bytes
-    includes: Position
+    `points` are those in which something did, with a line feed between two of them; `places` say
+    which they are of all `buckets`. `reached` is how far the analytics were.
+    """
+
+    head: bytes
+    points: bytes
+    places: array[int]
+    buckets: int
+    untold: int
+    empty: EmptyBuckets
+    reached: Reached
+    digest: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """How many bytes it takes in memory, about."""
+        return STATS_OVERHEAD + len(self.head) + len(self.points) + 2 * len(self.places)
+
+    def with_digest(self) -> CachedStats:
+        """Return the same with what stands for the whole answer, and is far shorter."""
+        return self._replace(digest=blake2b(self.told(), digest_size=16).digest())
+
+    def told(self) -> bytes:
+        """Return the whole answer."""
+        points = self.empty.points(self.buckets, self.untold)
+        for place, point in zip(self.places, self.points.split(b"\n"), strict=False):
+            points[place] = point
+        return b"%b%b]}" % (self.head, b",".join(points))
 
 
 @dataclass(slots=True, eq=False)

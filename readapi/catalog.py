@@ -15,7 +15,7 @@ from infra.http.responses import NOT_MODIFIED, conditional, conditional_wire
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
 from projections.catalog import UploadRow
-from readapi.caches import VideoPage
+from readapi.caches import Listed, ListSegment
 from readapi.pages import (
     IfNoneMatch,
     Page,
@@ -47,6 +47,9 @@ InCategory = Annotated[
     Query(min_length=1, max_length=50, description="Only of this category."),
     AfterValidator(storable),
 ]
+
+# So many of a list are read at once: more than any page has.
+SEGMENT = 500
 
 router = APIRouter(tags=["videos"])
 
@@ -85,26 +88,37 @@ async def _list_videos(
     request: Request, known: Asked, page: PageRequest, owner: str | None, category: str | None
 ) -> Response:
     queries, fresh, caller = known
-    before = decode_cursor("videos", page.cursor)
-    viewer = viewer_of(caller)
     await queries.confirm(fresh, *queries.projections)
-    pages = queries.cache.pages
-    key = owner, owner is not None and owner == viewer.user_id, category, before, page.limit
-    found = pages.get(key)
-    if found is None:
-        changes = pages.changes
-        async with queries.reading(fresh, queries.catalog, confirmed=True) as conn:
-            # Before the page is read: what comes to be known meanwhile may not be in it.
-            whole = queries.knows_all(queries.catalog)
-            rows = await queries.catalog.page(conn, viewer, owner, category, before, page.rows)
-        shown, following = page.cut("videos", rows, lambda row: row.completed_position)
-        found = VideoPage([row.video_id for row in shown], following)
-        if whole:
-            pages.put(key, found, changes)
-    videos = await queries.shown(fresh, found.videos, person_of(caller))
+    rows = await _read_list(known, page, owner, category)
+    shown, following = page.cut("videos", rows, lambda row: row.position)
+    videos = await queries.shown(fresh, [row.video_id for row in shown], person_of(caller))
     # Of those that are gone or hidden since, nothing is told.
-    body = page_of(videos.listed_for(viewer), found.next_cursor)
+    body = page_of(videos.listed_for(viewer_of(caller)), following)
     return conditional(request.scope, body, private=caller is not None)
+
+
+async def _read_list(
+    known: Asked, page: PageRequest, owner: str | None, category: str | None
+) -> list[Listed]:
+    """Return the rows of a page, for a request that has confirmed how far the log is.
+
+    What of them is not in memory is read as a part of a long segment, in which other pages lie.
+    """
+    queries, fresh, caller = known
+    lists, viewer = queries.cache.lists, viewer_of(caller)
+    key = owner, owner is not None and owner == viewer.user_id, category
+    rows, before = lists.page(key, decode_cursor("videos", page.cursor), page.rows)
+    if before is None:
+        return rows
+    changes = lists.changes
+    async with queries.reading(fresh, queries.catalog, confirmed=True) as conn:
+        # Before the list is read: what comes to be known meanwhile may not be in it.
+        whole = queries.knows_all(queries.catalog)
+        read = await queries.catalog.places(conn, viewer, owner, category, before, SEGMENT)
+    segment = ListSegment(read, before, SEGMENT)
+    if whole:
+        lists.put(key, segment, changes)
+    return rows + segment.rows(before, page.rows - len(rows))
 
 
 async def list_newest_likes(request: Request) -> Response | None:

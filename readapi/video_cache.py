@@ -26,20 +26,24 @@ from engine.checkpoints import Pool
 from engine.log import topics_of
 from engine.tail import LastSeen, LogTail, TailEvent, TailTelemetry
 from engine.telemetry import VIEWED
+from infra.cache import BatchLoader
 from infra.http.responses import names_of
 from infra.http.shapes import Position, Video
+from infra.postgres.connection import column
 from infra.pseudonyms import Pseudonyms
 from projections.catalog import Catalog, VideoRow
 from projections.comments import Comments
 from projections.likes import Likes
 from projections.trending import Ranking
-from readapi.caches import CachedStats, Listings, Lru, OfferCache, VideoPage
+from readapi.caches import CachedStats, Listings, Lru, OfferCache, VideoLists
 
 MOST_VIDEOS = 20_000
 MOST_VIEWERS = 5_000
-MOST_PAGES, MOST_RANKINGS = 20_000, 500
-# Of 20 KB each, where they tell of hours.
-MOST_STATS = 2_000
+MOST_RANKINGS = 500
+# Most videos take 3 KB of them.
+MOST_STATS_BYTES = 48 * 2**20
+# So many videos are read with one statement: each of them keeps the event loop busy.
+MOST_AT_ONCE = 250
 # Of one viewer; who likes more is asked about each time.
 MOST_LIKES = 1_000
 # Of all videos, viewers and comments that changed while the read models were behind.
@@ -63,6 +67,8 @@ LISTING = frozenset(
 )
 """The topics of what changes which videos stand in a list, or in which order."""
 
+COMPLETED = frozenset(topics_of(Upload.Completed))
+
 # One statement sees one moment: what is shown of a video, and how far each part of it is.
 VIDEOS: LiteralString = """
 SELECT at.*, shown.*
@@ -83,7 +89,7 @@ LEFT JOIN (
     LEFT JOIN comments.counts c ON c.video_id = u.upload_id
     LEFT JOIN comments.policies p ON p.video_id = u.upload_id
     LEFT JOIN public.backlot_views v ON v.video_id = u.upload_id
-    WHERE u.upload_id = ANY (%(ids)s) AND u.completed_position IS NOT NULL) AS shown ON true
+    WHERE u.upload_id = ANY (%(ids)b::uuid[]) AND u.completed_position IS NOT NULL) AS shown ON true
 """
 LIKED: LiteralString = """
 SELECT at.position, l.video_id, l.position
@@ -194,13 +200,14 @@ class VideoCache:
         self._comments, self._views = LastSeen(MOST_CHANGES), LastSeen(MOST_CHANGES)
         self._telemetry = LastSeen(MOST_CHANGES)
         self._viewer_likes = LastSeen(MOST_CHANGES)
-        self._wanted: dict[UUID, asyncio.Future[LoadedVideo]] = {}
-        self._loader: asyncio.Task[None] | None = None
+        self._loader: BatchLoader[UUID, LoadedVideo] = BatchLoader(self._read, MOST_AT_ONCE)
         self.changes = 0
         """Another number whenever more than the counts of a video changed."""
-        self.pages: Listings[VideoPage] = Listings("page", MOST_PAGES)
+        self.lists = VideoLists()
         self.rankings: Listings[Ranking] = Listings("ranking", MOST_RANKINGS, ranking_seconds)
-        self.stats: Lru[Hashable, CachedStats] = Lru(MOST_STATS, "stats")
+        self.stats: Lru[Hashable, CachedStats] = Lru(
+            MOST_STATS_BYTES, "stats", lambda each: each.size
+        )
         self.offers = OfferCache(tail, offer_seconds)
         self._handlers = self._by_topic()
         # Another number whenever everything was dropped: what was read before is not kept.
@@ -228,7 +235,7 @@ class VideoCache:
             changes.begin(position.events)
         self._views.begin(position.telemetry)
         self._telemetry.begin(position.telemetry)
-        self._clear_listings()
+        self._clear_listings(None)
         self.changes += 1
 
     def take(self, event: TailEvent) -> None:
@@ -294,13 +301,19 @@ class VideoCache:
 
     def _changed(self, event: TailEvent) -> None:
         self._catalog.put(event.stream_id, event.position)
+        if event.topic in LISTING:
+            video = self._videos.peek(event.stream_id)
+            place = None if video is None else video.row.completed_position
+            self._clear_listings(event.position if event.topic in COMPLETED else place)
         self._videos.drop(event.stream_id)
         self.changes += 1
-        if event.topic in LISTING:
-            self._clear_listings()
 
-    def _clear_listings(self) -> None:
-        self.pages.clear()
+    def _clear_listings(self, place: int | None) -> None:
+        """Forget what a video may change that stands there in all lists, if that is known."""
+        if place is None:
+            self.lists.clear()
+        else:
+            self.lists.change(place)
         self.rankings.clear()
         self.offers.clear()
 
@@ -336,7 +349,7 @@ class VideoCache:
         """
         cached = self._videos.get_all(ids)
         loads = [
-            self._load(each) if video is None else None
+            self._loader.load(each) if video is None else None
             for each, video in zip(ids, cached, strict=True)
         ]
         return [
@@ -352,41 +365,12 @@ class VideoCache:
             for each, video in videos
         }
 
-    def _load(self, video_id: UUID) -> asyncio.Future[LoadedVideo]:
-        wanted = self._wanted.get(video_id)
-        if wanted is None:
-            wanted = self._wanted[video_id] = asyncio.get_running_loop().create_future()
-            if self._loader is None:
-                self._loader = asyncio.create_task(self._load_all())
-        return wanted
-
-    async def _load_all(self) -> None:
-        """Load what is wanted, all at once; who comes meanwhile, is next."""
-        try:
-            while self._wanted:
-                wanted, self._wanted = self._wanted, {}
-                try:
-                    found = await self._read(list(wanted))
-                except BaseException as error:
-                    for each in wanted.values():
-                        if not each.done():
-                            each.set_exception(error)
-                            each.exception()
-                    if not isinstance(error, Exception):
-                        raise
-                else:
-                    for video_id, each in wanted.items():
-                        if not each.done():
-                            each.set_result(found[video_id])
-        finally:
-            self._loader = None
-
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, LoadedVideo]:
         """Return the videos as the read models have them, and keep those that lack nothing."""
         epoch = self._epoch
-        given = {"ids": list(ids), "catalog": Catalog.name, "likes": Likes.name}
+        copies = {"catalog": Catalog.name, "likes": Likes.name, "comments": Comments.name}
         async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
-            await cursor.execute(VIDEOS.encode(), {**given, "comments": Comments.name})
+            await cursor.execute(VIDEOS.encode(), {"ids": column(ids), **copies}, prepare=True)
             rows = await cursor.fetchall()
         at = [each or 0 for each in rows[0][:4]]
         shown = {row[4]: row[4:] for row in rows if row[4] is not None}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, time, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from math import fsum
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -20,10 +22,10 @@ from domain.upload import Upload
 from engine.checkpoints import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
 from engine.event_store import EVENTS
 from engine.log import topics_of
-from infra.cache import CachedValue, Lifetimes, Requirement
+from infra.cache import BatchLoader, CachedValue, Lifetimes, Requirement
 from infra.http.shapes import BEGINNING, Position
 from infra.metrics import counter
-from infra.postgres.connection import Limits, fetch_as, make_pool
+from infra.postgres.connection import Limits, column, make_pool
 from infra.settings.features import TrendingSettings
 from projections.analytics.calendar import DAY, HOUR, start_of_day, start_of_hour, start_of_next_day
 from projections.analytics.viewers import FLOOR
@@ -71,34 +73,52 @@ CHANGES = [
     for topic in topics_of(event)
 ]
 
-COUNTED = """
-SELECT date_trunc(%(unit)s, bucket, 'UTC') AS at, sum(views)::bigint AS views,
-       sum(likes)::bigint AS likes, sum(comments)::bigint AS comments,
-       sum(shares)::bigint AS shares, sum(watch_seconds) / 60 AS watch_minutes
-FROM ({happened}) AS happened
-WHERE bucket <= %(now)s
-GROUP BY 1 ORDER BY 1
+# What one consumer has taken in. Its offsets add up to another number whenever it counts something:
+# those of Kafka move before it is known which position of the log that is.
+COUNTED_UP_TO = f"""
+SELECT coalesce(max(position) FILTER (WHERE source IN ('events', 'kafka:events')), 0) AS events,
+       coalesce(max(position) FILTER (WHERE source IN ('telemetry', 'kafka:telemetry')), 0)
+           AS telemetry,
+       sum(position)::bigint AS offsets
+FROM backlot_checkpoints WHERE kind = 'consumer' AND subscription = '{COUNTS_CONSUMER}'
 """
-BY_HOURS = """
-SELECT bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_hourly
-WHERE video_id = %(video)s AND bucket >= %(since)s
+HOURS = """
+SELECT video_id, bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_hourly
+WHERE video_id = ANY (%(videos)b::uuid[]) AND bucket >= %(since)b AND bucket <= %(now)b
 """
 # Only what the range's beginning has cut off a day is taken by the hour.
-BY_DAYS = f"""
-{BY_HOURS} AND bucket < %(whole_day)s
+DAYS = f"""
+{HOURS} AND bucket < %(whole_day)b
 UNION ALL
-SELECT bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_daily
-WHERE video_id = %(video)s AND bucket >= %(whole_day)s
+SELECT video_id, bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_daily
+WHERE video_id = ANY (%(videos)b::uuid[]) AND bucket >= %(whole_day)b AND bucket <= %(now)b
 """
-# The last hours of viewers: see `projections/analytics/viewers.py`.
-VIEWERS = f"""
-SELECT (bucket AT TIME ZONE 'UTC')::date, sum(viewers), sum(latest) FROM analytics.viewers_hourly
-WHERE video_id = %(video)s AND bucket >= greatest(%(since)s::timestamptz, {FLOOR})
-GROUP BY 1
-""".encode()
-# Who viewed before this is not kept any more.
-KEPT_SINCE = b"SELECT floor FROM analytics.retention"
-EARLIEST = b"SELECT min(bucket) FROM analytics.video_daily WHERE video_id = %s AND bucket <= %s"
+# One statement sees one moment: how far the consumer is, and what it has counted by then. Whose
+# last view was when: see `projections/analytics/viewers.py`. What lies before the floor is not kept
+# any more.
+STATS = f"""
+SELECT at.*, shown.*
+FROM (SELECT up_to.*, {FLOOR} FROM ({COUNTED_UP_TO}) AS up_to) AS at
+LEFT JOIN (
+    SELECT video_id, date_trunc(%(unit)b, bucket, 'UTC') AS at, sum(views)::bigint,
+           sum(likes)::bigint, sum(comments)::bigint, sum(shares)::bigint, sum(watch_seconds) / 60,
+           sum(viewers)::bigint, sum(latest)::bigint, bool_or(happened)
+    FROM (
+        SELECT *, 0 AS viewers, 0 AS latest, true AS happened FROM ({{happened}}) AS happened
+        UNION ALL
+        SELECT video_id, bucket, 0, 0, 0, 0, 0, viewers, latest, false
+        FROM analytics.viewers_hourly
+        WHERE video_id = ANY (%(videos)b::uuid[])
+              AND bucket >= greatest(%(since)b::timestamptz, {FLOOR})) AS counted
+    GROUP BY 1, 2) AS shown ON true
+ORDER BY shown.video_id, shown.at
+"""
+BY_BUCKET = {
+    bucket: STATS.format(happened=happened).encode()
+    for bucket, happened in (("hour", HOURS), ("day", DAYS))
+}
+MOST_AT_ONCE = 16
+"""The stats of so many videos are read with one statement at most."""
 
 # How long a ranking waits for the analytics to learn what was just removed or moved.
 LISTING_SECONDS = 1.0
@@ -126,6 +146,7 @@ class Bucket(StrEnum):
 
 
 LENGTHS = {Range.DAY: DAY, Range.WEEK: 7 * DAY, Range.MONTH: 30 * DAY}
+LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)
 # In UTC, where each day has as many hours.
 STEPS = {Bucket.HOUR: HOUR, Bucket.DAY: DAY}
 
@@ -137,8 +158,7 @@ class TooManyPoints(ValueError):
         super().__init__("`bucket`: hours are given for 24h, 7d and 30d; ask for `bucket=day`.")
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """What happened in the bucket that begins `at`; likes and comments are net of those undone."""
 
     at: datetime
@@ -148,6 +168,16 @@ class Counts:
     shares: int
     watch_minutes: float
     unique_viewers: int | None = None
+
+
+class Reached(NamedTuple):
+    """How far a consumer is; while its `offsets` are the same, it has counted nothing.
+
+    None where it has never begun.
+    """
+
+    position: Position
+    offsets: int | None
 
 
 async def _reached(conn: AsyncConnection[TupleRow], consumer: str) -> Position:
@@ -171,88 +201,90 @@ class Stats:
     step: timedelta
     told_from: datetime | None
 
-    def series(self) -> Iterator[tuple[datetime, Counts | None]]:
-        """Yield when each bucket begins, and what happened in it, if anything did."""
-        counted = iter(self.counted)
-        following = next(counted, None)
-        at = self.first
-        while at <= self.now:
-            if following is not None and following.at == at:
-                yield at, following
-                following = next(counted, None)
-            else:
-                yield at, None
-            at += self.step
+    @property
+    def buckets(self) -> int:
+        """How many buckets there are, with those in which nothing happened."""
+        return (self.now - self.first) // self.step + 1
 
-    def tells_viewers(self, at: datetime) -> bool:
-        """Return whether a bucket tells its unique viewers."""
-        return self.told_from is not None and at >= self.told_from
+    @property
+    def untold(self) -> int:
+        """How many of these, the first, don't tell unique viewers."""
+        if self.told_from is None:
+            return self.buckets
+        return min(max(0, -((self.first - self.told_from) // self.step)), self.buckets)
 
 
-async def stats_of(
+async def read_stats(
     conn: AsyncConnection[TupleRow],
-    video_id: UUID,
+    began: Mapping[UUID, datetime],
     range_: Range,
     bucket: Bucket,
-    *,
-    began: datetime,
     now: datetime,
-) -> Stats:
-    """Return the stats of a video that exists since `began`; only the first hour may be cut.
+) -> tuple[dict[UUID, Stats], Reached]:
+    """Return the stats of videos, each of which exists since it began, and what is counted by now.
 
-    Raise TooManyPoints for hours of all times.
+    Only the first hour of a range may be cut. Raise TooManyPoints for hours of all times.
     """
     if range_ is Range.ALL and bucket is Bucket.HOUR:
         raise TooManyPoints
-    since = await _since(conn, video_id, range_, began, now)
+    since = LONG_AGO if range_ is Range.ALL else start_of_hour(now) - LENGTHS[range_]
     given = {
-        "video": video_id,
+        "videos": column(list(began)),
         "since": since,
         "whole_day": start_of_next_day(since),
         "now": now,
         "unit": bucket.value,
     }
-    query = COUNTED.format(happened=BY_DAYS if bucket is Bucket.DAY else BY_HOURS)
-    found = await fetch_as(conn, Counts, query.encode(), given)
-    counted = [replace(each, at=each.at.astimezone(UTC)) for each in found]
-    viewed = await (await conn.execute(VIEWERS, given)).fetchall()
-    told_from: datetime | None = None
-    if bucket is Bucket.DAY:
-        ((told_from,),) = await (await conn.execute(KEPT_SINCE)).fetchall()
-        counted = list(_with_viewers(counted, {day: count for day, count, _ in viewed}, told_from))
+    async with conn.cursor(binary=True) as cursor:
+        await cursor.execute(BY_BUCKET[bucket], given, prepare=True)
+        rows = await cursor.fetchall()
+    events, telemetry, offsets, floor = rows[0][:4]
+    counted: dict[UUID, list[TupleRow]] = {video: [] for video in began}
+    for row in rows:
+        if row[4] is not None:
+            counted[row[4]].append(row[5:])
+    told_from = floor.astimezone(UTC) if bucket is Bucket.DAY else None
+    stats = {
+        video: _stats(found, range_, bucket, since, min(began[video], now), now, told_from)
+        for video, found in counted.items()
+    }
+    return stats, Reached(Position(events, telemetry), offsets)
+
+
+def _stats(
+    rows: Sequence[TupleRow],
+    range_: Range,
+    bucket: Bucket,
+    since: datetime,
+    began: datetime,
+    now: datetime,
+    told_from: datetime | None,
+) -> Stats:
+    """Return the stats of a video from its buckets: their counts, their viewers and how many of
+    these came in no later one, and whether anything happened."""
+    if range_ is Range.ALL:
+        # Clocks differ: something may have happened before the video began.
+        first = next((at for at, *_, happened in rows if happened), began)
+        since = start_of_day(min(first, began))
+        rows = [row for row in rows if row[0] >= since]
+    counted = [
+        Counts._make(
+            (at.astimezone(UTC), *counts, viewers if told_from and at >= told_from else None)
+        )
+        for at, *counts, viewers, _, _ in rows
+        if at <= now
+    ]
     totals = Counts(
-        at=since,
-        views=sum(each.views for each in counted),
-        likes=sum(each.likes for each in counted),
-        comments=sum(each.comments for each in counted),
-        shares=sum(each.shares for each in counted),
-        watch_minutes=fsum(each.watch_minutes for each in counted),
-        unique_viewers=sum(latest for *_, latest in viewed),
+        since,
+        sum(each.views for each in counted),
+        sum(each.likes for each in counted),
+        sum(each.comments for each in counted),
+        sum(each.shares for each in counted),
+        fsum(each.watch_minutes for each in counted),
+        sum(row[7] for row in rows),
     )
     first = start_of_day(since) if bucket is Bucket.DAY else since
     return Stats(totals, counted, first, now, STEPS[bucket], told_from)
-
-
-def _with_viewers(
-    counted: Sequence[Counts], viewers: Mapping[date, int], told_from: datetime
-) -> Iterator[Counts]:
-    """Yield the days with their unique viewers; those who viewed are told of any day."""
-    days = {each.at.date(): each for each in counted}
-    for day in sorted(days.keys() | viewers.keys()):
-        at = datetime.combine(day, time.min, UTC)
-        found = days.get(day) or Counts(at, 0, 0, 0, 0, 0.0)
-        yield replace(found, unique_viewers=viewers.get(day, 0)) if at >= told_from else found
-
-
-async def _since(
-    conn: AsyncConnection[TupleRow], video_id: UUID, range_: Range, began: datetime, now: datetime
-) -> datetime:
-    if range_ is not Range.ALL:
-        return start_of_hour(now) - LENGTHS[range_]
-    cursor = await conn.execute(EARLIEST, (video_id, now))
-    row = await cursor.fetchone()
-    # Clocks differ: something may have happened before the video began.
-    return start_of_day(min(row[0], began) if row and row[0] else min(began, now))
 
 
 class AnalyticsUnavailable(Exception):
@@ -272,6 +304,12 @@ class AnalyticsQueries:
         self._consumers = Waiting(pool, query=REACHED, log_pool=log_pool)
         self._trending = trending
         self._cache = cache
+        self._reached: BatchLoader[None, Reached] = BatchLoader(self._read_reached)
+        self._stats = {
+            (range_, bucket): BatchLoader(partial(self._read_stats, range_, bucket), MOST_AT_ONCE)
+            for range_ in Range
+            for bucket in Bucket
+        }
         # The last change of the listing that was waited for in vain: nobody waits for it again.
         self._given_up = 0
 
@@ -357,24 +395,41 @@ class AnalyticsQueries:
     async def settle(self, fresh: Freshness, position: Position) -> None:
         """Wait for what a caller has done; go on without what does not come in time.
 
-        Raise AnalyticsUnavailable.
+        Nobody waits for a consumer that has never begun. Raise AnalyticsUnavailable.
         """
+        reached = await self.reached()
+        if reached.offsets is None or reached.position.covers(position):
+            return
         async with _outage_as_unavailable():
             await self._consumers.settle({COUNTS_CONSUMER: position}, fresh.seconds_left)
 
-    async def stats(
-        self, video_id: UUID, range_: Range, bucket: Bucket, *, began: datetime, fresh: Freshness
-    ) -> tuple[Stats, Position]:
-        """Return the stats of a video that exists since `began`, and what they include.
+    async def reached(self) -> Reached:
+        """Return how far the counts are now; raise AnalyticsUnavailable."""
+        async with _outage_as_unavailable():
+            return await self._reached.get(None)
 
-        Raise ReadModelBehind, AnalyticsUnavailable, and TooManyPoints for hours of all times.
+    async def stats(
+        self, video_id: UUID, range_: Range, bucket: Bucket, began: datetime
+    ) -> tuple[Stats, Reached]:
+        """Return the stats of a video that exists since it began, and what they include.
+
+        Raise AnalyticsUnavailable, and TooManyPoints for hours of all times.
         """
-        await self.wait(fresh, COUNTS_CONSUMER, VIDEOS_CONSUMER)
-        now = datetime.now(UTC)
-        async with self._connection() as conn:
-            reached = await _reached(conn, COUNTS_CONSUMER)
-            stats = await stats_of(conn, video_id, range_, bucket, began=began, now=now)
-        return stats, reached
+        async with _outage_as_unavailable():
+            return await self._stats[range_, bucket].get((video_id, began))
+
+    async def _read_reached(self, keys: Sequence[None]) -> dict[None, Reached]:
+        async with self.pool.connection() as conn, conn.cursor(binary=True) as cursor:
+            await cursor.execute(COUNTED_UP_TO.encode(), prepare=True)
+            ((events, telemetry, offsets),) = await cursor.fetchall()
+        return {None: Reached(Position(events, telemetry), offsets)}
+
+    async def _read_stats(
+        self, range_: Range, bucket: Bucket, asked: Sequence[tuple[UUID, datetime]]
+    ) -> dict[tuple[UUID, datetime], tuple[Stats, Reached]]:
+        async with self.pool.connection() as conn:
+            found, reached = await read_stats(conn, dict(asked), range_, bucket, datetime.now(UTC))
+        return {each: (found[each[0]], reached) for each in asked}
 
     async def _edition(self, fresh: Freshness) -> int | None:
         """Return the edition of the listing with all that the catalog took out or moved.

@@ -321,18 +321,18 @@ def test_a_page_that_may_lack_something_is_not_kept(
     models.advance()
     rows(site.database_url, PAUSE)
     site.writer.video(OWNER)
-    page, queries = site.queries.catalog.page, site.queries
+    places, queries = site.queries.catalog.places, site.queries
 
     async def late(*given: Any) -> Any:
-        found = await page(*given)
+        found = await places(*given)
         rows(site.database_url, RESUME)
         models.advance()
         await queries.waiting._look()
         return found
 
-    monkeypatch.setattr(queries.catalog, "page", late)
+    monkeypatch.setattr(queries.catalog, "places", late)
     assert len(asked(site, "/videos", None)[1]["items"]) == 1
-    monkeypatch.setattr(queries.catalog, "page", page)
+    monkeypatch.setattr(queries.catalog, "places", places)
     assert len(asked(site, "/videos", None)[1]["items"]) == 2
 
 

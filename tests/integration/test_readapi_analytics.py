@@ -332,6 +332,78 @@ def test_stats_over_http(site: Site) -> None:
     assert days["totals"] == body["totals"]
 
 
+def test_stats_are_read_again_once_more_is_counted(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not whenever something happened: while the consumer stands still, they are the same."""
+    video, read = site.writer.video(), site.queries.analytics.stats
+    reads = 0
+
+    async def counted(*given: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await read(*given)
+
+    monkeypatch.setattr(site.queries.analytics, "stats", counted)
+
+    def views(**how: Any) -> int:
+        answer = site.get(f"/videos/{video.id}/stats", "alice", **how)
+        told: int = answer.json()["totals"]["views"]
+        positions.append(answer.headers["Backlot-Position"])
+        return told
+
+    positions: list[str] = []
+    happened(site, (video, 4))
+    assert [views(), views(), reads] == [4, 4, 1]
+    seen, site.counting = site.writer.head, False
+    happened(site, (video, 9))
+    liked = site.writer.like(video.id, "bob")
+    assert [views(fresh=False), views(fresh=False), reads] == [4, 4, 1]
+    assert positions[-1] == encode_position(seen)
+    site.take_in(liked)
+    assert [views(fresh=False), views(fresh=False), reads] == [9, 9, 2]
+    assert positions[-1] == encode_position(liked)
+
+
+def test_stats_wait_for_what_happened_around_the_video_and_no_more(site: Site) -> None:
+    video, other = site.writer.video(), site.writer.video()
+    path, soon = f"/videos/{video.id}/stats", {"Backlot-Timeout-Ms": "100"}
+    site.get(path, "alice")
+    site.counting = False
+    site.writer.like(other.id, "bob")
+    site.writer.like(other.id, "alice")
+    assert site.get(path, "alice", headers=soon).status_code == 200
+    liked = site.writer.like(video.id, "bob")
+    site.writer.like(other.id, "carol")
+    refused = site.get(path, "alice", headers=soon)
+    assert (refused.status_code, refused.json()["wanted"]) == (503, encode_position(liked))
+    site.take_in(liked)
+    assert site.get(path, "alice", headers=soon).status_code == 200
+
+
+def test_stats_ask_once_where_nothing_is_behind_or_nobody_counts(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = site.writer.video()
+    path = f"/videos/{video.id}/stats"
+    site.get(path, "alice")
+    waited = []
+
+    async def settle(*given: Any) -> None:
+        waited.append(given)
+
+    monkeypatch.setattr(site.queries.analytics._consumers, "settle", settle)
+    site.forget()
+    assert site.get(path, "alice", fresh=False).status_code == 200
+    assert waited == []
+    site.writer.like(video.id, "alice")
+    assert site.get(path, "alice", fresh=False).status_code == 200
+    assert len(waited) == 1
+    rows(site.database_url, "DELETE FROM backlot_checkpoints WHERE kind = 'consumer' RETURNING 1")
+    assert site.get(path, "alice", fresh=False).status_code == 200
+    assert len(waited) == 1
+
+
 def test_stats_of_what_there_is_not(site: Site) -> None:
     video = site.writer.video()
     removed(site, video)

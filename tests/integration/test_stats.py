@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -21,7 +20,7 @@ from projections.analytics.queries import (
     Range,
     Stats,
     TooManyPoints,
-    stats_of,
+    read_stats,
 )
 from projections.analytics.schema import prune
 from tests.integration.trending_support import (
@@ -48,17 +47,21 @@ def stats(
     async def ask() -> Stats:
         async with await AsyncConnection.connect(conn.info.dsn, autocommit=True) as opened:
             await opened.execute(f"SET timezone = '{zone}'".encode())
-            began = film.completed_at or now
-            return await stats_of(opened, film.video_id, range_, bucket, began=began, now=now)
+            began = {film.video_id: film.completed_at or now}
+            found, _ = await read_stats(opened, began, range_, bucket, now)
+            return found[film.video_id]
 
     return asyncio.run(ask())
 
 
 def laid(found: Stats) -> list[Counts]:
     """Every bucket, also those in which nothing happened."""
+    counted = {each.at: each for each in found.counted}
+    ats = [found.first + place * found.step for place in range(found.buckets)]
+    assert counted.keys() <= set(ats)
     return [
-        counts or Counts(at, 0, 0, 0, 0, 0.0, 0 if found.tells_viewers(at) else None)
-        for at, counts in found.series()
+        counted.get(at, Counts(at, 0, 0, 0, 0, 0.0, None if place < found.untold else 0))
+        for place, at in enumerate(ats)
     ]
 
 
@@ -120,7 +123,7 @@ def test_a_video_that_nobody_saw_has_a_series_of_zeros(analytics: Connection[Tup
     assert [point.at for point in laid(found)] == days
     nothing = Counts(days[0], 0, 0, 0, 0, 0.0, 0)
     assert found.totals == nothing
-    assert laid(found) == [replace(nothing, at=day) for day in days]
+    assert laid(found) == [nothing._replace(at=day) for day in days]
     assert laid(found)[0].at.tzinfo is UTC
 
 
