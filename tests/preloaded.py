@@ -9,8 +9,9 @@ from functools import cache
 import typer.main
 from fakeredis import FakeServer
 
+from backlot import processes
 from backlot.cli import app
-from tests.forked_children import ChildrenOfForked
+from tests.forked_children import ChildrenOfForked, fork_serving_process
 from workers.operations import executor
 
 # What a start of the server, the commands of operators and the features load when they need it.
@@ -37,6 +38,7 @@ typer.main.get_command(app)
 # Its first one reads which commands there are.
 FakeServer()
 executor.Children = ChildrenOfForked  # type: ignore[misc]
+processes.start_process = fork_serving_process  # type: ignore[assignment]
 # What is here stays: a collection in a child would copy all of it.
 gc.collect()
 gc.freeze()
