@@ -26,6 +26,7 @@ import psycopg
 import pytest
 import structlog
 import typer.main
+from httpx._transports import default as transports
 from psycopg import sql
 from psycopg.rows import TupleRow
 
@@ -96,9 +97,13 @@ def _surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_command_tree() -> Iterator[None]:
-    """Building the tree of commands takes longer than most commands, and it never changes."""
-    with patch.object(typer.main, "get_command", cache(typer.main.get_command)):
+def _made_once() -> Iterator[None]:
+    """What never changes and takes longer to make than most tests: the tree of commands, and what
+    each client of HTTP knows of certificates."""
+    with (
+        patch.object(typer.main, "get_command", cache(typer.main.get_command)),
+        patch.object(transports, "create_ssl_context", cache(transports.create_ssl_context)),
+    ):
         yield
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, set_start_method
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -116,6 +116,8 @@ def _run(
     """Become what a new interpreter would be, and run the module."""
     # Its own children are forked there, too: without this it would start a server of its own.
     forkserver.ensure_running = vars(forkserver)["_forkserver"].ensure_running = lambda: None
+    # What an interpreter begins with; here it is as this process was started.
+    set_start_method("fork", force=True)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

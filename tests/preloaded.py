@@ -6,8 +6,10 @@ import gc
 import importlib
 from functools import cache
 
+import httpx
 import typer.main
 from fakeredis import FakeServer
+from httpx._transports import default as transports
 
 from backlot import processes
 from backlot.cli import app
@@ -32,9 +34,11 @@ MODULES = (
 
 for name in MODULES:
     importlib.import_module(name)
-# The tree of commands never changes.
+# The tree of commands never changes, nor what a client of HTTP knows of certificates.
 typer.main.get_command = cache(typer.main.get_command)
 typer.main.get_command(app)
+transports.create_ssl_context = cache(transports.create_ssl_context)
+httpx.Client().close()
 # Its first one reads which commands there are.
 FakeServer()
 executor.Children = ChildrenOfForked  # type: ignore[misc]
