@@ -60,7 +60,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Within a tier the order stays random.
     """
-    items.sort(key=lambda item: TIERS.index(item.path.relative_to(PROJECT / "tests").parts[0]))
+    depth = len((PROJECT / "tests").parts)
+    items.sort(key=lambda item: TIERS.index(item.path.parts[depth]))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,6 +18,7 @@ from typing import NoReturn
 import pytest
 from rich.console import Console
 
+import benchmarks.__main__
 from benchmarks import erasure
 from benchmarks.__main__ import BENCHMARKS, STDOUT, keep, main, merged, parse
 from benchmarks.bench import Scale
@@ -269,12 +270,9 @@ def test_json_without_a_file_is_printed(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_benchmark_that_lacks_a_library_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @contextmanager
-    def no_server(scale: Scale) -> Iterator[None]:
-        yield None
-
-    monkeypatch.setattr("benchmarks.__main__.open_bench", no_server)
-    monkeypatch.setattr("benchmarks.__main__.signal.signal", lambda *_: None)
+    find = benchmarks.__main__._module
+    pretend(monkeypatch, {})
+    monkeypatch.setattr("benchmarks.__main__._module", find)
     monkeypatch.delitem(sys.modules, "benchmarks.translating", raising=False)
     monkeypatch.setitem(sys.modules, "tests.openai_server", None)
     assert main(["translating"]) == ExitCode.FAILED
