@@ -21,6 +21,7 @@ from unittest.mock import patch
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import httpx
 import hypothesis
 import psycopg
 import pytest
@@ -103,7 +104,7 @@ def _made_once() -> Iterator[None]:
     each client of HTTP knows of certificates."""
     with (
         patch.object(typer.main, "get_command", cache(typer.main.get_command)),
-        patch.object(transports, "create_ssl_context", cache(transports.create_ssl_context)),
+        patch.object(transports, "create_ssl_context", cache(httpx.create_ssl_context)),
     ):
         yield
 

@@ -37,7 +37,7 @@ for name in MODULES:
 # The tree of commands never changes, nor what a client of HTTP knows of certificates.
 typer.main.get_command = cache(typer.main.get_command)
 typer.main.get_command(app)
-transports.create_ssl_context = cache(transports.create_ssl_context)
+vars(transports)["create_ssl_context"] = cache(httpx.create_ssl_context)
 httpx.Client().close()
 # Its first one reads which commands there are.
 FakeServer()
