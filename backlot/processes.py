@@ -72,6 +72,17 @@ class Assignment:
         return cls(settings.model_copy(update=changes), shared, sockets)
 
 
+def start_process(theirs: Connection) -> subprocess.Popen[bytes]:
+    """Start a process that serves, at this end of a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "backlot.serving_process", str(theirs.fileno())],
+        stdin=subprocess.DEVNULL,
+        # Ctrl-C in the console is for the first one, which tells the others.
+        start_new_session=True,
+        pass_fds=[theirs.fileno()],
+    )
+
+
 class ServingProcess:
     """One of them, and those that follow it: it is started again whenever it ends."""
 
@@ -127,17 +138,9 @@ class ServingProcess:
 
     def _launch(self, theirs: Connection) -> subprocess.Popen[bytes] | None:
         """Start it at the other end of the pipe, unless it is to stop."""
-        command = [sys.executable, "-m", "backlot.serving_process", str(theirs.fileno())]
         with theirs, self._lock:
-            if self._stopping.is_set():
-                return None
-            # Its own session: Ctrl-C in the console is for the first one, which tells the others.
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                pass_fds=[theirs.fileno()],
-            )
+            if not self._stopping.is_set():
+                self._process = start_process(theirs)
             return self._process
 
     def _attend(self, process: subprocess.Popen[bytes], connection: Connection) -> bool:

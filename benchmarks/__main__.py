@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if options.history is not None or options.own:
             return judge_history(options)
-        results, facts = measure(options.names, options.scale)
+        results, facts = measure(options.names, options.scale, partial(keep_found, options))
         broken = [name for name in options.names if name not in results]
     except OperatorError as error:
         print(f"backlot: {error}", file=sys.stderr)
@@ -149,16 +150,24 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     judged = options.scale is not Scale.QUICK
-    if options.json != STDOUT:
+    if options.json == STDOUT:
+        keep(STDOUT, as_dict(results, facts, judged=judged))
+    else:
         show(results, facts, judged=judged)
-    found = as_dict(results, facts, judged=judged)
+    missed = [each for result in results.values() for each in result.comparisons if not each.passed]
+    return int(bool(broken) or (judged and bool(missed)))
+
+
+def keep_found(
+    options: argparse.Namespace, results: Mapping[str, Result], facts: Mapping[str, Any]
+) -> None:
+    """Keep what was found so far in the file that the options name, if they do."""
+    found = as_dict(results, facts, judged=options.scale is not Scale.QUICK)
     if options.keep:
         before = json.loads(LATEST.read_bytes()) if LATEST.exists() else {}
         keep(LATEST, merged(before, found))
-    elif options.json is not None:
+    elif options.json not in (None, STDOUT):
         keep(options.json, found)
-    missed = [each for result in results.values() for each in result.comparisons if not each.passed]
-    return int(bool(broken) or (judged and bool(missed)))
 
 
 def judge_history(options: argparse.Namespace) -> int:
@@ -182,13 +191,19 @@ def judge_history(options: argparse.Namespace) -> int:
     return 0
 
 
-def measure(names: Sequence[str], scale: Scale) -> tuple[dict[str, Result], dict[str, Any]]:
+def measure(
+    names: Sequence[str],
+    scale: Scale,
+    after_each: Callable[[Mapping[str, Result], Mapping[str, Any]], None],
+) -> tuple[dict[str, Result], dict[str, Any]]:
     """Run these benchmarks on a server of their own; also what the machine is.
 
-    One that breaks has no result, and costs the others nothing.
+    One that breaks has no result, and costs the others nothing. What was found so far is told
+    after each, so that a run which is interrupted loses only what it was at.
     """
     results: dict[str, Result] = {}
     with open_bench(scale) as bench:
+        facts = machine(bench.postgres_version)
         for name in names:
             print(f"{name} …", file=sys.stderr, flush=True)
             started = time.monotonic()
@@ -200,7 +215,8 @@ def measure(names: Sequence[str], scale: Scale) -> tuple[dict[str, Result], dict
                 say(f"{name} broke; the others go on")
                 continue
             results[name] = Result((time.monotonic() - started) / 60, comparisons)
-        return results, machine(bench.postgres_version)
+            after_each(results, facts)
+        return results, facts
 
 
 def _module(name: str) -> ModuleType:

@@ -21,11 +21,13 @@ from unittest.mock import patch
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import httpx
 import hypothesis
 import psycopg
 import pytest
 import structlog
 import typer.main
+from httpx._transports import default as transports
 from psycopg import sql
 from psycopg.rows import TupleRow
 
@@ -59,7 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Within a tier the order stays random.
     """
-    items.sort(key=lambda item: TIERS.index(item.path.relative_to(PROJECT / "tests").parts[0]))
+    depth = len((PROJECT / "tests").parts)
+    items.sort(key=lambda item: TIERS.index(item.path.parts[depth]))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -96,9 +99,13 @@ def _surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_command_tree() -> Iterator[None]:
-    """Building the tree of commands takes longer than most commands, and it never changes."""
-    with patch.object(typer.main, "get_command", cache(typer.main.get_command)):
+def _made_once() -> Iterator[None]:
+    """What never changes and takes longer to make than most tests: the tree of commands, and what
+    each client of HTTP knows of certificates."""
+    with (
+        patch.object(typer.main, "get_command", cache(typer.main.get_command)),
+        patch.object(transports, "create_ssl_context", cache(httpx.create_ssl_context)),
+    ):
         yield
 
 

@@ -16,7 +16,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, set_start_method
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
@@ -40,14 +41,16 @@ class ForkedProcess:
         stderr: Path,
         stdin: Path = Path(os.devnull),
         start_new_session: bool = False,
+        connection: Connection | None = None,
     ) -> None:
         """`module` may be "-c", and the first argument a program then.
 
-        The streams are files, to be written on at their ends, or a terminal, or a FIFO.
+        The streams are files, to be written on at their ends, or a terminal, or a FIFO. The number
+        of a connection that is passed on is one more argument.
         """
         target, streams = (_run_alone if start_new_session else _run), (stdin, stdout, stderr)
         self._process = fork_server().Process(
-            target=target, args=(module, arguments, cwd, dict(env), streams)
+            target=target, args=(module, arguments, cwd, dict(env), streams, connection)
         )
         eventually(self._started)
         assert self._process.pid is not None
@@ -103,16 +106,26 @@ def _run_alone(*args: Any) -> None:
 
 
 def _run(
-    module: str, arguments: Sequence[str], cwd: Path, env: dict[str, str], streams: Sequence[Path]
+    module: str,
+    arguments: Sequence[str],
+    cwd: Path,
+    env: dict[str, str],
+    streams: Sequence[Path],
+    connection: Connection | None,
 ) -> None:
     """Become what a new interpreter would be, and run the module."""
     # Its own children are forked there, too: without this it would start a server of its own.
     forkserver.ensure_running = vars(forkserver)["_forkserver"].ensure_running = lambda: None
+    # What an interpreter begins with; here it is as this process was started.
+    set_start_method("fork", force=True)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
     _redirect(streams)
+    if connection is not None:
+        arguments = [*arguments, str(os.dup(connection.fileno()))]
+        connection.close()
     try:
         if module == "-c":
             program, *sys.argv[1:] = arguments

@@ -1,6 +1,6 @@
-"""Children of the executor of operations, forked like the programs of `tests.fork_server`.
+"""What a program starts beside itself, forked like the programs of `tests.fork_server`.
 
-To import the program takes longer than most of what they carry out.
+To import the program takes longer than most of what they do.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import cast
 from uuid import UUID, uuid4
@@ -62,4 +63,22 @@ class ChildrenOfForked(ForkedChildren):
         super().__init__(Path.cwd() / "operations", environment)
 
     def _stderr(self, folder: Path) -> Path:
-        return Path("/proc/self/fd/2").readlink()
+        return _stream(2)
+
+
+def fork_serving_process(theirs: Connection) -> ForkedProcess:
+    """A process that serves beside a forked program, at this end of a pipe."""
+    return ForkedProcess(
+        "backlot.serving_process",
+        [],
+        cwd=Path.cwd(),
+        env=os.environ,
+        stdout=_stream(1),
+        stderr=_stream(2),
+        start_new_session=True,
+        connection=theirs,
+    )
+
+
+def _stream(number: int) -> Path:
+    return Path(f"/proc/self/fd/{number}").readlink()

@@ -8,8 +8,10 @@ test. What fixtures of a wider scope start is theirs.
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import gc
+import math
 import multiprocessing
 import os
 import signal
@@ -26,8 +28,11 @@ from unittest.mock import patch
 from weakref import WeakSet
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 THREAD_SECONDS = 5.0
+# A test that hangs for longer shows where each of its threads stands, and ends the run.
+HANG_SECONDS, WIND_SECONDS = 900.0, 30.0
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signal.SIGUSR1)
 
 
@@ -89,6 +94,7 @@ _NEW_PROCESS: Callable[..., None] = subprocess.Popen.__init__
 _START_THREAD: Callable[..., None] = threading.Thread.start
 _abandoned: WeakSet[threading.Thread] = WeakSet()
 _current: list[Leftovers] = []
+WATCHDOG = pytest.StashKey["Watchdog"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -97,8 +103,48 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class Watchdog:
+    """Ends a run in which a test hangs.
+
+    Pytest's own is a new thread for each test, whose start and end take longer than most tests.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._stderr = config.stash[fault_handler_stderr_fd_key]
+        self._wound = -math.inf
+
+    def wind(self) -> None:
+        """A test begins: there is as much time again, give or take half a minute."""
+        now = time.monotonic()
+        if now > self._wound + WIND_SECONDS:
+            self._wound = now
+            faulthandler.dump_traceback_later(HANG_SECONDS, file=self._stderr, exit=True)
+
+    def stop(self) -> None:
+        """It has to be wound again."""
+        self._wound = -math.inf
+        faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    # Pytest stops all watchdogs where a test fails.
+    if (watchdog := node.config.stash.get(WATCHDOG, None)) is not None:
+        watchdog.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    watchdog = Watchdog(session.config)
+    session.config.stash[WATCHDOG] = watchdog
+    try:
+        return (yield)
+    finally:
+        watchdog.stop()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    item.config.stash[WATCHDOG].wind()
     leftovers = Leftovers()
     _current.append(leftovers)
     folder = Path.cwd()

@@ -13,7 +13,9 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from hashlib import sha256
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -31,6 +33,8 @@ PROJECT = Path(__file__).parents[1]
 DEADLINE_SECONDS = 180.0
 # Wraps the keys of persons for programs that share a database, and no data folder.
 KEY_ENCRYPTION_KEY = sha256(b"of these tests").hexdigest()
+# Where no port is given to anybody who does not ask for it.
+FIRST_PORT, LAST_PORT = 12_000, 32_768
 INSTALL = {
     "chromium": "apt-get install chromium",
     "ffmpeg": "apt-get install ffmpeg",
@@ -87,11 +91,29 @@ def unavailable(reason: str) -> NoReturn:
 
 
 def unused_port() -> int:
-    """A TCP port on the loopback address that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on the loopback address on which nobody listens, and which no other test gets.
+
+    The kernel gives it to nobody either, as it gives others to connections and servers: they could
+    take it before whoever asks here listens, or while a program is started again.
+    """
+    while True:
+        port = next(_ports())
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+@cache
+def _ports() -> Iterator[int]:
+    """The ports of this process of the run, in turn; each process has others."""
+    of_kernel = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    end = int(of_kernel.read_text().split()[0]) if of_kernel.exists() else LAST_PORT
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    mine = range(FIRST_PORT, end if end > FIRST_PORT else LAST_PORT)[int(worker) :: workers]
+    # Another run beside this one begins elsewhere.
+    begin = os.getpid() * 97 % len(mine)
+    return cycle([*mine[begin:], *mine[:begin]])
 
 
 def claims_at(written: str, now: float) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +21,7 @@ import redis
 from infra.http.auth import mint_token
 from tests.composition import PROJECT, Composition, Service, read_composition, seconds
 from tests.e2e import plain
-from tests.e2e.program import OWN_VARIABLES, NotStarted, Process
+from tests.e2e.program import OWN_VARIABLES, NotStarted
 from tests.fork_server import ForkedProcess
 from tests.integration.s3_server import s3_server
 from tests.nginx import Proxy, running_nginx
@@ -41,7 +40,7 @@ class RoleProcess:
     variables: Mapping[str, str]
     port: int = field(default_factory=unused_port)
     admin_port: int = field(default_factory=unused_port)
-    _process: Process | None = None
+    _process: ForkedProcess | None = None
 
     @property
     def address(self) -> str:
@@ -57,7 +56,7 @@ class RoleProcess:
         return (self.home / "log").read_text(errors="replace")
 
     @property
-    def process(self) -> Process:
+    def process(self) -> ForkedProcess:
         assert self._process is not None, "not started"
         return self._process
 
@@ -65,28 +64,16 @@ class RoleProcess:
         """Run the command of the service; a group of processes, as a container is."""
         program, *arguments = self.service.words
         self.home.mkdir(parents=True, exist_ok=True)
-        log, environment = self.home / "log", self._environment()
-        if program == "backlot":
-            self._process = ForkedProcess(
-                program,
-                arguments,
-                cwd=self.home,
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-            return
-        with log.open("ab") as written:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", program, *arguments],
-                cwd=self.home,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=written,
-                stderr=written,
-                start_new_session=True,
-            )
+        log = self.home / "log"
+        self._process = ForkedProcess(
+            program,
+            arguments,
+            cwd=self.home,
+            env=self._environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
     def _environment(self) -> dict[str, str]:
         foreign = {name: text for name, text in os.environ.items() if name not in OWN_VARIABLES}

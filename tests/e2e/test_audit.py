@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -25,7 +26,10 @@ from tests.support import DEADLINE_SECONDS, eventually
 
 @pytest.fixture(scope="module")
 def story(server: Program) -> dict[str, str]:
-    """A video that was renamed, commented and liked, under correlation ids of their own."""
+    """A video that was renamed, commented and liked, under correlation ids of their own.
+
+    Nothing is recorded of it any more, and the index knows it.
+    """
     ann = server.client("ann")
     video = upload(ann)
     named = {"X-Request-Id": "audit-rename"}
@@ -34,7 +38,16 @@ def story(server: Program) -> dict[str, str]:
     path = f"/videos/{video}/comments"
     comment = read(ann.post(path, json={"content": "¡Qué bonito!"}, headers=said))
     read(ann.put(f"/videos/{video}/like"))
+    # Its language is recorded meanwhile, in the same conversation.
+    eventually(lambda: read(ann.get(path))["items"][0]["translationStatus"] != "pending")
+    eventually(partial(caught_up, server.client("olga", admin=True)))
     return {"video": video, "comment": str(comment["commentId"])}
+
+
+def caught_up(admin: httpx.Client) -> bool:
+    """Whether all that is recorded is in the index."""
+    counted = admin.get("/audit/stats").json()
+    return bool(counted["indexed"] == counted["head"])
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +201,7 @@ def test_tail_ends_whenever_ctrl_c_comes(server: Program, story: dict[str, str])
 
 
 def test_the_index_catches_up(server: Program, story: dict[str, str], admin: httpx.Client) -> None:
-    def caught_up() -> bool:
-        counted = admin.get("/audit/stats").json()
-        return bool(counted["indexed"] == counted["head"])
-
-    eventually(caught_up)
+    eventually(partial(caught_up, admin))
     minted = mint_token(secret_path(server.data).read_text().strip(), "olga", ["admin"])
     listed = plain.get(f"{server.url}/projections", headers={"Authorization": f"Bearer {minted}"})
     assert "audit" in {each["name"] for each in listed.json()["items"]}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
 import psycopg
@@ -18,7 +22,8 @@ from tests.command_line import readable
 from tests.docs_commands import CORRELATION, ROOT, UUID, Named, in_pages, shell_blocks
 from tests.e2e.program import OWN_VARIABLES, Program
 from tests.e2e.videos import MP4, read, see, upload
-from tests.support import eventually, requires, unused_port
+from tests.fork_server import ForkedProcess
+from tests.support import DEADLINE_SECONDS, eventually, requires, unused_port
 
 REQUEST = "0f4e-of-the-docs"
 # Whoever started one of them would wait, or change this machine; each has tests of its own.
@@ -177,18 +182,59 @@ def test_every_command_does_what_its_page_says(
     assert wrong == []
 
 
+# What stands in the place of the program: it has the thread below run it, and ends as that did.
+COMMAND = """\
+#!{python} -IS
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as asking:
+    asking.connect({path!r})
+    asking.sendall(json.dumps([os.getpid(), os.getcwd(), dict(os.environ), sys.argv[1:]]).encode())
+    asking.shutdown(socket.SHUT_WR)
+    sys.exit(asking.recv(1)[0])
+"""
+
+
+def run_commands(listening: socket.socket) -> None:
+    """Run what is asked for in processes that are forked: to import the program takes longer."""
+    with suppress(OSError):
+        while True:
+            with listening.accept()[0] as asking:
+                with asking.makefile("rb") as asked:
+                    pid, folder, environment, arguments = json.load(asked)
+                streams = Path(f"/proc/{pid}/fd")
+                process = ForkedProcess(
+                    "backlot",
+                    arguments,
+                    cwd=Path(folder),
+                    env=environment,
+                    stdout=streams / "1",
+                    stderr=streams / "2",
+                )
+                asking.sendall(bytes([process.wait(DEADLINE_SECONDS)]))
+
+
 @pytest.fixture
-def clone(tmp_path: Path) -> Path:
+def clone(tmp_path: Path, short_dir: Path) -> Iterator[Path]:
     """A folder with what a reader of README.md has in a clone after `make up`."""
     made = tmp_path / "clone"
     bin_folder, demo = made / ".venv" / "bin", made / "backlot" / "demo"
     for folder in (bin_folder, demo):
         folder.mkdir(parents=True)
-    for name, run in (("backlot", "-m backlot"), ("python", "")):
-        (bin_folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} {run} "$@"\n')
+    path = str(short_dir / "commands.sock")
+    (bin_folder / "backlot").write_text(COMMAND.format(python=sys.executable, path=path))
+    (bin_folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -IS "$@"\n')
+    for name in ("backlot", "python"):
         (bin_folder / name).chmod(0o755)
     shutil.copy(bundled_film(), demo / "sample.mp4")
-    return made
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        thread = Thread(target=run_commands, args=(listening,))
+        thread.start()
+        yield made
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    Path(path).unlink()
 
 
 def test_the_first_tour_leads_to_its_end(site: Program, clone: Path) -> None:

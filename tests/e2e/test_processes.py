@@ -33,7 +33,7 @@ from tests.e2e.videos import (
     upload,
 )
 from tests.openai_server import openai_server, translated
-from tests.support import DEADLINE_SECONDS, eventually, unused_port
+from tests.support import DEADLINE_SECONDS, PROJECT, eventually, unused_port
 
 COUNT = 3
 SEVERAL = {"BACKLOT_PROCESSES": str(COUNT), **SMALL_PARTS}
@@ -56,12 +56,12 @@ def several(short_dir: Path) -> Iterator[Program]:
 
 
 def others(program: Program) -> list[psutil.Process]:
-    """The processes that serve beside the first one."""
-    found = []
-    for each in psutil.Process(program.process.pid).children():
+    """The processes that serve beside the first one: its children, or forked as it is itself."""
+    found, first = [], psutil.Process(program.process.pid)
+    for each in [*first.children(), *first.parents()[0].children()]:
         # One that was killed may not be gone yet.
-        with suppress(psutil.NoSuchProcess):
-            if "backlot.serving_process" in each.cmdline():
+        with suppress(psutil.Error):
+            if each != first and each.cwd() == str(program.home):
                 found.append(each)
     return found
 
@@ -72,12 +72,14 @@ def pids(program: Program) -> list[int]:
 
 def serving(program: Program) -> dict[int, int]:
     """Which process has which connection, by the client's port."""
-    return {
-        each.raddr.port: pid
-        for pid in pids(program)
-        for each in psutil.Process(pid).net_connections("tcp4")
-        if each.raddr and each.laddr.port == program.port
-    }
+    found = {}
+    for pid in pids(program):
+        # One that was killed may be gone meanwhile.
+        with suppress(psutil.Error):
+            for each in psutil.Process(pid).net_connections("tcp4"):
+                if each.raddr and each.laddr.port == program.port:
+                    found[each.raddr.port] = pid
+    return found
 
 
 def local_port(answer: httpx.Response) -> int:
@@ -92,13 +94,19 @@ def whose(program: Program, connection: socket.socket) -> int:
 
 
 def client_of_each(program: Program, user: str | None = "alice") -> dict[int, httpx.Client]:
-    """Clients that keep a connection to one process each, by its pid, the first one's first."""
-    wanted = pids(program)
-    found: dict[int, httpx.Client] = {}
-    while not found.keys() >= set(wanted):
+    """Clients that keep a connection to one process each, by its pid, the first one's first.
+
+    A connection on which nothing is asked for some seconds is closed; its client gets another one.
+    """
+    return {pid: client_of(program, pid, user) for pid in pids(program)}
+
+
+def client_of(program: Program, pid: int, user: str | None = "alice") -> httpx.Client:
+    """A client that keeps a connection to this process."""
+    while True:
         client = program.client(user)
-        found[connected(program, client)] = client
-    return {pid: found[pid] for pid in wanted}
+        if connected(program, client) == pid:
+            return client
 
 
 def connected(program: Program, client: httpx.Client) -> int:
@@ -231,7 +239,6 @@ def test_a_killed_process_is_replaced_and_takes_nothing_with_it(several: Program
     clients = client_of_each(several)
     first = several.process.pid
     victim = next(pid for pid in clients if pid != first)
-    survivors = {pid: client for pid, client in clients.items() if pid != victim}
     video = upload(several.client("owner"))
     ended, begun = threading.Event(), threading.Event()
     acknowledged: list[str] = []
@@ -241,12 +248,12 @@ def test_a_killed_process_is_replaced_and_takes_nothing_with_it(several: Program
         try:
             for each in count():
                 text = f"Number {each}"
-                answer = clients[victim].post(f"/videos/{video}/comments", json={"content": text})
+                answer = client.post(f"/videos/{video}/comments", json={"content": text})
                 assert answer.status_code == 201, answer.text
                 acknowledged.append(text)
                 if each == 5:
                     begun.set()
-                if connected(several, clients[victim]) != victim:
+                if connected(several, client) != victim:
                     return
         except (httpx.HTTPError, KeyError, psutil.Error):
             pass
@@ -255,14 +262,16 @@ def test_a_killed_process_is_replaced_and_takes_nothing_with_it(several: Program
 
     counted = answered(clients[first], "/healthz")
     restarts = number(clients[first], "backlot_process_restarts_total")
+    client = client_of(several, victim)
     writer = threading.Thread(target=comment)
     writer.start()
-    assert begun.wait(60)
+    assert begun.wait(DEADLINE_SECONDS)
+    survivors = {pid: client_of(several, pid) for pid in clients if pid != victim}
     os.kill(victim, signal.SIGKILL)
-    assert ended.wait(60)
+    assert ended.wait(DEADLINE_SECONDS)
     writer.join()
-    for pid, client in survivors.items():
-        assert connected(several, client) == pid
+    for pid, survivor in survivors.items():
+        assert connected(several, survivor) == pid
     ready_again(several, victim)
     after = client_of_each(several)
     assert len(after) == COUNT
@@ -276,9 +285,19 @@ def test_a_killed_process_is_replaced_and_takes_nothing_with_it(several: Program
     assert len(shown) <= len(acknowledged) + 2
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_one_stop_ends_all_of_them(make_program: MakeProgram, sign: signal.Signals) -> None:
-    program = make_program(**SEVERAL).start()
+@pytest.mark.parametrize(
+    ("sign", "source"),
+    [
+        # Where the source is called otherwise, nothing is forked: each is an interpreter.
+        (signal.SIGINT, f"{PROJECT}/"),
+        (signal.SIGTERM, str(PROJECT)),
+    ],
+    ids=["interpreters", "forked"],
+)
+def test_one_stop_ends_all_of_them(
+    make_program: MakeProgram, sign: signal.Signals, source: str
+) -> None:
+    program = make_program(**SEVERAL, PYTHONPATH=source).start()
     beside = others(program)
     assert len(beside) == COUNT - 1
     # Who presses Ctrl-C sends it to all of a group.
@@ -391,7 +410,8 @@ def test_what_readers_lack_is_translated_whoever_is_asked(make_program: MakeProg
         provider.otherwise = lambda call: translated(f"[{call.target}] {call.text}", "es")
         program = make_program(**SEVERAL, **variables).start()
         video = upload(program.client("owner"))
-        for pid, client in client_of_each(program).items():
+        for pid in pids(program):
+            client = client_of(program, pid)
             spanish = f"¡Qué bonito es este vídeo número {pid}, señores!"
             see(client, client.post(f"/videos/{video}/comments", json={"content": spanish}))
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support import DEADLINE_SECONDS
+
 PROJECT = Path(__file__).parents[2]
 OPTIONS = ("-p", "tests.leftovers", "-p", "no:cacheprovider", "-rA", "-Werror")
 
@@ -89,17 +91,41 @@ def test_the_next_has_what_is_shared(shared):
 
 def outcome(folder: Path, source: str) -> tuple[str, str]:
     """How many failed and passed, and what was printed."""
+    ended = run(folder, source)
+    return re.sub(r" in .*|=+ ?", "", ended.stdout.splitlines()[-1]), ended.stdout
+
+
+def run(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_some.py").write_text(HEAD + source)
-    ended = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "pytest", *OPTIONS, str(folder)],
         check=False,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_SECONDS,
     )
-    return re.sub(r" in .*|=+ ?", "", ended.stdout.splitlines()[-1]), ended.stdout
+
+
+HANGS = """
+from tests import leftovers
+leftovers.HANG_SECONDS = 1.0
+
+def test_fails():
+    assert False
+
+def test_hangs():
+    threading.Event().wait()
+"""
+
+
+def test_a_test_that_hangs_shows_where_and_ends_the_run(tmp_path: Path) -> None:
+    """Also behind one that has failed."""
+    ended = run(tmp_path, HANGS)
+    assert ended.returncode == 1
+    assert "Timeout (0:00:01)!" in ended.stderr
+    assert "in test_hangs" in ended.stderr
 
 
 @pytest.mark.parametrize("left", LEFT.values(), ids=LEFT)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import getpass
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
+from copy import deepcopy
 from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from backlot.doctor import examine
 from backlot.features import read_models
 from domain.operation import Operation, OperationOutcome
+from domain.video_likes import VideoLikes
 from engine.connections import connect
 from infra.redis import connect_blocking_redis
 from projections.like_counters import Counter, Counters
@@ -37,16 +42,47 @@ from tests.support import DEADLINE_SECONDS, eventually
 ME = f"operator:{getpass.getuser()}"
 
 
-@pytest.fixture
-def liked(database_url: str) -> Iterator[Writer]:
+class Recorded(NamedTuple):
+    """A database that was left, and what its writer knows."""
+
+    name: str
+    likes: dict[tuple[UUID, str], VideoLikes]
+    head: int
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    copy_of: Callable[[str], AbstractContextManager[str]], template: str
+) -> Iterator[Recorded]:
     """A log with likes, which all projections have applied; nothing runs any more."""
-    writer = Writer(database_url)
-    writer.like(writer.video().id, "ann", "bob", "eve")
-    models = read_models().all()
-    with hosting(database_url, *models):
-        caught_up(database_url, [model.schema for model in models], writer.head)
-    yield writer
-    writer.close()
+    with copy_of(template) as url:
+        with closing(Writer(url)) as writer:
+            writer.like(writer.video().id, "ann", "bob", "eve")
+            models = read_models().all()
+            with hosting(url, *models):
+                caught_up(url, [model.schema for model in models], writer.head)
+        name = str(conninfo_to_dict(url)["dbname"])
+        yield Recorded(name, writer.likes, writer.head)
+
+
+@pytest.fixture
+def database_url(
+    request: pytest.FixtureRequest,
+    copy_of: Callable[[str], AbstractContextManager[str]],
+    template: str,
+    recorded: Recorded,
+) -> Iterator[str]:
+    """A copy of what was recorded for who asks for `liked`, else an empty database."""
+    with copy_of(recorded.name if "liked" in request.fixturenames else template) as url:
+        yield url
+
+
+@pytest.fixture
+def liked(database_url: str, recorded: Recorded) -> Iterator[Writer]:
+    """Goes on where the likes were recorded."""
+    with closing(Writer(database_url)) as writer:
+        writer.likes, writer.head = deepcopy(recorded.likes), recorded.head
+        yield writer
 
 
 def spoil(database_url: str) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,13 +18,13 @@ import pytest
 import redis
 
 from backlot.cli import main
+from tests.fork_server import ForkedProcess
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.task_support import QUICK, Toy, quick_settings
 from tests.support import DEADLINE_SECONDS, eventually, unused_port
 
 # The thread that holds the delayed ones.
 LOST = r"connection error.*translation\.DQ|translation\.DQ.*connection error"
-PROGRAM = Path(sys.executable).with_name("dramatiq")
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,6 +42,7 @@ class Program:
         self.log = log
         self._environment = os.environ | {
             **QUICK,
+            "PYTHONPATH": str(ROOT),
             "TASK_BROKER_URL": server.url,
             "TASK_STOP_SECONDS": "3",
             "BACKLOT_PORT": str(self.port),
@@ -51,16 +51,16 @@ class Program:
         }
 
     @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        command = [str(PROGRAM), "tests.integration.toy_tasks", "--processes=1", "--threads=2"]
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                [*command, "--path", str(ROOT), "--skip-logging"],
-                env=self._environment,
-                cwd=ROOT,
-                stderr=log,
-                start_new_session=True,
-            )
+    def running(self) -> Iterator[ForkedProcess]:
+        process = ForkedProcess(
+            "dramatiq",
+            ["tests.integration.toy_tasks", "--processes=1", "--threads=2", "--skip-logging"],
+            cwd=ROOT,
+            env=self._environment,
+            stdout=Path(os.devnull),
+            stderr=self.log,
+            start_new_session=True,
+        )
         try:
             yield process
         finally:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -21,6 +19,7 @@ from engine.log import EventMapper, event_id
 from infra.settings import Settings, load_settings
 from infra.tasks.broker import make_broker, task_queues
 from infra.tasks.queues import TRANSLATION, every
+from tests.fork_server import ForkedProcess
 from tests.integration.buses import decided, open_bus
 from tests.integration.consuming_support import LogStage, consuming, processed, run
 from tests.integration.event_log import logged
@@ -29,12 +28,11 @@ from tests.integration.projection_support import Writer
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.task_support import QUICK
 from tests.openai_server import OpenAIServer, openai_server, refusal, status
-from tests.support import eventually, until, unused_port
+from tests.support import DEADLINE_SECONDS, eventually, until, unused_port
 from workers.tasks import TaskMeans, declare
 from workers.translation import TranslationConsumer, make_consumer
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = Path(sys.executable).with_name("dramatiq")
 ARGUMENTS = ("workers.app", "--processes=1", "--threads=2", "--skip-logging")
 SPANISH = "¡Qué bonito es este vídeo, muchas gracias a todos!"
 
@@ -87,14 +85,7 @@ class Desk:
     @contextmanager
     def working(self) -> Iterator[None]:
         """A process as an operator starts it."""
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                [str(PROGRAM), *ARGUMENTS, "--path", str(ROOT)],
-                env=self.environment(),
-                cwd=ROOT,
-                stderr=log,
-                start_new_session=True,
-            )
+        process = self._begin()
         try:
             yield
         finally:
@@ -118,16 +109,19 @@ class Desk:
 
     def refused(self) -> str:
         """What a process says that does not start."""
-        ended = subprocess.run(
-            [str(PROGRAM), *ARGUMENTS, "--path", str(ROOT)],
-            env=self.environment(),
+        assert self._begin().wait(DEADLINE_SECONDS) != 0
+        return self.log.read_text()
+
+    def _begin(self) -> ForkedProcess:
+        return ForkedProcess(
+            "dramatiq",
+            ARGUMENTS,
             cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
+            env=self.environment(),
+            stdout=Path(os.devnull),
+            stderr=self.log,
+            start_new_session=True,
         )
-        assert ended.returncode != 0
-        return ended.stderr
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -18,8 +18,9 @@ from typing import NoReturn
 import pytest
 from rich.console import Console
 
+import benchmarks.__main__
 from benchmarks import erasure
-from benchmarks.__main__ import BENCHMARKS, STDOUT, keep, main, merged, parse
+from benchmarks.__main__ import BENCHMARKS, LATEST, STDOUT, keep, main, merged, parse
 from benchmarks.bench import Scale
 from benchmarks.load import SLICE_SECONDS, Load, Order, Report
 from benchmarks.log import VIDEOS, like_event, uploads
@@ -32,6 +33,8 @@ from infra.errors import ExitCode
 
 FAST = Side("ours", [900, 1234.5678, 2000], {"p50 ms": 1.23456})
 SLOW = Side("theirs", [100, 90])
+# docs/benchmarks.md says so of all together.
+MINUTES = 30
 FACTS = {"python": "3.11.7", "cores": 2, "postgres": "18.4"}
 
 
@@ -174,18 +177,58 @@ def test_kept_results_take_the_place_of_those_of_the_same_benchmarks() -> None:
     assert elsewhere["benchmarks"] == {"growth": "new"}
 
 
+def latest(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+    """Where the latest results are kept from now on."""
+    path = folder / "latest.json"
+    monkeypatch.setattr("benchmarks.__main__.LATEST", path)
+    return path
+
+
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, runs: dict[str, Callable[[object], list[Comparison]]]
+) -> None:
+    """Let there be these benchmarks, and no server."""
+
+    @contextmanager
+    def no_server(scale: Scale) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(postgres_version="18.4")
+
+    monkeypatch.setattr("benchmarks.__main__.open_bench", no_server)
+    monkeypatch.setattr("benchmarks.__main__.signal.signal", lambda *_: None)
+    monkeypatch.setattr("benchmarks.__main__._module", lambda name: SimpleNamespace(run=runs[name]))
+
+
 def test_a_run_that_is_kept_leaves_the_results_of_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    path = tmp_path / "latest.json"
-    monkeypatch.setattr("benchmarks.__main__.LATEST", path)
-    monkeypatch.setattr(
-        "benchmarks.__main__.measure",
-        lambda names, _: (dict(zip(names, [Result(1.0, [])], strict=True)), FACTS),
-    )
+    path = latest(monkeypatch, tmp_path)
+    pretend(monkeypatch, {name: lambda _: [] for name in ("growth", "append")})
     for name in ("growth", "append"):
         assert main([name, "--keep"]) == 0
     assert list(json.loads(path.read_text())["benchmarks"]) == ["append", "growth"]
+
+
+@pytest.mark.parametrize("kept", [["--keep"], ["--json", "latest.json"]])
+def test_a_run_that_is_interrupted_keeps_what_it_has_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: list[str]
+) -> None:
+    def interrupted(bench: object) -> NoReturn:
+        found.extend(json.loads(path.read_text())["benchmarks"])
+        raise KeyboardInterrupt
+
+    found: list[str] = []
+    path = latest(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    pretend(monkeypatch, {"append": lambda _: [], "like": lambda _: [], "growth": interrupted})
+    assert main(["append", "like", "growth", *kept]) == 130
+    assert found == list(json.loads(path.read_text())["benchmarks"]) == ["append", "like"]
+
+
+def test_the_latest_results_are_of_every_benchmark_and_of_half_an_hour() -> None:
+    kept = json.loads(LATEST.read_bytes())
+    missing = [name for name in BENCHMARKS if name not in kept.get("benchmarks", {})]
+    assert missing == [], f"make bench ARGS='{' '.join(missing)} --keep'"
+    assert sum(result["minutes"] for result in kept["benchmarks"].values()) <= MINUTES
 
 
 def test_named_benchmarks_run_once_and_in_order(tmp_path: Path) -> None:
@@ -236,12 +279,9 @@ def test_json_without_a_file_is_printed(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_benchmark_that_lacks_a_library_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @contextmanager
-    def no_server(scale: Scale) -> Iterator[None]:
-        yield None
-
-    monkeypatch.setattr("benchmarks.__main__.open_bench", no_server)
-    monkeypatch.setattr("benchmarks.__main__.signal.signal", lambda *_: None)
+    find = benchmarks.__main__._module
+    pretend(monkeypatch, {})
+    monkeypatch.setattr("benchmarks.__main__._module", find)
     monkeypatch.delitem(sys.modules, "benchmarks.translating", raising=False)
     monkeypatch.setitem(sys.modules, "tests.openai_server", None)
     assert main(["translating"]) == ExitCode.FAILED
@@ -251,17 +291,13 @@ def test_a_benchmark_that_lacks_a_library_says_so(
 def test_a_benchmark_that_breaks_costs_the_others_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @contextmanager
-    def no_server(scale: Scale) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(postgres_version="18.4")
-
     def broken(bench: object) -> NoReturn:
         raise RuntimeError("the film tore")
 
-    runs = {"append": broken, "growth": lambda bench: [Comparison("x", "1/s", FAST, SLOW)]}
-    monkeypatch.setattr("benchmarks.__main__.open_bench", no_server)
-    monkeypatch.setattr("benchmarks.__main__.signal.signal", lambda *_: None)
-    monkeypatch.setattr("benchmarks.__main__._module", lambda name: SimpleNamespace(run=runs[name]))
+    pretend(
+        monkeypatch,
+        {"append": broken, "growth": lambda _: [Comparison("x", "1/s", FAST, SLOW)]},
+    )
     path = tmp_path / "kept.json"
     assert main(["append", "growth", "--json", str(path)]) == 1
     assert list(json.loads(path.read_text())["benchmarks"]) == ["growth"]
