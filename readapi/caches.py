@@ -127,9 +127,16 @@ class Offers:
     out: set[UUID] = field(default_factory=set)
     # What was told of them, and of which state: see `readapi.recommendations`.
     told: tuple[Hashable, Any] | None = None
+    # When Redis was last seen to have them.
     checked: float = field(default_factory=time.monotonic)
-    """When Redis was last seen to have them."""
+    # How often the catalog and who may see videos had changed.
     catalog: int = 0
+    visibility: int = 0
+
+    def forget_lookups(self) -> None:
+        """Have the log asked again."""
+        self.looked_up.clear()
+        self.out.clear()
 
 
 class OfferCache:
@@ -140,18 +147,22 @@ class OfferCache:
     """
 
     def __init__(self, tail: LogTail, seconds: float) -> None:
-        """What was checked with Redis counts for so many seconds."""
+        """What was seen in Redis counts for so many seconds."""
         self._tail, self._seconds = tail, seconds
         self._offers: Lru[str, Offers] = Lru(MOST_OFFERS, "recommendations")
-        self._catalog = 0
-        self._cleared = 0
+        self._cleared = self._catalog = self._visibility = 0
 
     def get(self, user_id: str) -> Offers | None:
-        found = self._offers.get(user_id)
-        if found is not None and found.found.with_newest and found.catalog != self._catalog:
+        offers = self._offers.get(user_id)
+        if offers is None:
+            return None
+        if offers.found.with_newest and offers.catalog != self._catalog:
             self._offers.drop(user_id)
             return None
-        return found
+        if offers.visibility != self._visibility:
+            offers.visibility = self._visibility
+            offers.forget_lookups()
+        return offers
 
     def is_checked(self, offers: Offers) -> bool:
         """Return whether Redis was seen to have these a moment ago."""
@@ -164,20 +175,21 @@ class OfferCache:
     def put(self, user_id: str, offers: Offers, mark: Hashable) -> None:
         """Keep what was read after the mark, if it still is the same."""
         if mark == self.mark(user_id):
-            offers.catalog = self._catalog
+            offers.catalog, offers.visibility = self._catalog, self._visibility
             self._offers.put(user_id, offers)
 
     def leave_out(self, user_id: str, video_id: UUID) -> None:
         """Recommend a video no more to a user."""
-        if (found := self._offers.peek(user_id)) is not None:
-            found.out.add(video_id)
+        if (offers := self._offers.peek(user_id)) is not None:
+            offers.out.add(video_id)
 
     def drop(self, user_id: str) -> None:
         self._offers.drop(user_id)
 
-    def catalog_changed(self) -> None:
-        """Have what names the newest videos found anew."""
+    def catalog_changed(self, *, visibility: bool) -> None:
+        """Have the newest videos found anew, and whether others may be seen if that has changed."""
         self._catalog += 1
+        self._visibility += visibility
 
     def clear(self) -> None:
         self._offers.clear()

@@ -32,6 +32,7 @@ from infra.pseudonyms import Pseudonyms
 from projections.catalog import Catalog, VideoRow
 from projections.comments import Comments
 from projections.likes import Likes
+from projections.recommendations.model import DescribedVideo
 from projections.trending import Ranking
 from readapi.caches import CachedStats, Listings, Lru, OfferCache, VideoPage
 
@@ -62,6 +63,12 @@ LISTING = frozenset(
     for topic in topics_of(event)
 )
 """The topics of what changes which videos stand in a list, or in which order."""
+VISIBILITY = frozenset(
+    topic
+    for event in (Upload.Removed, Upload.VisibilityChanged, Upload.Disowned)
+    for topic in topics_of(event)
+)
+"""The topics of what changes who may see a video."""
 
 # One statement sees one moment: what is shown of a video, and how far each part of it is.
 VIDEOS: LiteralString = """
@@ -182,7 +189,8 @@ class VideoCache:
     ) -> None:
         """`pool` leads to the read models.
 
-        Rankings and recommendations are asked for again after so many seconds.
+        Rankings are asked for again after so many seconds, and Redis whether recommendations are
+        still the same.
         """
         self._pool = pool
         self._likes_model = likes
@@ -229,6 +237,7 @@ class VideoCache:
         self._views.begin(position.telemetry)
         self._telemetry.begin(position.telemetry)
         self._clear_listings()
+        self.offers.clear()
         self.changes += 1
 
     def take(self, event: TailEvent) -> None:
@@ -297,11 +306,11 @@ class VideoCache:
         self.changes += 1
         if event.topic in LISTING:
             self._clear_listings()
+            self.offers.catalog_changed(visibility=event.topic in VISIBILITY)
 
     def _clear_listings(self) -> None:
         self.pages.clear()
         self.rankings.clear()
-        self.offers.clear()
 
     def _policy_changed(self, event: TailEvent) -> None:
         self._comments.put(event.stream_id, event.position)
@@ -350,6 +359,16 @@ class VideoCache:
             each: video if isinstance(video, LoadedVideo) else LoadedVideo(video)
             for each, video in videos
         }
+
+    async def described(self, ids: Sequence[UUID]) -> dict[UUID, DescribedVideo]:
+        """Return title and category of those that are public; raise as `videos` does."""
+        found = {}
+        for each in await self.videos(ids):
+            video = each.video if isinstance(each, LoadedVideo) else each
+            if video is not None and video.row.is_public:
+                row = video.row
+                found[row.video_id] = DescribedVideo(row.video_id, row.title, None, row.category)
+        return found
 
     def _load(self, video_id: UUID) -> asyncio.Future[LoadedVideo]:
         wanted = self._wanted.get(video_id)

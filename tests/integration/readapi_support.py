@@ -116,6 +116,7 @@ class Site:
                 likes=Likes(),
                 catalog=Catalog(),
                 dismissals=Dismissals(),
+                described=cache.described,
             ),
             requests=TranslationRequests(self.rankings, self.settings.translation),
         )
