@@ -34,6 +34,8 @@ from readapi.pages import PLAIN_LIMIT, plain_query, storable
 from readapi.queries import Asked, Queries, Read, ShownVideos, asked, person_of
 
 DEFAULT_LIMIT = 10
+SPARE = 6
+"""So many more than are shown are looked at first, for those that were seen or removed."""
 
 OfUser = Annotated[
     str | None,
@@ -241,16 +243,31 @@ async def _shown(known: Asked, user_id: str, limit: int) -> ShownRecommendations
 
 async def _offered(known: Asked, offers: Offers, user_id: str, limit: int) -> Offered:
     """Return what can still be told of what may be recommended."""
-    queries, fresh, _ = known
-    now = datetime.now(UTC)
+    queries, now = known.queries, datetime.now(UTC)
     hour, changes = start_of_hour(now), queries.cache.changes
     # All that decides which of them are told, and how.
     if offers.told is not None and offers.told[0] == (limit, hour, len(offers.out), changes):
         told: Offered = offers.told[1]
         return told
     made = offers.found.made
-    videos = [*made.told, *(each.video_id for each in made.offered)]
-    found = await queries.shown(fresh, list(dict.fromkeys(videos)), parts=(queries.catalog,))
+    for part in (made.beginning(limit + SPARE), made):
+        items, exact = await _shown_of(part, known, offers, user_id, limit, now)
+        if len(items) == limit or part is made:
+            break
+    state = limit, hour, len(offers.out), changes
+    signed = _given(user_id, made, items, now).signed(await queries.key_of_lists())
+    offered = Offered(items, [_told(each) for each in items], signed)
+    offers.told = (state, offered) if exact else None
+    return offered
+
+
+async def _shown_of(
+    made: Made, known: Asked, offers: Offers, user_id: str, limit: int, now: datetime
+) -> tuple[Sequence[RankedVideo], bool]:
+    """Return what can be shown of these, and whether that is as of what was confirmed."""
+    queries, fresh, _ = known
+    videos = dict.fromkeys((*made.told, *(each.video_id for each in made.offered)))
+    found = await queries.shown(fresh, list(videos), parts=(queries.catalog,))
     if not found.exact:
         # The log tells who may see them.
         offers.forget_lookups()
@@ -259,15 +276,10 @@ async def _offered(known: Asked, offers: Offers, user_id: str, limit: int) -> Of
         items = display(rows, offers.out, user_id, made, limit, now)
         asked = [each.video_id for each in items if each.video_id not in offers.looked_up]
         if not asked:
-            break
+            return items, found.exact
         out = await queries.left_out(user_id, asked)
         offers.looked_up.update(asked)
         offers.out |= out
-    state = limit, hour, len(offers.out), changes
-    signed = _given(user_id, made, items, now).signed(await queries.key_of_lists())
-    offered = Offered(items, [_told(each) for each in items], signed)
-    offers.told = (state, offered) if found.exact else None
-    return offered
 
 
 async def _offers(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Offers, bool]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import nsmallest
-from itertools import count, islice
+from itertools import count, islice, repeat
 from math import exp, fsum, inf
 from typing import NamedTuple, TypeVar
 from uuid import UUID
@@ -42,13 +42,6 @@ ONE_QUESTION_SECONDS = 3600.0
 K = TypeVar("K")
 
 
-class Near(NamedTuple):
-    """A neighbour of the profile: `score` is how near it is, compared with the others."""
-
-    score: float
-    facts: VideoFacts
-
-
 class Trends(NamedTuple):
     """What trends: the first of it are candidates, and all tell how popular others are."""
 
@@ -65,16 +58,33 @@ NO_TRENDS = Trends((), {})
 
 
 class Neighbourhood(NamedTuple):
-    """The nearest that may be recommended, and how much brought any neighbours together with the
-    profile, each of whose videos counts by its share; as of a time in seconds since 1970.
+    """What lies around the videos of a profile, as of a time in seconds since 1970.
 
-    `pulls` are by how much the weights in the list of each video of the profile are multiplied.
+    `pulled` is how strongly each neighbour is pulled in by all of them; `pulls` are by how much the
+    weights in the list of each are multiplied, and `pairs` how much brought any neighbours together
+    with the profile, each of whose videos counts by its share.
     """
 
-    nearest: Sequence[Near]
+    around: Surroundings
+    pulled: Mapping[VideoFacts, float]
+    pulls: Sequence[float]
     pairs: float
     as_of: float
-    pulls: Sequence[float]
+
+    def closest(self, wanted: Collection[VideoFacts]) -> dict[VideoFacts, UUID]:
+        """Return of which video of the profile each is the closest neighbour."""
+        best: dict[VideoFacts, tuple[float, UUID]] = {}
+        for (seed, _, lists), pull in zip(self.around.seeds, self.pulls, strict=True):
+            for facts, weight in zip(lists.videos, lists.weights, strict=True):
+                if facts in wanted and (facts not in best or pull * weight > best[facts][0]):
+                    best[facts] = pull * weight, seed.video_id
+        return {facts: seed for facts, (_, seed) in best.items()}
+
+    def sure(self, latest: float, weighing: Weighing) -> float:
+        """Return how sure neighbours are, as of `latest`, when somebody was last engaged."""
+        asleep = (self.as_of - latest) * weighing.decay
+        pairs = self.pairs * exp(min(max(asleep, -MOST_ASLEEP), MOST_ASLEEP))
+        return weighing.sure(pairs / sum(share for _, share, _ in self.around.seeds))
 
 
 async def material_for(
@@ -162,174 +172,147 @@ def material_of(
     candidate, nor any that the user has `engaged` with, and no video is one twice. For a new user
     the categories take turns.
     """
-    seeds = around.seeds
-    known = {facts.key for facts, *_ in seeds}.union(engaged, (video.bytes for video in without))
     viewer = profile.user_id
+    known = {facts.key for facts, *_ in around.seeds}.union(engaged)
+    known.update(video.bytes for video in without)
 
-    def eligible(facts: VideoFacts) -> bool:
-        return facts.listed and facts.key not in known and facts.owner != viewer
+    def eligible(videos: Iterable[VideoFacts]) -> list[VideoFacts]:
+        return [
+            each
+            for each in videos
+            if each.listed and each.key not in known and each.owner != viewer
+        ]
 
-    neighbourhood = _neighbourhood(around, eligible, weighing)
-    near = {facts: score for score, facts in neighbourhood.nearest}
-    tops = [
-        facts for category, facts in around.tops if facts.category == category and eligible(facts)
-    ][:limit]
-    popular = [facts for _, facts in around.popular if eligible(facts)][:limit]
-    others = {facts.key: facts for facts in around.others if eligible(facts)}
-    found = [*dict.fromkeys([*others.values(), *popular, *tops, *near])]
-    latest = max((each.as_of for each in found if each.as_of is not None), default=-inf)
+    neighbourhood = _neighbourhood(around, weighing)
+    near = _nearest(neighbourhood, eligible(neighbourhood.pulled), weighing)
+    tops = eligible(facts for category, facts in around.tops if facts.category == category)[:limit]
+    popular = eligible(facts for _, facts in around.popular)[:limit]
+    others = {facts.key: facts for facts in eligible(around.others)}
+    # The nearest come first.
+    found = [*dict.fromkeys((*near, *others.values(), *popular, *tops))]
+    latest = max((each.as_of for each in found), default=-inf)
     alike = {video.bytes: min(max(value, 0.0), 1.0) for video, value in similar}
-    signals = _signals(found, near, alike, around.categories, attention, latest)
+    signals = _signals(found, [*near.values()], alike, around.categories, attention, latest)
+    order = [(-signals.neighbour[place], each.key, each) for place, each in enumerate(near)]
     sources: list[Sequence[VideoFacts]] = [
-        _first(limit, near, signals.neighbour),
+        [each for *_, each in nsmallest(limit, order)],
         tops,
         [others[key] for key in sorted(alike, key=lambda key: (-alike[key], key)) if key in others],
         [others[key] for key in trends.candidates if key in others],
         popular,
     ]
     chosen = [*islice(take_turns(sources), limit)]
-    because = _because(chosen, near, around, neighbourhood.pulls)
+    because = neighbourhood.closest({each for each in chosen if each in near})
+    places = dict(zip(found, range(len(found)), strict=True))
     candidates = [
         Candidate(
             facts.video_id,
             facts.category,
             trends.shares.get(facts.key, 0.0),
-            signals.neighbour.get(facts, 0.0),
-            signals.same_category.get(facts, 0.0),
-            signals.similar.get(facts, 0.0),
+            signals.neighbour[place],
+            signals.same_category[place],
+            signals.similar[place],
             because.get(facts),
-            signals.popular.get(facts, 0.0),
+            signals.popular[place],
         )
         for facts in chosen
+        for place in (places[facts],)
     ]
     telling = weighing.telling(latest - profile.latest.timestamp()) if profile.latest else 0.0
     return Material(
         profile,
         vary(candidates) if profile.is_empty else candidates,
         telling=telling,
-        sure=_sure(neighbourhood, around, latest, weighing),
+        sure=neighbourhood.sure(latest, weighing) if near else 0.0,
     )
 
 
-def _neighbourhood(
-    around: Surroundings, eligible: Callable[[VideoFacts], bool], weighing: Weighing
-) -> Neighbourhood:
+def _neighbourhood(around: Surroundings, weighing: Weighing) -> Neighbourhood:
     """Return the neighbours of the profile.
 
-    A neighbour's weight is divided by a power of how much each of the two was engaged with. Only
-    how these compare matters: so all is as of the latest time of any list, and nothing is too small
-    for its own weight, however long the site sleeps.
+    A neighbour's weight is divided by a power of how much each of the two was engaged with: here by
+    that of the profile's video. Only how these compare matters: so all is as of the latest time of
+    any list, and nothing is too small for its own weight, however long the site sleeps.
     """
-    decay, lists = weighing.decay, [near for _, _, near in around.seeds if near.videos]
-    as_of = max((near.as_of for near in lists), default=0.0)
-    now = as_of * decay
-    summed: dict[VideoFacts, float] = {}
+    decay = weighing.decay
+    as_of = max((near.as_of for _, _, near in around.seeds if near.videos), default=0.0)
+    pulled: dict[VideoFacts, float] = {}
     pairs, pulls = 0.0, []
     for facts, share, near in around.seeds:
         pull = 0.0
-        if near.videos and facts.mass is not None:
+        if near.videos:
             brought = share * exp((near.as_of - as_of) * decay)
             pairs += brought * near.total
-            pull = brought * exp(-weighing.profile_exponent * (facts.mass - now))
+            pull = brought * exp(weighing.profile_exponent * (as_of * decay - facts.mass))
         pulls.append(pull)
-        if not pull:
+        if not pulled:
+            pulled = dict(zip(near.videos, [pull * each for each in near.weights], strict=True))
             continue
-        if not summed:
-            summed = dict(zip(near.videos, [pull * each for each in near.weights], strict=True))
-            continue
-        get = summed.get
+        get = pulled.get
         for video, weight in zip(near.videos, near.weights, strict=True):
-            summed[video] = get(video, 0.0) + pull * weight
-    exponent = weighing.popularity_exponent
-    nearest = [
-        Near(score * exp(-exponent * (facts.mass - now)), facts)
-        for facts, score in summed.items()
-        if facts.mass is not None and eligible(facts)
-    ]
-    if len(nearest) > MOST_NEIGHBOURS:
-        nearest = sorted(nearest, key=lambda each: (-each.score, each.facts.key))[:MOST_NEIGHBOURS]
-    return Neighbourhood(nearest, pairs, as_of, pulls)
+            pulled[video] = get(video, 0.0) + pull * weight
+    return Neighbourhood(around, pulled, pulls, pairs, as_of)
 
 
-def _sure(
-    neighbourhood: Neighbourhood, around: Surroundings, latest: float, weighing: Weighing
-) -> float:
-    """Return how sure the neighbours are, as of the time when somebody was last engaged."""
-    if not neighbourhood.nearest:
-        return 0.0
-    asleep = (neighbourhood.as_of - latest) * weighing.decay
-    pairs = neighbourhood.pairs * exp(min(max(asleep, -MOST_ASLEEP), MOST_ASLEEP))
-    return weighing.sure(pairs / sum(share for _, share, _ in around.seeds))
-
-
-def _because(
-    chosen: Iterable[VideoFacts],
-    near: Collection[VideoFacts],
-    around: Surroundings,
-    pulls: Sequence[float],
-) -> dict[VideoFacts, UUID]:
-    """Return of which video of the profile each is the closest neighbour."""
-    wanted = {facts for facts in chosen if facts in near}
-    best: dict[VideoFacts, tuple[float, UUID]] = {}
-    for (seed, _, lists), pull in zip(around.seeds, pulls, strict=True):
-        for facts, weight in zip(lists.videos, lists.weights, strict=True):
-            if facts in wanted:
-                closeness = pull * weight
-                if facts not in best or closeness > best[facts][0]:
-                    best[facts] = closeness, seed.video_id
-    return {facts: seed for facts, (_, seed) in best.items()}
+def _nearest(
+    neighbourhood: Neighbourhood, eligible: Sequence[VideoFacts], weighing: Weighing
+) -> dict[VideoFacts, float]:
+    """Return how near each is that may be recommended, compared with the others."""
+    pulled, exponent = neighbourhood.pulled, weighing.popularity_exponent
+    now = neighbourhood.as_of * weighing.decay
+    near = {each: pulled[each] * exp(exponent * (now - each.mass)) for each in eligible}
+    if len(near) > MOST_NEIGHBOURS:
+        best = sorted(near.items(), key=lambda each: (-each[1], each[0].key))
+        near = dict(best[:MOST_NEIGHBOURS])
+    return near
 
 
 class Signals(NamedTuple):
-    """Each video's share of all that was found by a signal."""
+    """What speaks for each that was found: its share of all that was found by a signal."""
 
-    neighbour: Mapping[VideoFacts, float]
-    same_category: Mapping[VideoFacts, float]
-    similar: Mapping[VideoFacts, float]
-    popular: Mapping[VideoFacts, float]
+    neighbour: Sequence[float]
+    same_category: Sequence[float]
+    similar: Sequence[float]
+    popular: Sequence[float]
 
 
 def _signals(
     found: Sequence[VideoFacts],
-    near: Mapping[VideoFacts, float],
+    near: Sequence[float],
     alike: Mapping[VideoKey, float],
-    categories: Mapping[str, float],
+    categories: Mapping[str | None, float],
     attention: Attention,
     latest: float,
 ) -> Signals:
-    """Return what speaks for what was found.
+    """Return what speaks for what was found, the first of which are `near`.
 
     Ages count up to `latest`, when somebody was last engaged.
     """
     ages, going_on = attention.columns()
-    left = {
-        each: going_on[max(bisect_right(ages, latest - each.completed) - 1, 0)] for each in found
-    }
-    most = max((each.mass for each in found if each.mass is not None), default=0.0)
-    masses = {each: exp(each.mass - most) * left[each] for each in found if each.mass is not None}
-    liked_most = {
-        each: mass * share
-        for each, mass in masses.items()
-        if (share := categories.get(each.category or ""))
-    }
-    return Signals(
-        neighbour=shares_of({each: score * left[each] for each, score in near.items()}),
-        same_category=shares_of(liked_most),
-        similar=shares_of(
-            {each: alike[each.key] * left[each] for each in found if each.key in alike}
-            if alike
-            else {}
-        ),
-        popular=shares_of(masses),
+    going_on.insert(0, going_on[0])
+    left = [going_on[bisect_right(ages, latest - each.completed)] for each in found]
+    most = max((each.mass for each in found), default=-inf)
+    if most == -inf:
+        most = 0.0
+    masses = [exp(each.mass - most) * share for each, share in zip(found, left, strict=True)]
+    share_of = categories.get
+    liked_most = [
+        mass * share_of(each.category, 0.0) for each, mass in zip(found, masses, strict=True)
+    ]
+    nearness = [score * share for score, share in zip(near, left, strict=False)]
+    like = (
+        [alike.get(each.key, 0.0) * share for each, share in zip(found, left, strict=True)]
+        if alike
+        else []
     )
+    return Signals(*(_shares(each, len(found)) for each in (nearness, liked_most, like, masses)))
 
 
-def _first(
-    limit: int, videos: Iterable[VideoFacts], shares: Mapping[VideoFacts, float]
-) -> list[VideoFacts]:
-    """Return those with the greatest shares; equal ones by id."""
-    order = [(-shares[each], each.key, each) for each in videos]
-    return [each for *_, each in nsmallest(limit, order)]
+def _shares(values: Sequence[float], most: int) -> Sequence[float]:
+    """Return the values divided by their sum, and zeros for what has none."""
+    total = fsum(values)
+    shares = [value / total for value in values] if total else [0.0] * len(values)
+    return shares if len(shares) == most else [*shares, *repeat(0.0, most - len(shares))]
 
 
 def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:

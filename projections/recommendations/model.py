@@ -126,6 +126,23 @@ class RankedRecommendations:
         """All that either order has."""
         return chain.from_iterable(self.orders)
 
+    def beginning(self, most: int) -> RankedRecommendations:
+        """Return the first of the order, if that can be shown without knowing the others.
+
+        It can't where two orders are compared, or where a language model wrote the reasons.
+        """
+        if most >= len(self.items) or self.rival is not None or self.by_model:
+            return self
+        items = self.items[:most]
+        named = {video for each in items for video in (each.video_id, each.because)}
+        told = {video: self.told[video] for video in named if video in self.told}
+        return replace(self, items=items, told=told)
+
+    @property
+    def by_model(self) -> bool:
+        """Whether a language model has worded anything."""
+        return self.source is RecommendationSource.LLM
+
     def reordered(
         self, order: Callable[[Sequence[RankedVideo]], Iterable[RankedVideo]]
     ) -> RankedRecommendations:

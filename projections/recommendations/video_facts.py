@@ -12,7 +12,7 @@ import time
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp, log
+from math import exp, inf, log
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
@@ -68,7 +68,8 @@ class VideoFacts:
     """What is known of a video; there is one of these per video in a store, which is read anew.
 
     `mass` is the logarithm of how much it is engaged with, with what it lost by `decay` until now
-    left in: it is given as if of 1970. `completed` and `as_of` are seconds since then.
+    left in: it is given as if of 1970. `completed` and `as_of` are seconds since then. Of what
+    nobody engaged with, both are -inf.
     """
 
     key: VideoKey
@@ -78,8 +79,8 @@ class VideoFacts:
     completed: float = 0.0
     listed: bool = False
     number: int | None = None
-    mass: float | None = None
-    as_of: float | None = None
+    mass: float = -inf
+    as_of: float = -inf
     until: float = 0.0
 
 
@@ -116,7 +117,7 @@ class Surroundings(NamedTuple):
     """
 
     seeds: Sequence[tuple[VideoFacts, float, NeighbourList]]
-    categories: Mapping[str, float]
+    categories: Mapping[str | None, float]
     tops: Sequence[tuple[str, VideoFacts]]
     popular: Sequence[tuple[str, VideoFacts]]
     others: Sequence[VideoFacts]
@@ -222,8 +223,9 @@ class FactStore:
         facts.category, facts.owner = category, owner
         facts.completed = completed or 0.0
         facts.listed = known is not None and bool(is_listed)
-        facts.number, facts.as_of = number, as_of
-        facts.mass = None if weight is None else weight + as_of * self._decay
+        facts.number = number
+        if number is not None:
+            facts.as_of, facts.mass = as_of, weight + as_of * self._decay
         facts.until = self._until()
         if number is not None:
             self._numbered[number] = facts
@@ -289,16 +291,16 @@ NOTHING = NeighbourList()
 
 def categories_of(
     seeds: Iterable[tuple[VideoFacts, float, NeighbourList]],
-) -> dict[str, float]:
+) -> dict[str | None, float]:
     """Return how much of a profile is of each category, the greatest share first."""
-    shares: dict[str, float] = {}
+    shares: dict[str | None, float] = {}
     for facts, share, _ in seeds:
         if facts.category is not None:
             shares[facts.category] = shares.get(facts.category, 0.0) + share
-    return dict(sorted(shares.items(), key=lambda each: (-each[1], each[0])))
+    return dict(sorted(shares.items(), key=lambda each: (-each[1], each[0] or "")))
 
 
-def _wanted(categories: Mapping[str, float]) -> Sequence[str | None]:
+def _wanted(categories: Mapping[str | None, float]) -> Sequence[str | None]:
     """Return of which categories the tops are wanted; None stands for the first of each."""
     return list(categories)[:MOST_CATEGORIES] or [None]
 
