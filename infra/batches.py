@@ -44,18 +44,23 @@ class Batches(Generic[Q, A]):
                 try:
                     answers = await self._ask_all([question for question, _ in batch])
                 except Exception as error:  # noqa: BLE001 - each caller is told
-                    for _, waits in batch:
-                        if not waits.done():
-                            waits.set_exception(error)
+                    _fail(batch, error)
                 else:
                     for (_, waits), answer in zip(batch, answers, strict=True):
                         if not waits.done():
                             waits.set_result(answer)
-        except BaseException:
+        except BaseException as error:
             # The process ends: nobody may wait for ever.
-            for _, waits in (*batch, *self._waiting):
-                _ = waits.cancel()
+            _fail([*batch, *self._waiting], error)
             self._waiting = []
             raise
         finally:
             self._task = None
+
+
+def _fail(waiting: Sequence[tuple[object, asyncio.Future[A]]], error: BaseException) -> None:
+    for _, waits in waiting:
+        if not waits.done():
+            waits.set_exception(error)
+            # It is raised where somebody waits; asyncio must not complain where nobody does.
+            waits.exception()
