@@ -134,7 +134,7 @@ class RankedRecommendations:
         if most >= len(self.items) or self.rival is not None or self.by_model:
             return self
         items = self.items[:most]
-        named = {video for each in items for video in (each.video_id, each.because)}
+        named = {video for each in items for video in (each.video_id, each.because) if video}
         told = {video: self.told[video] for video in named if video in self.told}
         return replace(self, items=items, told=told)
 
