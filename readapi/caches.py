@@ -13,7 +13,7 @@ from uuid import UUID
 from engine.tail import LogTail
 from infra.http.shapes import Position
 from infra.metrics import counter
-from projections.recommendations.recommender import Recommended
+from projections.recommendations.recommender import UserRecommendations
 
 MOST_OFFERS = 2_000
 
@@ -122,7 +122,7 @@ class Offers:
     `looked_up` are the videos of which the log was asked; whatever happens later is told.
     """
 
-    found: Recommended
+    found: UserRecommendations
     looked_up: set[UUID] = field(default_factory=set)
     out: set[UUID] = field(default_factory=set)
     # What was told of them, and of which state: see `readapi.recommendations`.

@@ -250,10 +250,10 @@ async def _offered(known: Asked, offers: Offers, user_id: str, limit: int) -> Of
         told: Offered = offers.told[1]
         return told
     made = offers.found.made
-    for part in (made.beginning(limit + SPARE), made):
-        items, exact = await _shown_of(part, known, offers, user_id, limit, now)
-        if len(items) == limit or part is made:
-            break
+    part = made.beginning(limit + SPARE)
+    items, exact = await _shown_of(part, known, offers, user_id, limit, now)
+    if len(items) < limit and part is not made:
+        items, exact = await _shown_of(made, known, offers, user_id, limit, now)
     state = limit, hour, len(offers.out), changes
     signed = _given(user_id, made, items, now).signed(await queries.key_of_lists())
     offered = Offered(items, [_told(each) for each in items], signed)

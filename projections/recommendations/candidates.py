@@ -19,9 +19,9 @@ from projections.recommendations.model import Candidate, Material, Profile, Vide
 from projections.recommendations.prompt import MOST_CANDIDATES, MOST_TRENDING
 from projections.recommendations.video_facts import (
     FactStore,
-    Question,
-    Surroundings,
+    Vicinity,
     VideoFacts,
+    WantedFacts,
 )
 from projections.trending import Ranked
 
@@ -65,7 +65,7 @@ class Neighbourhood(NamedTuple):
     with the profile, each of whose videos counts by its share.
     """
 
-    around: Surroundings
+    around: Vicinity
     pulled: Mapping[VideoFacts, float]
     pulls: Sequence[float]
     pairs: float
@@ -119,8 +119,8 @@ async def material_for(
 
 
 async def read_around(
-    conn: AsyncConnection[TupleRow], asked: Question, weighing: Weighing
-) -> Surroundings:
+    conn: AsyncConnection[TupleRow], asked: WantedFacts, weighing: Weighing
+) -> Vicinity:
     """Return what lies around a user as it is now; raise psycopg.Error."""
     store = FactStore(weighing.half_life_seconds, ONE_QUESTION_SECONDS)
     (around,) = await store.load(conn, [asked])
@@ -132,16 +132,16 @@ def question_of(
     trends: Trends,
     similar: Sequence[tuple[UUID, float]],
     weighing: Weighing,
-) -> Question:
+) -> WantedFacts:
     """Return what has to be known for the candidates of a user."""
     seeds = {video.bytes: share for video, share in seeds_of(profile, weighing).items()}
     others = [*trends.candidates, *(video.bytes for video, _ in similar)]
     # In the order of ids, for the last digits of sums.
-    return Question(dict(sorted(seeds.items())), others)
+    return WantedFacts(dict(sorted(seeds.items())), others)
 
 
 async def engaged_with(
-    conn: AsyncConnection[TupleRow], viewer: str, around: Surroundings
+    conn: AsyncConnection[TupleRow], viewer: str, around: Vicinity
 ) -> set[VideoKey]:
     """Return which of the videos there the viewer has ever engaged with; raise psycopg.Error."""
     lists = [near.videos for _, _, near in around.seeds]
@@ -155,7 +155,7 @@ async def engaged_with(
 
 def material_of(
     profile: Profile,
-    around: Surroundings,
+    around: Vicinity,
     engaged: Collection[VideoKey],
     trends: Trends,
     attention: Attention,
@@ -227,7 +227,7 @@ def material_of(
     )
 
 
-def _neighbourhood(around: Surroundings, weighing: Weighing) -> Neighbourhood:
+def _neighbourhood(around: Vicinity, weighing: Weighing) -> Neighbourhood:
     """Return the neighbours of the profile.
 
     A neighbour's weight is divided by a power of how much each of the two was engaged with: here by

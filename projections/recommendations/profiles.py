@@ -53,7 +53,7 @@ LEFT JOIN analytics.viewers AS v ON v.viewer = asked.viewer ORDER BY place
 Conn = AsyncConnection[TupleRow]
 
 
-class Decisions(NamedTuple):
+class UserDecisions(NamedTuple):
     """What a user likes (10 at most) and has dismissed (1,000 at most), newest first."""
 
     user_id: str
@@ -71,16 +71,16 @@ class Own(NamedTuple):
 
 async def decisions_of(
     main: Conn, likes: Likes, dismissals: Dismissals, users: Sequence[str]
-) -> list[Decisions]:
+) -> list[UserDecisions]:
     """Return what these users decided; `main` leads to the read models. Raise psycopg.Error."""
     query = DECIDED.format(likes=likes.schema, dismissals=dismissals.schema).encode()
     async with main.cursor(binary=True) as cursor:
         await cursor.execute(query, (MOST_LIKED, MOST_DISMISSED, list(users)), prepare=True)
         rows = await cursor.fetchall()
-    return [Decisions(user, *row) for user, row in zip(users, rows, strict=True)]
+    return [UserDecisions(user, *row) for user, row in zip(users, rows, strict=True)]
 
 
-async def own_of(analytics: Conn, decided: Sequence[Decisions]) -> list[Own]:
+async def own_of(analytics: Conn, decided: Sequence[UserDecisions]) -> list[Own]:
     """Return what is these users' own; an empty profile where nothing is known.
 
     A like that the analytics have not seen yet is taken to be of now. What the user did not like to
@@ -99,12 +99,12 @@ async def profile_of(analytics: Conn, likes: Likes, main: Conn, user_id: str) ->
     `main` is a connection to the database of `likes`.
     """
     standing = await likes.liked_page(main, user_id, END_OF_LOG, MOST_LIKED)
-    (own,) = await own_of(analytics, [Decisions(user_id, [like.video_id for like in standing])])
+    (own,) = await own_of(analytics, [UserDecisions(user_id, [like.video_id for like in standing])])
     return own.profile
 
 
 def _own(
-    decided: Decisions,
+    decided: UserDecisions,
     watched: Sequence[UUID] | None,
     watched_at: Sequence[float],
     liked_at: Sequence[float | None],

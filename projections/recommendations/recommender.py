@@ -81,13 +81,13 @@ from projections.recommendations.model import (
 )
 from projections.recommendations.profiles import (
     MOST_DISMISSED,
-    Decisions,
     Own,
+    UserDecisions,
     decisions_of,
     own_of,
 )
 from projections.recommendations.ranker import Ranker, fuse, make_ranker
-from projections.recommendations.video_facts import FactStore, Question, Surroundings
+from projections.recommendations.video_facts import FactStore, Vicinity, WantedFacts
 from projections.trending import Window
 
 log = structlog.get_logger(__name__)
@@ -165,7 +165,7 @@ class RecommendationInvalidation:
         await self._generations.renew([ENGAGED_PREFIX + user for user in users])
 
 
-class Recommended(NamedTuple):
+class UserRecommendations(NamedTuple):
     """Recommendations as they may be shown now, and what of them is cached.
 
     `with_newest` tells whether they end with what is newest, so that a new video changes them.
@@ -213,9 +213,9 @@ class Recommender:
         ttl, outdated = settings.cache_ttl_seconds, settings.invalidate_seconds
         self._memory_seconds = min(outdated, MEMORY_SECONDS)
         self._facts = FactStore(weighing.half_life_seconds, self._memory_seconds)
-        self._questions: Batches[Question, Surroundings] = Batches(self._load)
-        self._decisions: Batches[str, Decisions] = Batches(self._decisions_of)
-        self._own: Batches[Decisions, Own] = Batches(self._own_of)
+        self._questions: Batches[WantedFacts, Vicinity] = Batches(self._load)
+        self._decisions: Batches[str, UserDecisions] = Batches(self._decisions_of)
+        self._own: Batches[UserDecisions, Own] = Batches(self._own_of)
         self._trends = NO_TRENDS
         self._trends_until = self._unembedded_until = float("-inf")
         whole = Lifetimes(timedelta(seconds=ttl), timedelta(seconds=outdated))
@@ -229,7 +229,7 @@ class Recommender:
             unreadable=RECOMMENDATION_CACHE_FAILURES,
         )
 
-    async def get(self, user_id: str, fresh: Freshness = WHATEVER_THERE_IS) -> Recommended:
+    async def get(self, user_id: str, fresh: Freshness = WHATEVER_THERE_IS) -> UserRecommendations:
         """Return a user's recommendations, and whether they were cached.
 
         Concurrent callers share one computation. Some videos may be seen or removed by now: that
@@ -243,15 +243,15 @@ class Recommender:
             Requirement(position=fresh.position),
         )
         if len(kept.value.items) >= MOST and not self._new_share:
-            return Recommended(kept.value, kept, cached, with_newest=False)
+            return UserRecommendations(kept.value, kept, cached, with_newest=False)
         newest = await self._newest(user_id)
 
         def filled(items: Sequence[RankedVideo]) -> Iterable[RankedVideo]:
             return with_new(items, newest, self._new_share, user_id)
 
-        return Recommended(kept.value.reordered(filled), kept, cached, with_newest=True)
+        return UserRecommendations(kept.value.reordered(filled), kept, cached, with_newest=True)
 
-    async def holds(self, user_id: str, found: Recommended) -> bool:
+    async def holds(self, user_id: str, found: UserRecommendations) -> bool:
         """Return whether `get` would find the same in Redis still."""
         return await self._cache.holds(PREFIX + user_id, ENGAGED_PREFIX + user_id, found.kept)
 
@@ -375,7 +375,7 @@ class Recommender:
         async with self._analytics.pool.connection() as conn:
             return await self._attention.get(conn)
 
-    async def _around(self, asked: Question, fresh: Freshness) -> Surroundings:
+    async def _around(self, asked: WantedFacts, fresh: Freshness) -> Vicinity:
         """Return what lies around a user; from memory, unless a position was asked for."""
         if fresh.is_asked:
             async with self._analytics.pool.connection() as conn:
@@ -383,15 +383,15 @@ class Recommender:
         found = self._facts.surroundings(asked)
         return found if found is not None else await self._questions.ask(asked)
 
-    async def _load(self, asked: Sequence[Question]) -> Sequence[Surroundings]:
+    async def _load(self, asked: Sequence[WantedFacts]) -> Sequence[Vicinity]:
         async with self._analytics.pool.connection() as conn:
             return await self._facts.load(conn, asked)
 
-    async def _decisions_of(self, users: Sequence[str]) -> Sequence[Decisions]:
+    async def _decisions_of(self, users: Sequence[str]) -> Sequence[UserDecisions]:
         async with self._pool.connection() as conn:
             return await decisions_of(conn, self._likes, self._dismissals, users)
 
-    async def _own_of(self, decided: Sequence[Decisions]) -> Sequence[Own]:
+    async def _own_of(self, decided: Sequence[UserDecisions]) -> Sequence[Own]:
         async with self._analytics.pool.connection() as conn:
             return await own_of(conn, decided)
 

@@ -102,14 +102,14 @@ class Top(NamedTuple):
     until: float
 
 
-class Question(NamedTuple):
+class WantedFacts(NamedTuple):
     """What is wanted: around the videos of a profile, each with its share, and of some others."""
 
     seeds: Mapping[VideoKey, float]
     others: Sequence[VideoKey]
 
 
-class Surroundings(NamedTuple):
+class Vicinity(NamedTuple):
     """All that was asked for; what is not there is left out.
 
     `categories` are how much of the profile is of each, most first; `tops` those of the first
@@ -142,7 +142,7 @@ class FactStore:
         self._lists: dict[VideoKey, NeighbourList] = {}
         self._tops: dict[str | None, Top] = {}
 
-    def surroundings(self, asked: Question, since: float | None = None) -> Surroundings | None:
+    def surroundings(self, asked: WantedFacts, since: float | None = None) -> Vicinity | None:
         """Return what was asked for, None where some of it has to be loaded.
 
         That is as it holds now, or held at `since`.
@@ -171,9 +171,9 @@ class FactStore:
         *chosen, popular = tops
         if len(chosen) > 1:
             chosen = [_in_turns(chosen)]
-        return Surroundings(seeds, categories, chosen[0], popular, others)
+        return Vicinity(seeds, categories, chosen[0], popular, others)
 
-    async def load(self, conn: Conn, wanted: Sequence[Question]) -> Sequence[Surroundings]:
+    async def load(self, conn: Conn, wanted: Sequence[WantedFacts]) -> Sequence[Vicinity]:
         """Return what these questions ask for, and read what is lacking; raise psycopg.Error."""
         self._make_room()
         begun = self._clock()
