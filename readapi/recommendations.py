@@ -289,7 +289,9 @@ async def _offers(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Off
         if cache.is_checked(kept):
             return kept, True
         now = time.monotonic()
-        holds = await recommendations.holds(user_id, kept.found)
+        # Which are new to the user, read models told that may have been behind.
+        may_hold = not kept.found.with_newest
+        holds = may_hold and await recommendations.holds(user_id, kept.found)
         if holds and cache.get(user_id) is kept:
             kept.checked = now
             return kept, True
