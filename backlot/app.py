@@ -364,6 +364,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         likes=likes,
         catalog=catalog,
         dismissals=parts.models[Dismissals],
+        described=cache.described,
     )
     stack.push_async_callback(recommendations.aclose)
     return Queries(

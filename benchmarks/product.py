@@ -35,7 +35,8 @@ from projections.recommendations.model import (
     RankedVideo,
     Weighing,
 )
-from projections.recommendations.recommender import MOST, profile_of
+from projections.recommendations.profiles import profile_of
+from projections.recommendations.recommender import MOST
 from projections.trending import Formula, Ranked, Trending, Window
 from workers.analytics import Analytics, AnalyticsVideos, rules_of
 from workers.recommendations import EngagementSink

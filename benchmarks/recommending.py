@@ -28,7 +28,7 @@ from projections.recommendations.attention import AttentionCache
 from projections.recommendations.candidates import material_for
 from projections.recommendations.co_occurrence import Engagement, keep
 from projections.recommendations.model import EngagementKind, Weighing
-from projections.recommendations.recommender import profile_of
+from projections.recommendations.profiles import profile_of
 from projections.trending import Ranked
 
 MILLISECONDS, MICROSECONDS = 1e3, 1e6

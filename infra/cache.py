@@ -13,12 +13,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
+import orjson
 import structlog
 from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 from redis import RedisError
 from redis.asyncio import Redis
 
+from infra.batches import Batches
 from infra.circuit_breaker import CircuitBreaker, CircuitState
 from infra.http.shapes import BEGINNING, Position
 
@@ -30,6 +32,12 @@ AWAY_SECONDS = 5.0
 KEYS_AT_ONCE, VALUES_AT_ONCE = 1_000, 50
 
 Key = bytes | str
+KeyPair = tuple[str, str]
+"""Of a generation, and of a value."""
+Looked = tuple[bytes | None, bytes | None]
+# What a cached value ends with: when it was computed, of which generation, and what it includes.
+TIME_FIELD = b',"at":'
+ENDING_BYTES = 300
 
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
@@ -201,6 +209,7 @@ class RedisValues(Generic[V]):
         self._form = form
         self._unreadable = unreadable
         self._event = event
+        self._stores: Batches[tuple[str, bytes, timedelta], None] = Batches(self._store_all)
 
     async def load(self, key: str) -> V | None:
         """Return the value at the key, None where there is none that can be read."""
@@ -214,8 +223,17 @@ class RedisValues(Generic[V]):
 
     async def store(self, key: str, value: V, lifetime: timedelta) -> None:
         """Put the value at the key, or do nothing while Redis is away."""
-        text = self._form.dump_json(value)
-        await self.redis.ask(lambda redis: redis.set(key, text, px=lifetime))
+        await self._stores.ask((key, self._form.dump_json(value), lifetime))
+
+    async def _store_all(self, wanted: Sequence[tuple[str, bytes, timedelta]]) -> Sequence[None]:
+        async def set_all(redis: Redis) -> None:
+            async with redis.pipeline(transaction=False) as pipe:
+                for key, text, lifetime in wanted:
+                    _ = pipe.set(key, text, px=lifetime)
+                await pipe.execute()
+
+        await self.redis.ask(set_all)
+        return [None] * len(wanted)
 
     def parse(self, key: str, text: bytes | None) -> V | None:
         """Return the value that was read from the key, None where it can't be understood."""
@@ -318,6 +336,8 @@ class ReadThroughCache(Generic[V]):
         self._lookups = lookups
         self._clock = clock
         self._flights: SingleFlight[tuple[CachedValue[V], bool]] = SingleFlight()
+        self._looks: Batches[KeyPair, Looked] = Batches(self._look_all)
+        self._checks: Batches[KeyPair, Looked] = Batches(self._check_all)
 
     async def get(
         self,
@@ -355,19 +375,61 @@ class ReadThroughCache(Generic[V]):
         current = cached.generation == generation
         return age < (lifetimes.longest if current else lifetimes.outdated)
 
+    async def holds(self, key: str, generation_key: str, found: CachedValue[V]) -> bool:
+        """Return whether a value that `get` gave is what it would give still, without reading it.
+
+        It is not once it was made anew or dropped, by whomever, nor while Redis is away.
+        """
+        generation, ending = await self._checks.ask((generation_key, key))
+        if ending is None or _at(ending) != found.at:
+            return False
+        return self._holds(found, generation.decode() if generation else None, self._clock())
+
     async def _look(
         self, key: str, generation_key: str
     ) -> tuple[str | None, CachedValue[V] | None]:
+        generation, value = await self._looks.ask((generation_key, key))
+        return generation.decode() if generation else None, self._values.parse(key, value)
+
+    async def _look_all(self, wanted: Sequence[KeyPair]) -> Sequence[Looked]:
         async def look(redis: Redis) -> list[bytes | None]:
-            # Not MGET: the two keys need not be in one slot of a cluster.
+            # Not MGET: the keys need not be in one slot of a cluster.
             async with redis.pipeline(transaction=False) as pipe:
-                _ = pipe.get(generation_key)
-                _ = pipe.get(key)
+                for generation_key, key in wanted:
+                    _ = pipe.get(generation_key)
+                    _ = pipe.get(key)
                 found: list[bytes | None] = await pipe.execute()
                 return found
 
-        generation, value = await self._values.redis.ask(look) or (None, None)
-        return generation.decode() if generation else None, self._values.parse(key, value)
+        return _in_pairs(await self._values.redis.ask(look), len(wanted))
+
+    async def _check_all(self, wanted: Sequence[KeyPair]) -> Sequence[Looked]:
+        async def check(redis: Redis) -> list[bytes | None]:
+            async with redis.pipeline(transaction=False) as pipe:
+                for generation_key, key in wanted:
+                    _ = pipe.get(generation_key)
+                    _ = pipe.getrange(key, -ENDING_BYTES, -1)
+                found: list[bytes | None] = await pipe.execute()
+                return found
+
+        return _in_pairs(await self._values.redis.ask(check), len(wanted))
+
+
+def _in_pairs(found: Sequence[bytes | None] | None, most: int) -> Sequence[Looked]:
+    """Return a generation and a value, or what there is of it, each; none while Redis is away."""
+    if found is None:
+        return [(None, None)] * most
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def _at(ending: bytes) -> datetime | None:
+    """Return when a value was computed that ends like this, None where that can't be told."""
+    begins = ending.rfind(TIME_FIELD)
+    try:
+        told = orjson.loads(b"{" + ending[begins + 1 :]) if begins >= 0 else {}
+        return datetime.fromisoformat(told["at"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class Generations:

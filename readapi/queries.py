@@ -31,6 +31,7 @@ from engine.log import topics_of
 from engine.overview import Rates
 from engine.projection import Projection, ReadModels
 from engine.tail import LogTail
+from infra.batches import Batches
 from infra.http.auth import Identity, maybe_identity
 from infra.http.problems import Problem
 from infra.http.requests import ADDED, add_header, header
@@ -46,6 +47,7 @@ from projections.operations import Operations
 from projections.recommendations.recommender import Recommender
 from projections.trending import Ranking, Window
 from readapi.comment_cache import CommentCache, CommentPage
+from readapi.left_out import Recommendable, left_out
 from readapi.video_cache import TELEMETRY, CachedVideo, VideoCache
 
 if TYPE_CHECKING:
@@ -244,6 +246,22 @@ class Queries:
                 async with self.pool.connection() as conn:
                     self.signing_keys.append(await key_of_lists(conn))
         return self.signing_keys[0]
+
+    async def left_out(self, user_id: str, videos: Sequence[UUID]) -> set[UUID]:
+        """Return which videos are not to be recommended to a user; raise ReadModelUnavailable.
+
+        All who ask meanwhile share a statement.
+        """
+        with outage_as_unavailable():
+            return await self._left_out.ask(Recommendable(user_id, videos))
+
+    @cached_property
+    def _left_out(self) -> Batches[Recommendable, set[UUID]]:
+        async def look_up(asked: Sequence[Recommendable]) -> Sequence[set[UUID]]:
+            async with self.pool.connection() as conn:
+                return await left_out(conn, asked)
+
+        return Batches(look_up)
 
     def knows_all(self, projection: Projection) -> bool:
         """Return whether a read model was seen to have all that it wants of what is confirmed."""

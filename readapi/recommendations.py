@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,18 +11,10 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
 from pydantic import AfterValidator, Field
 
-from domain.dismissals import Dismissal
-from domain.dismissals import stream_id as dismissal_of
 from domain.feedback import GivenList, Offer, Signal, Variant, hour_id
-from domain.upload import Upload
-from domain.video_likes import stream_id as likes_of
 from engine.checkpoints import Freshness
-from engine.event_store import EVENTS
-from engine.log import topics_of
 from infra.http.app import hot
 from infra.http.auth import Caller, person_named, require_known
 from infra.http.problems import Problem, problems
@@ -40,6 +33,8 @@ from readapi.pages import PLAIN_LIMIT, plain_query, storable
 from readapi.queries import Asked, Fresh, Queries, Read, ShownVideos, asked, person_of
 
 DEFAULT_LIMIT = 10
+SPARE = 6
+"""So many more than are shown are looked at first, for those that were seen or removed."""
 
 OfUser = Annotated[
     str | None,
@@ -234,42 +229,76 @@ async def _shown(known: Asked, user_id: str, limit: int) -> ShownRecommendations
         async with queries.reading(fresh, *queries.projections, queries.models[Dismissals]):
             pass
     offers, cached = await _offers(queries, user_id, fresh)
-    now = datetime.now(UTC)
-    # All that decides which of them are told, and how.
-    state = limit, start_of_hour(now), len(offers.out), queries.cache.changes
-    if offers.told is None or offers.told[0] != state:
-        made = offers.made
-        videos = [*made.told, *(each.video_id for each in made.offered)]
-        found = await queries.shown(fresh, list(dict.fromkeys(videos)), person)
-        rows = {each.row.video_id: each.row for each in found.videos}
-        items = display(rows, offers.out, user_id, made, limit, now)
-        signed = _given(user_id, made, items, now).signed(await queries.key_of_lists())
-        offered = Offered(items, [_told(each) for each in items], signed)
-        offers.told = (state, offered) if found.exact else None
-    else:
-        offered = offers.told[1]
+    changes = queries.cache.changes
+    offered = await _offered(known, offers, user_id, limit)
     shown = await queries.shown(fresh, [each.video_id for each in offered.items], person)
     list_id = offered.list_id if person == user_id else None
-    if len(shown.videos) < len(offered.items) or queries.cache.changes != state[-1]:
+    if len(shown.videos) < len(offered.items) or queries.cache.changes != changes:
         # One of them may have gone, or been hidden, just now.
         offers.told = None
         return await _shown(known, user_id, limit)
-    return ShownRecommendations(offers.made.source.value, cached, list_id, offered, shown)
+    return ShownRecommendations(offers.found.made.source.value, cached, list_id, offered, shown)
+
+
+async def _offered(known: Asked, offers: Offers, user_id: str, limit: int) -> Offered:
+    """Return what can still be told of what may be recommended."""
+    queries, now = known.queries, datetime.now(UTC)
+    hour, changes = start_of_hour(now), queries.cache.changes
+    # All that decides which of them are told, and how.
+    if offers.told is not None and offers.told[0] == (limit, hour, len(offers.out), changes):
+        told: Offered = offers.told[1]
+        return told
+    made = offers.found.made
+    part = made.beginning(limit + SPARE)
+    items, exact = await _shown_of(part, known, offers, user_id, limit, now)
+    if len(items) < limit and part is not made:
+        items, exact = await _shown_of(made, known, offers, user_id, limit, now)
+    state = limit, hour, len(offers.out), changes
+    signed = _given(user_id, made, items, now).signed(await queries.key_of_lists())
+    offered = Offered(items, [_told(each) for each in items], signed)
+    offers.told = (state, offered) if exact else None
+    return offered
+
+
+async def _shown_of(
+    made: Made, known: Asked, offers: Offers, user_id: str, limit: int, now: datetime
+) -> tuple[Sequence[RankedVideo], bool]:
+    """Return what can be shown of these, and whether that is as of what was confirmed."""
+    queries, fresh, _ = known
+    videos = dict.fromkeys((*made.told, *(each.video_id for each in made.offered)))
+    found = await queries.shown(fresh, list(videos), parts=(queries.catalog,))
+    if not found.exact:
+        # The log tells who may see them.
+        offers.forget_lookups()
+    rows = {each.row.video_id: each.row for each in found.videos}
+    while True:
+        items = display(rows, offers.out, user_id, made, limit, now)
+        asked = [each.video_id for each in items if each.video_id not in offers.looked_up]
+        if not asked:
+            return items, found.exact
+        out = await queries.left_out(user_id, asked)
+        offers.looked_up.update(asked)
+        offers.out |= out
 
 
 async def _offers(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Offers, bool]:
     """Return what may be recommended to a user, and whether that was cached."""
-    cache = queries.cache.offers
+    cache, recommendations = queries.cache.offers, queries.recommendations
     if not fresh.is_asked and (kept := cache.get(user_id)) is not None:
-        return kept, True
+        if cache.is_checked(kept):
+            return kept, True
+        now = time.monotonic()
+        # Which are new to the user, read models told that may have been behind.
+        may_hold = not kept.found.with_newest
+        holds = may_hold and await recommendations.holds(user_id, kept.found)
+        if holds and cache.get(user_id) is kept:
+            kept.checked = now
+            return kept, True
     mark = cache.mark(user_id)
-    made, cached = await queries.recommendations.get(user_id, fresh)
-    videos = list(dict.fromkeys(each.video_id for each in made.offered))
-    async with queries.reading(fresh, confirmed=True) as conn:
-        out = await left_out(conn, user_id, videos)
-    offers = Offers(made, out)
+    found = await recommendations.get(user_id, fresh)
+    offers = Offers(found)
     cache.put(user_id, offers, mark)
-    return offers, cached
+    return offers, found.cached
 
 
 def _given(user_id: str, made: Made, shown: Sequence[RankedVideo], at: datetime) -> GivenList:
@@ -281,49 +310,8 @@ def _team(each: RankedVideo) -> Variant | None:
     return None if each.variant is Variant.DEFAULT else each.variant
 
 
-# Each by key. A stream of likes is there once there was a like, also where it was taken back; of a
-# dismissal the last event says whether it stands.
-LEFT_OUT = f"""
-SELECT video_id FROM unnest(%(videos)s::uuid[], %(likes)s::uuid[], %(dismissals)s::uuid[])
-    AS asked (video_id, likes_id, dismissal_id)
-WHERE EXISTS (SELECT FROM {EVENTS} AS e WHERE e.originator_id = likes_id)
-   OR EXISTS (SELECT FROM {EVENTS} AS e
-              WHERE e.originator_id = video_id AND e.topic = ANY (%(removed)s))
-   OR (SELECT convert_from(e.state, 'UTF8')::json->>'visibility' FROM {EVENTS} AS e
-       WHERE e.originator_id = video_id AND e.topic = ANY (%(shown)s)
-       ORDER BY e.originator_version DESC LIMIT 1) <> 'public'
-   OR (SELECT e.topic FROM {EVENTS} AS e WHERE e.originator_id = dismissal_id
-       ORDER BY e.originator_version DESC LIMIT 1) = ANY (%(dismissed)s)
-   OR EXISTS (SELECT FROM public.backlot_telemetry AS t
-              WHERE t.topic = 'video.viewed' AND t.user_id = %(viewer)s
-                AND t.video_id = asked.video_id)
-""".encode()
-REMOVED = topics_of(Upload.Removed)
-SHOWN = topics_of(Upload.VisibilityChanged)
-DISMISSED = topics_of(Dismissal.Dismissed)
-
 PLAIN = "Picked for you"
 """In the place of a reason that names what has changed since."""
-
-
-async def left_out(
-    conn: AsyncConnection[TupleRow], user_id: str, videos: Sequence[UUID]
-) -> set[UUID]:
-    """Return which of these videos are not to be recommended to a user.
-
-    What was removed or is not public, or what the user has watched, liked or dismissed by now,
-    commands that were just acknowledged included. `conn` leads to the event log.
-    """
-    given = {
-        "videos": list(videos),
-        "likes": [likes_of(video, user_id) for video in videos],
-        "dismissals": [dismissal_of(video, user_id) for video in videos],
-        "removed": REMOVED,
-        "shown": SHOWN,
-        "dismissed": DISMISSED,
-        "viewer": user_id,
-    }
-    return {video for (video,) in await (await conn.execute(LEFT_OUT, given)).fetchall()}
 
 
 def display(

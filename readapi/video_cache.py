@@ -34,6 +34,7 @@ from infra.pseudonyms import Pseudonyms
 from projections.catalog import Catalog, VideoRow
 from projections.comments import Comments
 from projections.likes import Likes
+from projections.recommendations.model import DescribedVideo
 from projections.trending import Ranking
 from readapi.caches import CachedStats, Listings, Lru, OfferCache, VideoLists
 
@@ -66,6 +67,12 @@ LISTING = frozenset(
     for topic in topics_of(event)
 )
 """The topics of what changes which videos stand in a list, or in which order."""
+VISIBILITY = frozenset(
+    topic
+    for event in (Upload.Removed, Upload.VisibilityChanged, Upload.Disowned)
+    for topic in topics_of(event)
+)
+"""The topics of what changes who may see a video."""
 
 COMPLETED = frozenset(topics_of(Upload.Completed))
 
@@ -188,7 +195,8 @@ class VideoCache:
     ) -> None:
         """`pool` leads to the read models.
 
-        Rankings and recommendations are asked for again after so many seconds.
+        Rankings are asked for again after so many seconds, and Redis whether recommendations are
+        still the same.
         """
         self._pool = pool
         self._likes_model = likes
@@ -236,6 +244,7 @@ class VideoCache:
         self._views.begin(position.telemetry)
         self._telemetry.begin(position.telemetry)
         self._clear_listings(None)
+        self.offers.clear()
         self.changes += 1
 
     def take(self, event: TailEvent) -> None:
@@ -305,6 +314,7 @@ class VideoCache:
             video = self._videos.peek(event.stream_id)
             place = None if video is None else video.row.completed_position
             self._clear_listings(event.position if event.topic in COMPLETED else place)
+            self.offers.catalog_changed(visibility=event.topic in VISIBILITY)
         self._videos.drop(event.stream_id)
         self.changes += 1
 
@@ -315,7 +325,6 @@ class VideoCache:
         else:
             self.lists.change(place)
         self.rankings.clear()
-        self.offers.clear()
 
     def _policy_changed(self, event: TailEvent) -> None:
         self._comments.put(event.stream_id, event.position)
@@ -364,6 +373,16 @@ class VideoCache:
             each: video if isinstance(video, LoadedVideo) else LoadedVideo(video)
             for each, video in videos
         }
+
+    async def described(self, ids: Sequence[UUID]) -> dict[UUID, DescribedVideo]:
+        """Return title and category of those that are public; raise as `videos` does."""
+        found = {}
+        for each in await self.videos(ids):
+            video = each.video if isinstance(each, LoadedVideo) else each
+            if video is not None and video.row.is_public:
+                row = video.row
+                found[row.video_id] = DescribedVideo(row.video_id, row.title, None, row.category)
+        return found
 
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, LoadedVideo]:
         """Return the videos as the read models have them, and keep those that lack nothing."""

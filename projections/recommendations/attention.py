@@ -191,6 +191,11 @@ class AttentionCache:
         self._attention = default_attention(weighing)
         self._until = float("-inf")
 
+    @property
+    def cached(self) -> Attention | None:
+        """Return the cached attention, None where it has to be read."""
+        return self._attention if self._clock() < self._until else None
+
     async def get(self, conn: AsyncConnection[TupleRow]) -> Attention:
         """Return the cached attention, or read it; concurrent callers share one query."""
         if self._clock() >= self._until:

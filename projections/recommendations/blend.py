@@ -10,6 +10,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from random import Random
 from uuid import UUID
@@ -48,6 +49,7 @@ TIES = {
     "similar": Signal.SIMILAR,
 }
 """What ties a video to a user."""
+SIGNALS_OF_TIES = tuple(TIES.values())
 # The n-th video of a category (n = 0, 1, …) has its score divided by 1 + n · REPEAT, as in maximal
 # marginal relevance (Carbonell and Goldstein, 1998) with a similarity of 1 within a category and 0
 # between categories. A new user has shown no taste, and gets more variety.
@@ -64,14 +66,14 @@ def blend(
             (_score(each, material, weights) * material.interest_in(each), each)
             for each in material.candidates
         ),
-        key=lambda pair: (-pair[0], pair[1].video_id),
+        key=lambda pair: (-pair[0], pair[1].video_id.int),
     )
     varied = _vary(scored, REPEAT_FOR_NEW if material.profile.is_empty else REPEAT)
+    reasons = _Reasons(material)
     return [
-        RankedVideo(
-            each.video_id, score, _reason(each, material), each.because, signal=_signal(each)
-        )
+        RankedVideo(each.video_id, score, reasons.of(each, signal), each.because, False, signal)
         for score, each in islice(varied, limit)
+        for signal in (_signal(each),)
     ]
 
 
@@ -99,22 +101,29 @@ def with_new(
 
 def source_of(material: Material) -> RecommendationSource:
     """Return what the blend has to go by: TRENDING where nothing ties a candidate to the user."""
-    tied = any(any(_ties(each).values()) for each in material.candidates)
+    tied = any(max(_ties(each)) for each in material.candidates)
     if tied and not material.profile.is_empty:
         return RecommendationSource.BLEND
     return RecommendationSource.TRENDING
 
 
-def _ties(candidate: Candidate) -> dict[str, float]:
-    """Return what ties a candidate to the user, and how much of each."""
-    return {name: WEIGHTS[name] * getattr(candidate, name) for name in TIES}
+def _ties(candidate: Candidate) -> tuple[float, float, float]:
+    """Return how much of each of TIES there is, in their order."""
+    return (
+        WEIGHTS["neighbour"] * candidate.neighbour,
+        WEIGHTS["same_category"] * candidate.same_category,
+        WEIGHTS["similar"] * candidate.similar,
+    )
 
 
 def _score(candidate: Candidate, material: Material, weights: Mapping[str, float]) -> float:
-    signals = {name: weight * getattr(candidate, name) for name, weight in weights.items()}
-    signals["neighbour"] *= material.sure
-    of_profile = sum(signals.pop(name) for name in TIES)
-    return float(material.telling * of_profile + sum(signals.values()))
+    of_profile = (
+        weights["neighbour"] * candidate.neighbour * material.sure
+        + weights["same_category"] * candidate.same_category
+        + weights["similar"] * candidate.similar
+    )
+    of_all = weights["popular"] * candidate.popular + weights["trending"] * candidate.trending
+    return material.telling * of_profile + of_all
 
 
 def _vary(
@@ -124,55 +133,65 @@ def _vary(
     queues: dict[str | UUID, deque[tuple[float, Candidate]]] = defaultdict(deque)
     for score, candidate in scored:
         queues[candidate.category or candidate.video_id].append((score, candidate))
-    given = dict.fromkeys(queues, 0)
-
-    def lowered(key: str | UUID) -> float:
-        return queues[key][0][0] / (1 + given[key] * repeat)
-
-    while queues:
-        key = min(queues, key=lambda each: (-lowered(each), queues[each][0][1].video_id))
-        score = lowered(key)
-        yield score, queues[key].popleft()[1]
-        given[key] += 1
-        if not queues[key]:
-            del queues[key]
+    # The next of each queue; when one is yielded, nothing else changes.
+    heads = [(-queue[0][0], queue[0][1].video_id.int, 0, queue) for queue in queues.values()]
+    heapify(heads)
+    while heads:
+        lowered, _, given, queue = heads[0]
+        yield -lowered, queue.popleft()[1]
+        if queue:
+            score, candidate = queue[0]
+            given += 1
+            lowered = -(score / (1 + given * repeat))
+            heapreplace(heads, (lowered, candidate.video_id.int, given, queue))
+        else:
+            heappop(heads)
 
 
 def _signal(candidate: Candidate) -> Signal:
     """Return the strongest tie of the candidate to the user; without one, whether it trends."""
     ties = _ties(candidate)
-    most = max(ties, key=lambda name: ties[name])
-    if ties[most] > WEIGHTS["popular"] * candidate.popular:
-        return TIES[most]
+    most = max(ties)
+    if most > WEIGHTS["popular"] * candidate.popular:
+        return SIGNALS_OF_TIES[ties.index(most)]
     if candidate.trending:
         return Signal.TRENDING
     return Signal.POPULAR if candidate.popular else Signal.OTHER
 
 
-def _reason(candidate: Candidate, material: Material) -> str:
-    """Return what `_signal` does, in a line for people."""
-    signal = _signal(candidate)
-    if signal is Signal.TRENDING:
-        return "Trending this month"
-    if signal is Signal.POPULAR:
-        return "Popular with other viewers"
-    if signal is Signal.OTHER:
-        return "Something else to watch"
-    if signal is Signal.NEIGHBOUR:
-        return _because(candidate.because, material)
-    if signal is Signal.SIMILAR:
-        return "Similar to what you watched"
-    category = _line(candidate.category or "")
-    return f"Popular in {category} right now" if candidate.trending else f"More in {category}"
+REASONS = {
+    Signal.TRENDING: "Trending this month",
+    Signal.POPULAR: "Popular with other viewers",
+    Signal.OTHER: "Something else to watch",
+    Signal.SIMILAR: "Similar to what you watched",
+}
 
 
-def _because(video_id: UUID | None, material: Material) -> str:
-    liked = any(each.video_id == video_id for each in material.profile.liked)
-    verb = "liked" if liked else "watched"
-    described = material.described.get(video_id) if video_id else None
-    if described is None or not (title := _line(described.title)):
-        return f"Because of what you {verb}"
-    return f"Because you {verb} “{title}”"
+class _Reasons:
+    """What `_signal` does, in lines for people."""
+
+    def __init__(self, material: Material) -> None:
+        self._material = material
+        self._liked = {each.video_id for each in material.profile.liked}
+        self._neighbours: dict[UUID | None, str] = {}
+
+    def of(self, candidate: Candidate, signal: Signal) -> str:
+        if signal in REASONS:
+            return REASONS[signal]
+        if signal is Signal.NEIGHBOUR:
+            reason = self._neighbours.get(candidate.because)
+            if reason is None:
+                reason = self._neighbours[candidate.because] = self._because(candidate.because)
+            return reason
+        category = _line(candidate.category or "")
+        return f"Popular in {category} right now" if candidate.trending else f"More in {category}"
+
+    def _because(self, video_id: UUID | None) -> str:
+        verb = "liked" if video_id in self._liked else "watched"
+        described = self._material.described.get(video_id) if video_id else None
+        if described is None or not (title := _line(described.title)):
+            return f"Because of what you {verb}"
+        return f"Because you {verb} “{title}”"
 
 
 def _line(title: str) -> str:
@@ -181,9 +200,6 @@ def _line(title: str) -> str:
     return whole if len(whole) <= TITLE_LENGTH else f"{whole[: TITLE_LENGTH - 1].rstrip()}…"
 
 
-MOST_DISMISSED = 1_000
-"""So many, the latest, are looked up to be left out of the candidates; none is shown, however old
-its dismissal is."""
 TELLING = 20
 """So many, the latest, tell what the user is less interested in."""
 # Each of a category takes so much of its videos' scores, up to a half: a category is much wider

@@ -2,98 +2,33 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from itertools import count, islice
-from math import exp, fsum, inf, log
-from typing import Any, LiteralString, NamedTuple, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from heapq import nsmallest
+from itertools import count, islice, repeat
+from math import exp, fsum, inf
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from infra.postgres.connection import fetch_as
-from projections.analytics.videos import listed
 from projections.recommendations.attention import Attention
-from projections.recommendations.co_occurrence import ALL_VIDEOS
-from projections.recommendations.model import Candidate, Material, Profile, Weighing
+from projections.recommendations.model import Candidate, Material, Profile, VideoKey, Weighing
 from projections.recommendations.prompt import MOST_CANDIDATES, MOST_TRENDING
+from projections.recommendations.video_facts import (
+    FactStore,
+    Vicinity,
+    VideoFacts,
+    WantedFacts,
+)
 from projections.trending import Ranked
 
-# A mass is given in logarithms, since weights of long ago are too small for their own.
-FOUND: LiteralString = """
-video.video_id, video.category, extract(epoch FROM video.completed_at)::float8 AS completed,
-ln(total.weight) + total.as_of * %(decay)s::float8 AS mass, total.as_of
-"""
-# Looked up by key for each candidate, whatever the planner thinks: hence OFFSET 0.
-ELIGIBLE: LiteralString = f"""
-CROSS JOIN LATERAL (
-    SELECT v.video_id, v.category, v.completed_at FROM analytics.videos AS v
-    WHERE v.video_id = candidate AND {listed("v")}
-      AND v.owner <> %(viewer)s AND v.video_id <> ALL (%(known)s)
-      AND NOT EXISTS (SELECT FROM analytics.engaged AS e
-                      WHERE e.viewer = %(viewer)s AND e.video_id = candidate)
-    OFFSET 0) AS video
-LEFT JOIN analytics.engagement AS total ON total.video_id = candidate
-"""
-# A neighbour's weight is divided by a power of how much each of the two was engaged with. The sum's
-# order is fixed, for its last digits. The best are looked at first, until there are enough.
-NEIGHBOURS: LiteralString = f"""
-WITH seeds AS (SELECT * FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (seed, share)),
-scored AS (
-    SELECT its.video_id, seed, sum(share * exp(greatest(
-               ln(n.weight) + (n.as_of - %(now)s::float8) * %(decay)s::float8
-               - %(profile_exponent)s::float8
-                 * (ln(mine.weight) + (mine.as_of - %(now)s::float8) * %(decay)s::float8)
-               - %(exponent)s::float8
-                 * (ln(its.weight) + (its.as_of - %(now)s::float8) * %(decay)s::float8),
-               -%(asleep)s::float8))) AS score,
-           sum(share * exp(greatest(
-               ln(n.weight) + (n.as_of - %(now)s::float8) * %(decay)s::float8,
-               -%(asleep)s::float8))) AS pairs
-    FROM seeds
-    JOIN analytics.engagement AS mine ON mine.video_id = seed
-    JOIN analytics.neighbour_deltas AS d ON d.number = mine.number
-    LEFT JOIN analytics.neighbour_lists AS l ON l.number = mine.number
-    CROSS JOIN LATERAL unnest(
-        l.neighbours || d.neighbours, l.weights || d.weights, l.as_of || d.as_of)
-        AS n (neighbour, weight, as_of)
-    JOIN analytics.engagement AS its ON its.number = n.neighbour
-    GROUP BY its.video_id, seed),
-summed AS (
-    SELECT video_id AS candidate, sum(score ORDER BY seed) AS score,
-           (array_agg(seed ORDER BY score DESC, seed))[1] AS because,
-           sum(sum(pairs)) OVER () AS pairs
-    FROM scored GROUP BY video_id ORDER BY 2 DESC, 1 OFFSET 0)
-SELECT {FOUND}, score, because, pairs FROM summed {ELIGIBLE}
-ORDER BY score DESC, candidate LIMIT %(nearest)s
-"""
-SHARES = b"""
-SELECT category, sum(share ORDER BY video_id) AS share
-FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (video_id, share)
-JOIN analytics.videos USING (video_id)
-WHERE category IS NOT NULL GROUP BY category ORDER BY share DESC, category
-"""
-RANKED: LiteralString = f"""
-SELECT {FOUND}
-FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops AS top
-      {{chosen}} ORDER BY place, {{turn}} OFFSET 0) AS top {ELIGIBLE}
-WHERE video.category = top.category OR top.category = %(all_videos)s
-ORDER BY place, {{turn}} LIMIT %(limit)s
-"""
-TOPS_OF_CATEGORIES: LiteralString = RANKED.format(
-    chosen="WHERE category = ANY (%(categories)s)",
-    turn="array_position(%(categories)s::text[], top.category)",
-)
-FIRST_OF_EACH: LiteralString = RANKED.format(
-    chosen="WHERE category <> %(all_videos)s", turn="top.category"
-)
-THESE: LiteralString = f"""
-SELECT {FOUND} FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
+ENGAGED_WITH = b"""
+SELECT video_id FROM analytics.engaged WHERE viewer = %b AND video_id = ANY (%b::uuid[])
 """
 
-MOST_CATEGORIES = 3
 # So many of the nearest are looked at: what is new among them may come before the others.
 MOST_NEIGHBOURS = 300
 # How many of each source are taken in turn: neighbours, categories, similar, trending, popular.
@@ -101,26 +36,55 @@ TURNS = (3, 1, 1, 1, 1)
 WEIGHING = Weighing()
 # In logarithms: what has decayed further is as little as that.
 MOST_ASLEEP = 600.0
+# Of facts that are read for one question.
+ONE_QUESTION_SECONDS = 3600.0
 
 K = TypeVar("K")
 
 
-class FoundVideo(NamedTuple):
-    """A video that may be recommended; `score` and `because` where it is a neighbour.
+class Trends(NamedTuple):
+    """What trends: the first of it are candidates, and all tell how popular others are."""
 
-    `completed` and `as_of` are seconds since 1970, `mass` the logarithm of how much it is engaged
-    with; both are None where it is not. `pairs` is how much brought any neighbours together with
-    the profile, each of whose videos counts by its share.
+    candidates: Sequence[VideoKey]
+    shares: Mapping[VideoKey, float]
+
+    @classmethod
+    def of(cls, ranked: Sequence[Ranked]) -> Trends:
+        scores = {each.video_id.bytes: max(each.score, 0.0) for each in ranked}
+        return cls(list(scores)[:MOST_TRENDING], shares_of(scores))
+
+
+NO_TRENDS = Trends((), {})
+
+
+class Neighbourhood(NamedTuple):
+    """What lies around the videos of a profile, as of a time in seconds since 1970.
+
+    `pulled` is how strongly each neighbour is pulled in by all of them; `pulls` are by how much the
+    weights in the list of each are multiplied, and `pairs` how much brought any neighbours together
+    with the profile, each of whose videos counts by its share.
     """
 
-    video_id: UUID
-    category: str | None
-    completed: float
-    mass: float | None
-    as_of: float | None
-    score: float = 0.0
-    because: UUID | None = None
-    pairs: float = 0.0
+    around: Vicinity
+    pulled: Mapping[VideoFacts, float]
+    pulls: Sequence[float]
+    pairs: float
+    as_of: float
+
+    def closest(self, wanted: Collection[VideoFacts]) -> dict[VideoFacts, UUID]:
+        """Return of which video of the profile each is the closest neighbour."""
+        best: dict[VideoFacts, tuple[float, UUID]] = {}
+        for (seed, _, lists), pull in zip(self.around.seeds, self.pulls, strict=True):
+            for facts, weight in zip(lists.videos, lists.weights, strict=True):
+                if facts in wanted and (facts not in best or pull * weight > best[facts][0]):
+                    best[facts] = pull * weight, seed.video_id
+        return {facts: seed for facts, (_, seed) in best.items()}
+
+    def sure(self, latest: float, weighing: Weighing) -> float:
+        """Return how sure neighbours are, as of `latest`, when somebody was last engaged."""
+        asleep = (self.as_of - latest) * weighing.decay
+        pairs = self.pairs * exp(min(max(asleep, -MOST_ASLEEP), MOST_ASLEEP))
+        return weighing.sure(pairs / sum(share for _, share, _ in self.around.seeds))
 
 
 async def material_for(
@@ -134,112 +98,221 @@ async def material_for(
     limit: int = MOST_CANDIDATES,
     weighing: Weighing = WEIGHING,
 ) -> Material:
+    """Return a profile with at most `limit` candidates, all read for it now.
+
+    The arguments are as in `material_of`; raise psycopg.Error.
+    """
+    trends = Trends.of(trending)
+    around = await read_around(conn, question_of(profile, trends, similar, weighing), weighing)
+    engaged = await engaged_with(conn, profile.user_id, around)
+    return material_of(
+        profile,
+        around,
+        engaged,
+        trends,
+        attention,
+        similar=similar,
+        without=without,
+        limit=limit,
+        weighing=weighing,
+    )
+
+
+async def read_around(
+    conn: AsyncConnection[TupleRow], asked: WantedFacts, weighing: Weighing
+) -> Vicinity:
+    """Return what lies around a user as it is now; raise psycopg.Error."""
+    store = FactStore(weighing.half_life_seconds, ONE_QUESTION_SECONDS)
+    (around,) = await store.load(conn, [asked])
+    return around
+
+
+def question_of(
+    profile: Profile,
+    trends: Trends,
+    similar: Sequence[tuple[UUID, float]],
+    weighing: Weighing,
+) -> WantedFacts:
+    """Return what has to be known for the candidates of a user."""
+    seeds = {video.bytes: share for video, share in seeds_of(profile, weighing).items()}
+    others = [*trends.candidates, *(video.bytes for video, _ in similar)]
+    # In the order of ids, for the last digits of sums.
+    return WantedFacts(dict(sorted(seeds.items())), others)
+
+
+async def engaged_with(
+    conn: AsyncConnection[TupleRow], viewer: str, around: Vicinity
+) -> set[VideoKey]:
+    """Return which of the videos there the viewer has ever engaged with; raise psycopg.Error."""
+    lists = [near.videos for _, _, near in around.seeds]
+    tops = [facts for _, facts in (*around.tops, *around.popular)]
+    keys = {facts.key for each in (*lists, tops, around.others) for facts in each}
+    given = viewer, [UUID(bytes=key) for key in keys]
+    async with conn.cursor(binary=True) as cursor:
+        await cursor.execute(ENGAGED_WITH, given)
+        return {video.bytes for (video,) in await cursor.fetchall()}
+
+
+def material_of(
+    profile: Profile,
+    around: Vicinity,
+    engaged: Collection[VideoKey],
+    trends: Trends,
+    attention: Attention,
+    *,
+    similar: Sequence[tuple[UUID, float]] = (),
+    without: Collection[UUID] = (),
+    limit: int = MOST_CANDIDATES,
+    weighing: Weighing = WEIGHING,
+) -> Material:
     """Return a profile with at most `limit` candidates; the sources take turns, each with its best.
 
-    The first 20 of `trending` are candidates; the rest tells how popular the others are. `similar`
+    The first 20 of what trends are candidates; the rest tells how popular the others are. `similar`
     are videos whose texts are like those of the profile, each from 0 to 1. None of `without` is a
-    candidate, and no video is one twice. For a new user the categories take turns.
+    candidate, nor any that the user has `engaged` with, and no video is one twice. For a new user
+    the categories take turns.
     """
-    seeds = seeds_of(profile, weighing)
-    given: dict[str, Any] = {
-        "viewer": profile.user_id,
-        # Their likes may be known before the sink has seen them.
-        "known": [*seeds, *without],
-        "seeds": list(seeds),
-        "shares": list(seeds.values()),
-        "now": datetime.now(UTC).timestamp(),
-        "decay": log(2) / weighing.half_life_seconds,
-        "exponent": weighing.popularity_exponent,
-        "profile_exponent": weighing.profile_exponent,
-        "nearest": MOST_NEIGHBOURS,
-        "asleep": MOST_ASLEEP,
-        "all_videos": ALL_VIDEOS,
-        "limit": limit,
-    }
+    viewer = profile.user_id
+    known = {facts.key for facts, *_ in around.seeds}.union(engaged)
+    known.update(video.bytes for video in without)
 
-    async def find(query: LiteralString, **more: Any) -> list[FoundVideo]:
-        return await fetch_as(conn, FoundVideo, query.encode(), {**given, **more})
+    def eligible(videos: Iterable[VideoFacts]) -> list[VideoFacts]:
+        return [
+            each
+            for each in videos
+            if each.listed and each.key not in known and each.owner != viewer
+        ]
 
-    near: list[FoundVideo] = []
-    shares: dict[str | None, float] = {}
-    if seeds:
-        near = await find(NEIGHBOURS)
-        shares = dict(await (await conn.execute(SHARES, given)).fetchall())
-    categories = list(shares)[:MOST_CATEGORIES]
-    tops = await (
-        find(TOPS_OF_CATEGORIES, categories=categories) if categories else find(FIRST_OF_EACH)
-    )
-    popular = await find(TOPS_OF_CATEGORIES, categories=[ALL_VIDEOS])
-    trend = [each.video_id for each in trending]
-    alike = {video: min(max(value, 0.0), 1.0) for video, value in similar}
-    these = await find(THESE, asked=[*trend[:MOST_TRENDING], *alike])
-    found = {each.video_id: each for each in [*these, *popular, *tops, *near]}
-    latest = max((each.as_of for each in found.values() if each.as_of is not None), default=-inf)
-    # As of then: a site may sleep.
-    asleep = min((given["now"] - latest) * given["decay"], MOST_ASLEEP)
-    pairs = near[0].pairs * exp(asleep) if near else 0.0
-    telling = weighing.telling(latest - profile.latest.timestamp()) if profile.latest else 0.0
-    sure = weighing.sure(pairs / sum(seeds.values())) if near else 0.0
-    weighed = _weigh(found, trending, alike, shares, attention, latest)
-    sources = [
-        sorted(
-            [each.video_id for each in near],
-            key=lambda video: (-weighed[video].neighbour, video),
-        ),
-        [each.video_id for each in tops],
-        sorted(alike, key=lambda video: (-alike[video], video)),
-        trend[:MOST_TRENDING],
-        [each.video_id for each in popular],
+    neighbourhood = _neighbourhood(around, weighing)
+    near = _nearest(neighbourhood, eligible(neighbourhood.pulled), weighing)
+    tops = eligible(facts for category, facts in around.tops if facts.category == category)[:limit]
+    popular = eligible(facts for _, facts in around.popular)[:limit]
+    others = {facts.key: facts for facts in eligible(around.others)}
+    # The nearest come first.
+    found = [*dict.fromkeys((*near, *others.values(), *popular, *tops))]
+    latest = max((each.as_of for each in found), default=-inf)
+    alike = {video.bytes: min(max(value, 0.0), 1.0) for video, value in similar}
+    signals = _signals(found, [*near.values()], alike, around.categories, attention, latest)
+    order = [(-signals.neighbour[place], each.key, each) for place, each in enumerate(near)]
+    sources: list[Sequence[VideoFacts]] = [
+        [each for *_, each in nsmallest(limit, order)],
+        tops,
+        [others[key] for key in sorted(alike, key=lambda key: (-alike[key], key)) if key in others],
+        [others[key] for key in trends.candidates if key in others],
+        popular,
     ]
-    candidates = [weighed[video] for video in islice(take_turns(sources, found), limit)]
+    chosen = [*islice(take_turns(sources), limit)]
+    because = neighbourhood.closest({each for each in chosen if each in near})
+    places = dict(zip(found, range(len(found)), strict=True))
+    candidates = [
+        Candidate(
+            facts.video_id,
+            facts.category,
+            trends.shares.get(facts.key, 0.0),
+            signals.neighbour[place],
+            signals.same_category[place],
+            signals.similar[place],
+            because.get(facts),
+            signals.popular[place],
+        )
+        for facts in chosen
+        for place in (places[facts],)
+    ]
+    telling = weighing.telling(latest - profile.latest.timestamp()) if profile.latest else 0.0
     return Material(
         profile,
         vary(candidates) if profile.is_empty else candidates,
         telling=telling,
-        sure=sure,
+        sure=neighbourhood.sure(latest, weighing) if near else 0.0,
     )
 
 
-def _weigh(
-    found: Mapping[UUID, FoundVideo],
-    trending: Sequence[Ranked],
-    alike: Mapping[UUID, float],
+def _neighbourhood(around: Vicinity, weighing: Weighing) -> Neighbourhood:
+    """Return the neighbours of the profile.
+
+    A neighbour's weight is divided by a power of how much each of the two was engaged with: here by
+    that of the profile's video. Only how these compare matters: so all is as of the latest time of
+    any list, and nothing is too small for its own weight, however long the site sleeps.
+    """
+    decay = weighing.decay
+    as_of = max((near.as_of for _, _, near in around.seeds if near.videos), default=0.0)
+    pulled: dict[VideoFacts, float] = {}
+    pairs, pulls = 0.0, []
+    for facts, share, near in around.seeds:
+        pull = 0.0
+        if near.videos:
+            brought = share * exp((near.as_of - as_of) * decay)
+            pairs += brought * near.total
+            pull = brought * exp(weighing.profile_exponent * (as_of * decay - facts.mass))
+        pulls.append(pull)
+        if not pulled:
+            pulled = dict(zip(near.videos, [pull * each for each in near.weights], strict=True))
+            continue
+        get = pulled.get
+        for video, weight in zip(near.videos, near.weights, strict=True):
+            pulled[video] = get(video, 0.0) + pull * weight
+    return Neighbourhood(around, pulled, pulls, pairs, as_of)
+
+
+def _nearest(
+    neighbourhood: Neighbourhood, eligible: Sequence[VideoFacts], weighing: Weighing
+) -> dict[VideoFacts, float]:
+    """Return how near each is that may be recommended, compared with the others."""
+    pulled, exponent = neighbourhood.pulled, weighing.popularity_exponent
+    now = neighbourhood.as_of * weighing.decay
+    near = {each: pulled[each] * exp(exponent * (now - each.mass)) for each in eligible}
+    if len(near) > MOST_NEIGHBOURS:
+        best = sorted(near.items(), key=lambda each: (-each[1], each[0].key))
+        near = dict(best[:MOST_NEIGHBOURS])
+    return near
+
+
+class Signals(NamedTuple):
+    """What speaks for each that was found: its share of all that was found by a signal."""
+
+    neighbour: Sequence[float]
+    same_category: Sequence[float]
+    similar: Sequence[float]
+    popular: Sequence[float]
+
+
+def _signals(
+    found: Sequence[VideoFacts],
+    near: Sequence[float],
+    alike: Mapping[VideoKey, float],
     categories: Mapping[str | None, float],
     attention: Attention,
     latest: float,
-) -> dict[UUID, Candidate]:
-    """Return what was found with its signals.
+) -> Signals:
+    """Return what speaks for what was found, the first of which are `near`.
 
     Ages count up to `latest`, when somebody was last engaged.
     """
-    left = {video: attention.left(latest - each.completed) for video, each in found.items()}
-    most = max((each.mass for each in found.values() if each.mass is not None), default=0.0)
-    masses = {
-        video: exp(each.mass - most) * left[video]
-        for video, each in found.items()
-        if each.mass is not None
-    }
-    liked_most = {
-        video: mass * categories.get(found[video].category, 0.0) for video, mass in masses.items()
-    }
-    near = {video: each.score * left[video] for video, each in found.items()}
-    like = {video: value * left[video] for video, value in alike.items() if video in found}
-    signals = {
-        "trending": shares_of({each.video_id: max(each.score, 0.0) for each in trending}),
-        "neighbour": shares_of(near),
-        "same_category": shares_of(liked_most),
-        "similar": shares_of(like),
-        "popular": shares_of(masses),
-    }
-    return {
-        video: Candidate(
-            video,
-            each.category,
-            **{name: share.get(video, 0.0) for name, share in signals.items()},
-            because=each.because,
-        )
-        for video, each in found.items()
-    }
+    ages, going_on = attention.columns()
+    going_on.insert(0, going_on[0])
+    left = [going_on[bisect_right(ages, latest - each.completed)] for each in found]
+    most = max((each.mass for each in found), default=-inf)
+    if most == -inf:
+        most = 0.0
+    masses = [exp(each.mass - most) * share for each, share in zip(found, left, strict=True)]
+    share_of = categories.get
+    liked_most = [
+        mass * share_of(each.category, 0.0) for each, mass in zip(found, masses, strict=True)
+    ]
+    nearness = [score * share for score, share in zip(near, left, strict=False)]
+    like = (
+        [alike.get(each.key, 0.0) * share for each, share in zip(found, left, strict=True)]
+        if alike
+        else []
+    )
+    return Signals(*(_shares(each, len(found)) for each in (nearness, liked_most, like, masses)))
+
+
+def _shares(values: Sequence[float], most: int) -> Sequence[float]:
+    """Return the values divided by their sum, and zeros for what has none."""
+    total = fsum(values)
+    shares = [value / total for value in values] if total else [0.0] * len(values)
+    return shares if len(shares) == most else [*shares, *repeat(0.0, most - len(shares))]
 
 
 def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
@@ -252,10 +325,10 @@ def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
     return seeds
 
 
-def take_turns(sources: Sequence[Sequence[UUID]], wanted: Collection[UUID]) -> Iterator[UUID]:
-    """Yield each video that is wanted once, a few of each source in turn."""
-    taken: set[UUID] = set()
-    left = [iter([video for video in source if video in wanted]) for source in sources]
+def take_turns(sources: Sequence[Sequence[K]]) -> Iterator[K]:
+    """Yield each video once, a few of each source in turn."""
+    taken: set[K] = set()
+    left = [iter(source) for source in sources]
     before = -1
     while before < len(taken):
         before = len(taken)

@@ -82,6 +82,7 @@ SELECT model, dimensions, (SELECT count(embedding) FROM analytics.embeddings),
        (SELECT count(rejected) FROM analytics.embeddings)
 FROM analytics.embedding_space
 """
+KEPT = b"SELECT to_regclass('analytics.embeddings') IS NOT NULL"
 OUTDATED = b"""
 SELECT asked.video_id FROM unnest(%b::uuid[], %b::bytea[]) AS asked (video_id, digest)
 LEFT JOIN analytics.embeddings AS e USING (video_id)
@@ -249,6 +250,12 @@ def put(conn: Connection[TupleRow], batch: Sequence[Embedded]) -> None:
 def forget_unlisted(conn: Connection[TupleRow]) -> int:
     """Drop the embeddings of videos that were removed, or are not public; return how many."""
     return conn.execute(FORGET).rowcount
+
+
+async def are_kept(conn: AsyncConnection[TupleRow]) -> bool:
+    """Return whether there are embeddings at all; raise psycopg.Error."""
+    row = await (await conn.execute(KEPT)).fetchone()
+    return row is not None and bool(row[0])
 
 
 async def nearest(

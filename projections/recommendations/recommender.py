@@ -10,16 +10,14 @@ and the user are now.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import LiteralString
+from datetime import timedelta
+from typing import LiteralString, NamedTuple
 from uuid import UUID
 
 import structlog
-from psycopg import AsyncConnection
 from psycopg import Error as DatabaseError
-from psycopg.rows import TupleRow
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
@@ -27,6 +25,7 @@ from domain.feedback import Signal
 from domain.upload import NOBODY
 from engine.checkpoints import WHATEVER_THERE_IS, Freshness, Pool
 from engine.log import END_OF_LOG
+from infra.batches import Batches
 from infra.cache import (
     CachedValue,
     Generations,
@@ -50,9 +49,8 @@ from projections.analytics.queries import (
 from projections.catalog import PUBLIC, Catalog
 from projections.dismissals import Dismissals
 from projections.likes import Likes
-from projections.recommendations.attention import AttentionCache
+from projections.recommendations.attention import Attention, AttentionCache
 from projections.recommendations.blend import (
-    MOST_DISMISSED,
     TELLING,
     WEIGHTS,
     BlendVariant,
@@ -62,12 +60,18 @@ from projections.recommendations.blend import (
     source_of,
     with_new,
 )
-from projections.recommendations.candidates import material_for, shares_of
-from projections.recommendations.embeddings import nearest
+from projections.recommendations.candidates import (
+    NO_TRENDS,
+    Trends,
+    engaged_with,
+    material_of,
+    question_of,
+    read_around,
+)
+from projections.recommendations.embeddings import are_kept, nearest
 from projections.recommendations.model import (
     Candidate,
     DescribedVideo,
-    EngagedVideo,
     Material,
     Profile,
     RankedRecommendations,
@@ -75,22 +79,19 @@ from projections.recommendations.model import (
     RecommendationSource,
     Weighing,
 )
-from projections.recommendations.prompt import MOST_LIKED
+from projections.recommendations.profiles import (
+    MOST_DISMISSED,
+    Own,
+    UserDecisions,
+    decisions_of,
+    own_of,
+)
 from projections.recommendations.ranker import Ranker, fuse, make_ranker
-from projections.trending import Ranked, Window
+from projections.recommendations.video_facts import FactStore, Vicinity, WantedFacts
+from projections.trending import Window
 
 log = structlog.get_logger(__name__)
 
-WATCHED = b"""
-SELECT video_id, to_timestamp(at) AS at
-FROM analytics.viewers, unnest(last_watched_ids, last_watched_at)
-    WITH ORDINALITY AS last (video_id, at, place)
-WHERE viewer = %s ORDER BY place
-"""
-LIKED_AT = b"""
-SELECT video_id, liked_at FROM analytics.engaged
-WHERE viewer = %s AND video_id = ANY (%s) AND liked_at IS NOT NULL
-"""
 ENGAGED_WITH = b"""
 SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
 """
@@ -116,7 +117,12 @@ ENGAGED_PREFIX = "recommendations:engaged:"
 # How long an answer is cached that lacks what failed.
 LACKING_SECONDS = 30
 
-Conn = AsyncConnection[TupleRow]
+MEMORY_SECONDS = 10.0
+"""So long at most a process has in memory what is the same for all users; what is a user's own is
+read each time."""
+
+Describe = Callable[[Sequence[UUID]], Awaitable[dict[UUID, DescribedVideo]]]
+
 FORM: TypeAdapter[CachedValue[RankedRecommendations]] = TypeAdapter(
     CachedValue[RankedRecommendations]
 )
@@ -159,6 +165,18 @@ class RecommendationInvalidation:
         await self._generations.renew([ENGAGED_PREFIX + user for user in users])
 
 
+class UserRecommendations(NamedTuple):
+    """Recommendations as they may be shown now, and what of them is cached.
+
+    `with_newest` tells whether they end with what is newest, so that a new video changes them.
+    """
+
+    made: RankedRecommendations
+    kept: CachedValue[RankedRecommendations]
+    cached: bool
+    with_newest: bool
+
+
 class Recommender:
     """Makes recommendations, which this process and its peers cache; for one event loop."""
 
@@ -173,21 +191,33 @@ class Recommender:
         likes: Likes,
         catalog: Catalog,
         dismissals: Dismissals,
+        described: Describe | None = None,
     ) -> None:
         """`pool` leads to the read models. Close this before the connections that it is given.
 
-        Raise SettingsError.
+        `described` tells titles and categories of public videos from memory, where a process has
+        them. Raise SettingsError.
         """
         self._pool, self._analytics = pool, analytics
         self._likes, self._catalog, self._dismissals = likes, catalog, dismissals
         self._ranker = make_ranker(settings, llm, redis)
+        # A language model reads more than what is in memory.
+        self._described = described if self._ranker is None and described else self._describe
         self._seconds, self._new_share = settings.timeout_seconds, settings.new_share
         self._variants = [BlendVariant(WEIGHTS, Weighing.from_settings(settings))]
         if settings.variant_b:
             self._variants.append(self._variants[0].changed(settings.variant_b))
-        self._attention = AttentionCache(self._variants[0].weighing)
+        weighing = self._variants[0].weighing
+        self._attention = AttentionCache(weighing)
         self.experiment = experiment_of(self._variants)
         ttl, outdated = settings.cache_ttl_seconds, settings.invalidate_seconds
+        self._memory_seconds = min(outdated, MEMORY_SECONDS)
+        self._facts = FactStore(weighing.half_life_seconds, self._memory_seconds)
+        self._questions: Batches[WantedFacts, Vicinity] = Batches(self._load)
+        self._decisions: Batches[str, UserDecisions] = Batches(self._decisions_of)
+        self._own: Batches[UserDecisions, Own] = Batches(self._own_of)
+        self._trends = NO_TRENDS
+        self._trends_until = self._unembedded_until = float("-inf")
         whole = Lifetimes(timedelta(seconds=ttl), timedelta(seconds=outdated))
         short = min(ttl, LACKING_SECONDS)
         lacking = Lifetimes(timedelta(seconds=short), timedelta(seconds=min(short, outdated)))
@@ -199,44 +229,48 @@ class Recommender:
             unreadable=RECOMMENDATION_CACHE_FAILURES,
         )
 
-    async def get(
-        self, user_id: str, fresh: Freshness = WHATEVER_THERE_IS
-    ) -> tuple[RankedRecommendations, bool]:
+    async def get(self, user_id: str, fresh: Freshness = WHATEVER_THERE_IS) -> UserRecommendations:
         """Return a user's recommendations, and whether they were cached.
 
         Concurrent callers share one computation. Some videos may be seen or removed by now: that
         is for `display` to tell. New videos have their places among them; where there are few, the
         newest follow. Both are as they are now. Raise ReadModelBehind, and never RedisError.
         """
-        made, cached = await self._cache.get(
+        kept, cached = await self._cache.get(
             PREFIX + user_id,
             ENGAGED_PREFIX + user_id,
             lambda _: self._make(user_id, fresh),
             Requirement(position=fresh.position),
         )
-        if len(made.value.items) >= MOST and not self._new_share:
-            return made.value, cached
+        if len(kept.value.items) >= MOST and not self._new_share:
+            return UserRecommendations(kept.value, kept, cached, with_newest=False)
         newest = await self._newest(user_id)
 
         def filled(items: Sequence[RankedVideo]) -> Iterable[RankedVideo]:
             return with_new(items, newest, self._new_share, user_id)
 
-        return made.value.reordered(filled), cached
+        return UserRecommendations(kept.value.reordered(filled), kept, cached, with_newest=True)
+
+    async def holds(self, user_id: str, found: UserRecommendations) -> bool:
+        """Return whether `get` would find the same in Redis still."""
+        return await self._cache.holds(PREFIX + user_id, ENGAGED_PREFIX + user_id, found.kept)
 
     async def _make(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
         """Return videos for a user; few, or none, where little has happened yet.
 
         Raise ReadModelBehind.
         """
-        trending = await self._trending(fresh)
+        trends = await self._trending(fresh)
         deadline = time.monotonic() + self._seconds
         whole = True
         try:
-            materials = await self._materials(user_id, trending)
+            materials = await self._materials(user_id, trends, fresh)
         except DatabaseError as error:
             _failed(error)
-            shares = shares_of({each.video_id: each.score for each in trending})
-            candidates = [Candidate(video, None, trending=share) for video, share in shares.items()]
+            candidates = [
+                Candidate(UUID(bytes=video), None, trending=share)
+                for video, share in trends.shares.items()
+            ]
             materials, whole = [Material(Profile(user_id), candidates)], False
         material = materials[0]
         blended, *rivals = [
@@ -252,13 +286,17 @@ class Recommender:
         RECOMMENDATIONS_MADE.labels(made.source.value).inc()
         return made
 
-    async def _trending(self, fresh: Freshness) -> Sequence[Ranked]:
+    async def _trending(self, fresh: Freshness) -> Trends:
+        if not fresh.is_asked and time.monotonic() < self._trends_until:
+            return self._trends
+        until = time.monotonic() + self._memory_seconds
         try:
             await self._analytics.wait(fresh, ENGAGED_CONSUMER, COUNTS_CONSUMER, VIDEOS_CONSUMER)
             ranking, _ = await self._analytics.ranking(Window.MONTH, MOST, None, fresh=fresh)
         except AnalyticsUnavailable:
-            return ()
-        return ranking.value
+            return NO_TRENDS
+        self._trends, self._trends_until = Trends.of(ranking.value), until
+        return self._trends
 
     async def _newest(self, user_id: str) -> list[RankedVideo]:
         """Return MOST or more videos with nothing to recommend them but being new, newest first.
@@ -291,41 +329,36 @@ class Recommender:
         if self._ranker is not None:
             await self._ranker.aclose()
 
-    async def _materials(self, user_id: str, trending: Sequence[Ranked]) -> list[Material]:
+    async def _materials(self, user_id: str, trends: Trends, fresh: Freshness) -> list[Material]:
         """Return what is known of the user, and the candidates of each variant.
 
         Raise psycopg.Error.
         """
-        async with self._pool.connection() as conn, self._analytics.pool.connection() as analytics:
-            latest = await self._dismissals.latest(conn, user_id, MOST_DISMISSED)
-            dismissed = [each.video_id for each in latest]
-            # What the user did not like to have watched says nothing of what to watch next.
-            whole = await profile_of(analytics, self._likes, conn, user_id)
-            profile = whole.without(frozenset(dismissed))
-            known = sorted(
-                [*profile.liked, *profile.watched], key=lambda each: each.at, reverse=True
+        own = await self._own.ask(await self._decisions.ask(user_id))
+        videos = own.profile.newest()
+        similar = await self._similar(videos, fresh) if videos else []
+        attention = self._attention.cached or await self._read_attention()
+        materials: dict[Weighing, Material] = {}
+        for weighing in dict.fromkeys(variant.weighing for variant in self._variants):
+            asked = question_of(own.profile, trends, similar, weighing)
+            around = await self._around(asked, fresh)
+            engaged = own.engaged
+            if engaged is None:
+                async with self._analytics.pool.connection() as conn:
+                    engaged = await engaged_with(conn, user_id, around)
+            materials[weighing] = material_of(
+                own.profile,
+                around,
+                engaged,
+                trends,
+                attention,
+                similar=similar,
+                without=own.dismissed,
+                weighing=weighing,
             )
-            videos = list(dict.fromkeys(each.video_id for each in known))
-            similar = await nearest(analytics, videos, limit=MOST_SIMILAR)
-            attention = await self._attention.get(analytics)
-            materials = {
-                weighing: await material_for(
-                    analytics,
-                    profile,
-                    trending,
-                    attention,
-                    similar=similar,
-                    without=dismissed,
-                    weighing=weighing,
-                )
-                for weighing in {variant.weighing for variant in self._variants}
-            }
-            telling = dismissed[:TELLING]
-            offered = {each.video_id for one in materials.values() for each in one.candidates}
-            asked = {*videos, *telling, *offered}
-            query = self._catalog.sql(DESCRIBE)
-            found = await fetch_as(conn, DescribedVideo, query, (list(asked),))
-        described = {each.video_id: each for each in found}
+        telling = own.dismissed[:TELLING]
+        offered = (each.video_id for one in materials.values() for each in one.candidates)
+        described = await self._described(list(dict.fromkeys((*videos, *telling, *offered))))
         # What the catalog no longer lists, the analytics may not have heard of.
         complete = {
             weighing: replace(
@@ -337,6 +370,47 @@ class Recommender:
             for weighing, one in materials.items()
         }
         return [complete[variant.weighing] for variant in self._variants]
+
+    async def _read_attention(self) -> Attention:
+        async with self._analytics.pool.connection() as conn:
+            return await self._attention.get(conn)
+
+    async def _around(self, asked: WantedFacts, fresh: Freshness) -> Vicinity:
+        """Return what lies around a user; from memory, unless a position was asked for."""
+        if fresh.is_asked:
+            async with self._analytics.pool.connection() as conn:
+                return await read_around(conn, asked, self._variants[0].weighing)
+        found = self._facts.surroundings(asked)
+        return found if found is not None else await self._questions.ask(asked)
+
+    async def _load(self, asked: Sequence[WantedFacts]) -> Sequence[Vicinity]:
+        async with self._analytics.pool.connection() as conn:
+            return await self._facts.load(conn, asked)
+
+    async def _decisions_of(self, users: Sequence[str]) -> Sequence[UserDecisions]:
+        async with self._pool.connection() as conn:
+            return await decisions_of(conn, self._likes, self._dismissals, users)
+
+    async def _own_of(self, decided: Sequence[UserDecisions]) -> Sequence[Own]:
+        async with self._analytics.pool.connection() as conn:
+            return await own_of(conn, decided)
+
+    async def _similar(
+        self, videos: Sequence[UUID], fresh: Freshness
+    ) -> Sequence[tuple[UUID, float]]:
+        """Return videos with texts like those; none where no embeddings are kept."""
+        if not fresh.is_asked and time.monotonic() < self._unembedded_until:
+            return ()
+        async with self._analytics.pool.connection() as conn:
+            if await are_kept(conn):
+                return await nearest(conn, videos, limit=MOST_SIMILAR)
+        self._unembedded_until = time.monotonic() + self._memory_seconds
+        return ()
+
+    async def _describe(self, videos: Sequence[UUID]) -> dict[UUID, DescribedVideo]:
+        async with self._pool.connection() as conn:
+            found = await fetch_as(conn, DescribedVideo, self._catalog.sql(DESCRIBE), (videos,))
+        return {each.video_id: each for each in found}
 
     async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> set[UUID]:
         """Return those that the user has seen; none while the analytics are away."""
@@ -372,18 +446,3 @@ async def _in_order_of(
         return made
     fused = made.reordered(lambda items: fuse(items, ranked))
     return replace(fused, source=RecommendationSource.LLM)
-
-
-async def profile_of(analytics: Conn, likes: Likes, main: Conn, user_id: str) -> Profile:
-    """Return the profile of a user; an empty one of a user of whom nothing is known.
-
-    `main` is a connection to the database of `likes`. A like that the analytics have not seen yet
-    is taken to be of now.
-    """
-    watched = await fetch_as(analytics, EngagedVideo, WATCHED, (user_id,))
-    standing = await likes.liked_page(main, user_id, END_OF_LOG, MOST_LIKED)
-    given = user_id, [like.video_id for like in standing]
-    times: dict[UUID, datetime] = dict(await (await analytics.execute(LIKED_AT, given)).fetchall())
-    now = datetime.now(UTC)
-    liked = [EngagedVideo(like.video_id, times.get(like.video_id, now)) for like in standing]
-    return Profile(user_id, watched, liked)

@@ -92,7 +92,11 @@ class Site:
         counters = AsyncCounters(self.redis, COUNTER_TTL) if self.redis else None
         counts = LikeCounts(counters)
         tail = LogTail(pool, (each.schema for each in read_models().all()))
-        cache = VideoCache(pool, tail, OwnNames(), Likes(), ranking_seconds=0.0)
+        cache = VideoCache(
+            *(pool, tail, OwnNames(), Likes()),
+            ranking_seconds=0.0,
+            offer_seconds=self.settings.recommendations.invalidate_seconds,
+        )
         comments = CommentCache(pool, tail, OwnNames())
         waiting = Waiting(pool, read_models().all())
         self.wake = asyncio.Event()
@@ -116,6 +120,7 @@ class Site:
                 likes=Likes(),
                 catalog=Catalog(),
                 dismissals=Dismissals(),
+                described=cache.described,
             ),
             requests=TranslationRequests(self.rankings, self.settings.translation),
         )

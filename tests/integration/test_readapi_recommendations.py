@@ -353,3 +353,30 @@ def test_without_the_analytics_there_is_what_is_new(place: Place) -> None:
     place.site.run(place.site.queries.analytics.pool.close())
     body = place.ask()
     assert (body["source"], titles(body)) == ("trending", ["New"])
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 3600])
+def test_a_process_notices_in_time_what_another_one_did(
+    database_url: str, tmp_path: Path, seconds: float
+) -> None:
+    """What is in memory is asked about in Redis once it is so old, and not before."""
+    settings = settings_of(RECOMMENDATIONS_INVALIDATE_SECONDS=f"{seconds:f}")
+    for place in serving(database_url, tmp_path, settings):
+        _, near, _ = near_seen(place)
+
+        async def forget_list() -> int:
+            return await place.site.rankings.delete(f"{PREFIX}ann")  # noqa: B023 - as below
+
+        def told() -> tuple[bool, int]:
+            body = place.ask(fresh=False)  # noqa: B023 - called in this turn
+            return body["cached"], len(body["items"])
+
+        assert told() == told() == (True, 2)
+        assert place.site.run(forget_list()) == 1
+        assert told() == (seconds > 1, 2)
+        assert told() == (True, 2)
+        # The user watched something, as a consumer elsewhere knows.
+        place.watch("ann", near)
+        assert told()[0] is (seconds > 1)
+        # What is only in memory was made from nobody's Redis.
+        assert place.site.run(forget_list()) == (seconds < 1)

@@ -32,7 +32,7 @@ from projections.recommendations.model import (
     Profile,
     Weighing,
 )
-from projections.recommendations.recommender import profile_of
+from projections.recommendations.profiles import profile_of
 from projections.trending import Ranked
 from tests.integration.projection_support import Writer, caught_up, hosting
 

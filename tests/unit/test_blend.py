@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import permutations, product
 from uuid import UUID
@@ -69,11 +68,11 @@ PLAIN = candidate(1, trending=0.2, neighbour=0.2, same_category=0.2, similar=0.2
 @pytest.mark.parametrize(
     "more",
     [
-        replace(PLAIN, video_id=video(2), trending=0.3),
-        replace(PLAIN, video_id=video(2), neighbour=0.3),
-        replace(PLAIN, video_id=video(2), same_category=0.3),
-        replace(PLAIN, video_id=video(2), similar=0.3),
-        replace(PLAIN, video_id=video(2), popular=0.1),
+        PLAIN._replace(video_id=video(2), trending=0.3),
+        PLAIN._replace(video_id=video(2), neighbour=0.3),
+        PLAIN._replace(video_id=video(2), same_category=0.3),
+        PLAIN._replace(video_id=video(2), similar=0.3),
+        PLAIN._replace(video_id=video(2), popular=0.1),
     ],
 )
 def test_more_of_any_signal_puts_a_video_before_its_equals(more: Candidate) -> None:
