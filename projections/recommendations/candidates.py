@@ -5,9 +5,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from heapq import nsmallest
 from itertools import count, islice, repeat
 from math import exp, fsum, inf
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
@@ -195,7 +195,7 @@ def material_of(
     signals = _signals(found, [*near.values()], alike, around.categories, attention, latest)
     order = [(-signals.neighbour[place], each.key, each) for place, each in enumerate(near)]
     sources: list[Sequence[VideoFacts]] = [
-        [each for *_, each in nsmallest(limit, order)],
+        [each for *_, each in sorted(order)[:limit]],
         tops,
         [others[key] for key in sorted(alike, key=lambda key: (-alike[key], key)) if key in others],
         [others[key] for key in trends.candidates if key in others],
@@ -261,10 +261,13 @@ def _nearest(
     pulled, exponent = neighbourhood.pulled, weighing.popularity_exponent
     now = neighbourhood.as_of * weighing.decay
     near = {each: pulled[each] * exp(exponent * (now - each.mass)) for each in eligible}
-    if len(near) > MOST_NEIGHBOURS:
-        best = sorted(near.items(), key=lambda each: (-each[1], each[0].key))
-        near = dict(best[:MOST_NEIGHBOURS])
-    return near
+    if len(near) <= MOST_NEIGHBOURS:
+        return near
+    # To sort numbers takes a tenth of the time.
+    least = sorted(near.values(), reverse=True)[MOST_NEIGHBOURS - 1]
+    best = {each: score for each, score in near.items() if score > least}
+    equal = sorted((each for each, score in near.items() if score == least), key=attrgetter("key"))
+    return best | dict.fromkeys(equal[: MOST_NEIGHBOURS - len(best)], least)
 
 
 class Signals(NamedTuple):
