@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 import orjson
@@ -39,7 +38,6 @@ Looked = tuple[bytes | None, bytes | None]
 TIME_FIELD = b',"at":'
 ENDING_BYTES = 300
 
-K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
 T = TypeVar("T")
 V = TypeVar("V")
@@ -88,58 +86,6 @@ class SingleFlight(Generic[T]):
             del self._flights[key]
             if not flight.done():
                 flight.set_result(None)
-
-
-class BatchLoader(Generic[K, V]):
-    """Values that are read by key, all that are wanted at once; for one event loop.
-
-    One read is under way at a time. Whoever asks meanwhile is in the next one, so that each answer
-    is as new as its question.
-    """
-
-    def __init__(
-        self, read: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]], most: int | None = None
-    ) -> None:
-        """`read` gets so many keys at most, and returns the value of each."""
-        self._read = read
-        self._most = most
-        self._wanted: dict[K, asyncio.Future[V]] = {}
-        self._reader: asyncio.Task[None] | None = None
-
-    def load(self, key: K) -> asyncio.Future[V]:
-        """Return the value to come, which several callers may wait for: shield it."""
-        wanted = self._wanted.get(key)
-        if wanted is None:
-            wanted = self._wanted[key] = asyncio.get_running_loop().create_future()
-            if self._reader is None:
-                self._reader = asyncio.create_task(self._read_all())
-        return wanted
-
-    async def get(self, key: K) -> V:
-        """Return the value; raise what `read` raises."""
-        return await asyncio.shield(self.load(key))
-
-    async def _read_all(self) -> None:
-        try:
-            while self._wanted:
-                keys = list(islice(self._wanted, self._most))
-                wanted = {key: self._wanted.pop(key) for key in keys}
-                try:
-                    found = await self._read(keys)
-                except BaseException as error:
-                    for each in wanted.values():
-                        if not each.done():
-                            each.set_exception(error)
-                            # Whoever asked may be gone: asyncio must not complain then.
-                            each.exception()
-                    if not isinstance(error, Exception):
-                        raise
-                else:
-                    for key, each in wanted.items():
-                        if not each.done():
-                            each.set_result(found[key])
-        finally:
-            self._reader = None
 
 
 class RedisAway(RedisError):

@@ -14,7 +14,7 @@ from domain.upload import Upload
 from engine.checkpoints import Pool
 from engine.log import topics_of
 from engine.tail import LastSeen, LogTail, TailEvent, TailTelemetry
-from infra.cache import BatchLoader
+from infra.batches import BatchLoader
 from infra.http.responses import names_of
 from infra.http.shapes import Position
 from infra.postgres.connection import column
@@ -131,7 +131,7 @@ class CommentCache:
 
     async def newest(self, video_id: UUID) -> CommentPage:
         """Return the newest comments of a video; raise what the database raises."""
-        return self._pages.get(video_id) or await self._loader.get(video_id)
+        return self._pages.get(video_id) or await self._loader.ask(video_id)
 
     async def _read(self, videos: Sequence[UUID]) -> dict[UUID, CommentPage]:
         """Return the newest comments as the read model has them; keep those that lack nothing."""

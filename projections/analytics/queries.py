@@ -22,7 +22,8 @@ from domain.upload import Upload
 from engine.checkpoints import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
 from engine.event_store import EVENTS
 from engine.log import topics_of
-from infra.cache import BatchLoader, CachedValue, Lifetimes, Requirement
+from infra.batches import BatchLoader
+from infra.cache import CachedValue, Lifetimes, Requirement
 from infra.http.shapes import BEGINNING, Position
 from infra.metrics import counter
 from infra.postgres.connection import Limits, column, make_pool
@@ -406,7 +407,7 @@ class AnalyticsQueries:
     async def reached(self) -> Reached:
         """Return how far the counts are now; raise AnalyticsUnavailable."""
         async with _outage_as_unavailable():
-            return await self._reached.get(None)
+            return await self._reached.ask(None)
 
     async def stats(
         self, video_id: UUID, range_: Range, bucket: Bucket, began: datetime
@@ -416,7 +417,7 @@ class AnalyticsQueries:
         Raise AnalyticsUnavailable, and TooManyPoints for hours of all times.
         """
         async with _outage_as_unavailable():
-            return await self._stats[range_, bucket].get((video_id, began))
+            return await self._stats[range_, bucket].ask((video_id, began))
 
     async def _read_reached(self, keys: Sequence[None]) -> dict[None, Reached]:
         async with self.pool.connection() as conn, conn.cursor(binary=True) as cursor:

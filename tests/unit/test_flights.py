@@ -1,13 +1,12 @@
-"""Single flight inside one process, and reads of all that is wanted at once."""
+"""Single flight inside one process."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 
-from infra.cache import BatchLoader, FlightResult, SingleFlight
+from infra.cache import FlightResult, SingleFlight
 
 pytestmark = pytest.mark.anyio
 
@@ -89,72 +88,3 @@ async def test_a_follower_that_is_cancelled_takes_nobody_along() -> None:
     work.may_end.set()
     assert [landed.result for landed in await asyncio.gather(first, third)] == [1, 1]
     assert second.cancelled()
-
-
-class Reads:
-    """Reads of numbers, each of which waits until it may go on; they double what is asked."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.asked: list[list[int]] = []
-        self.may_go_on = asyncio.Semaphore(0)
-        self.error = error
-
-    async def __call__(self, keys: Sequence[int]) -> dict[int, int]:
-        self.asked.append(list(keys))
-        await self.may_go_on.acquire()
-        if self.error is not None:
-            raise self.error
-        return {key: 2 * key for key in keys}
-
-
-async def test_what_is_wanted_meanwhile_is_read_next_and_all_at_once() -> None:
-    reads = Reads()
-    loader = BatchLoader(reads)
-    first = asyncio.create_task(loader.get(1))
-    await settle()
-    # The same one again as well: what is being read may be older than the question.
-    others = [asyncio.create_task(loader.get(key)) for key in (1, 2, 3, 2)]
-    await settle()
-    assert reads.asked == [[1]]
-    reads.may_go_on.release()
-    assert await first == 2
-    await settle()
-    assert reads.asked == [[1], [1, 2, 3]]
-    reads.may_go_on.release()
-    assert await asyncio.gather(*others) == [2, 4, 6, 4]
-
-
-async def test_not_more_than_so_many_are_read_at_once() -> None:
-    reads = Reads()
-    loader = BatchLoader(reads, 2)
-    asking = [asyncio.create_task(loader.get(key)) for key in range(5)]
-    for _ in range(3):
-        reads.may_go_on.release()
-    assert await asyncio.gather(*asking) == [0, 2, 4, 6, 8]
-    assert reads.asked == [[0, 1], [2, 3], [4]]
-
-
-async def test_a_read_that_fails_fails_those_who_asked_for_it_and_no_other() -> None:
-    reads = Reads(ConnectionError("away"))
-    loader = BatchLoader(reads)
-    asking = [asyncio.create_task(loader.get(key)) for key in (1, 2)]
-    await settle()
-    later = asyncio.create_task(loader.get(1))
-    await settle()
-    reads.may_go_on.release()
-    failed = await asyncio.gather(*asking, return_exceptions=True)
-    assert [type(each) for each in failed] == [ConnectionError, ConnectionError]
-    reads.error = None
-    reads.may_go_on.release()
-    assert await later == 2
-
-
-async def test_who_goes_away_takes_no_value_along() -> None:
-    reads = Reads()
-    loader = BatchLoader(reads)
-    one, other = (asyncio.create_task(loader.get(7)) for _ in range(2))
-    await settle()
-    one.cancel()
-    reads.may_go_on.release()
-    assert await other == 14
-    assert one.cancelled()
