@@ -23,6 +23,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.http.auth import Authenticator, Identity, caller_of, recalled
+from infra.http.cors import CrossOrigin
 from infra.http.problems import (
     FRAMEWORK,
     Make,
@@ -201,6 +202,7 @@ class HttpApp(FastAPI):
         self._unlimited = unlimited
         self.proxies = proxies or Proxies()
         self.rate_limits: RateLimits | None = None
+        self.cross_origin: CrossOrigin | None = None
         self._hosts = hosts
         self._apart: dict[int, HttpApp] = {}
         self._known: list[tuple[APIRoute, frozenset[str], frozenset[str]]] | None = None
@@ -262,7 +264,7 @@ class HttpApp(FastAPI):
         scope[HEADERS] = dict(reversed(scope["headers"]))
         request_id = scope["request_id"] = new_request_id(scope)
         stamp = (b"x-request-id", request_id.encode("latin-1"))
-        status = 0
+        status, cross_origin = 0, self.cross_origin
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -270,7 +272,10 @@ class HttpApp(FastAPI):
                 status = message["status"]
                 added = scope.get(ADDED, {}).items()
                 own = message.get("headers", ())
-                message["headers"] = [*own, stamp, *added, *_storage(scope, own)]
+                headers = [*own, stamp, *added, *_storage(scope, own)]
+                if cross_origin is not None:
+                    headers = cross_origin.stamped(scope, headers)
+                message["headers"] = headers
             elif ASKED in scope and message["type"] == "http.response.body":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 raise HeadersSent
@@ -281,6 +286,9 @@ class HttpApp(FastAPI):
             check_size(scope)
             if self._hosts is not None:
                 _check_host(scope, self._hosts)
+            if cross_origin is not None and (preflight := cross_origin.preflight(scope)):
+                await preflight(scope, receive, send_with_id)
+                return
             found = self._find(scope["method"], scope["path"])
             if found.kind is not None and self.rate_limits is not None:
                 await _admit(scope, self.rate_limits, found.kind)
