@@ -195,9 +195,20 @@ def open_objects(
         stack.callback(store.close)
         if roles != {Role.PROJECTIONS}:
             store.probe()
+        if first and roles & SERVING and settings.cors.origins:
+            _warn_of_cors(settings)
     except ObjectStoreUnavailable as error:
         raise OperatorError(error.cause) from error
     return store
+
+
+def _warn_of_cors(settings: Settings) -> None:
+    """Warn where pages of other origins may use the APIs, and not the bucket."""
+    from infra.objects.s3_cors import look_at_cors
+
+    found = look_at_cors(settings.objects, settings.cors.origins)
+    if not found.admits:
+        log.warning("s3_cors_lacking", detail=found.detail)
 
 
 def _sealer(

@@ -82,6 +82,7 @@ BEARER = {
 }
 
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Way(NamedTuple):
@@ -270,12 +271,7 @@ class HttpApp(FastAPI):
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                added = scope.get(ADDED, {}).items()
-                own = message.get("headers", ())
-                headers = [*own, stamp, *added, *_storage(scope, own)]
-                if cross_origin is not None:
-                    headers = cross_origin.stamped(scope, headers)
-                message["headers"] = headers
+                message["headers"] = self._stamped(scope, message.get("headers", ()), stamp)
             elif ASKED in scope and message["type"] == "http.response.body":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 raise HeadersSent
@@ -306,6 +302,12 @@ class HttpApp(FastAPI):
         finally:
             _measure(scope, status or 500, time.perf_counter() - started)
             CORRELATION_ID.reset(correlation)
+
+    def _stamped(self, scope: Scope, own: Headers, stamp: tuple[bytes, bytes]) -> Headers:
+        """Return the headers of an answer: its own, and what every answer has."""
+        added = scope.get(ADDED, {}).items()
+        headers = [*own, stamp, *added, *_storage(scope, own)]
+        return headers if self.cross_origin is None else self.cross_origin.stamped(scope, headers)
 
     def _find(self, method: str, path: str) -> Way:
         """Return what answers at once, if a hot route does, and the class of the request."""
@@ -414,7 +416,7 @@ def _check_host(scope: Scope, hosts: Hosts) -> None:
         raise Problem(421, "host-unknown", f"{detail}`BACKLOT_PUBLIC_URL`.")
 
 
-def _storage(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
+def _storage(scope: Scope, headers: Headers) -> Sequence[tuple[bytes, bytes]]:
     """Return what an answer lacks that says who may keep it: nobody, unless it has a tag."""
     names = {name for name, _ in headers}
     if b"cache-control" in names:

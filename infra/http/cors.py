@@ -1,4 +1,4 @@
-"""Which pages of other origins may use the API in a browser: the CORS protocol of the Fetch standard.
+"""Which pages of other origins may use the API in a browser (CORS, in the Fetch standard).
 
 The edge asks here, since every answer passes it: refusals, hot routes, streams and the URLs of
 objects as well.
