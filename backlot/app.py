@@ -73,6 +73,7 @@ from readapi.audit.routes import Integrity
 from readapi.comment_cache import CommentCache
 from readapi.comments import TranslationRequests
 from readapi.erasure import ErasureSearch
+from readapi.events import PublishedMessages
 from readapi.likes import LikeCounts
 from readapi.live import LiveLimits, LiveVideos
 from readapi.queries import Queries
@@ -196,19 +197,12 @@ def open_objects(
         if roles != {Role.PROJECTIONS}:
             store.probe()
         if first and roles & SERVING and settings.cors.origins:
-            _warn_of_cors(settings)
+            from infra.objects.s3_cors import warn_of_cors
+
+            warn_of_cors(settings.objects, settings.cors.origins)
     except ObjectStoreUnavailable as error:
         raise OperatorError(error.cause) from error
     return store
-
-
-def _warn_of_cors(settings: Settings) -> None:
-    """Warn where pages of other origins may use the APIs, and not the bucket."""
-    from infra.objects.s3_cors import look_at_cors
-
-    found = look_at_cors(settings.objects, settings.cors.origins)
-    if not found.admits:
-        log.warning("s3_cors_lacking", detail=found.detail)
 
 
 def _sealer(
@@ -281,6 +275,7 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
         buckets = _limit_rates(app, parts, stack)
         if Role.QUERIES in roles:
             app.state.queries = await _queries(parts, stack)
+            app.state.published = _published(parts, stack)
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
             stack.push_async_callback(app.state.integrity.close)
             given = (parts.settings, parts.database_url, parts.redis, parts.objects)
@@ -337,8 +332,6 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     in_background(tail.run(parts.notifications.subscribe()), stack)
     ttl = settings.likes.counter_ttl_seconds
     counts = LikeCounts(AsyncCounters(parts.redis, ttl) if parts.counters else None)
-    quotas = settings.quotas
-    slots = LiveLimits(quotas.live_streams_per_user, quotas.live_streams_per_address)
     cache = VideoCache(
         pool,
         tail,
@@ -352,7 +345,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     live = LiveVideos(
         *(pool, tail, cache, comments, waiting),
         wake=parts.notifications.subscribe(EVENTS),
-        limits=slots if settings.rate_limits.on else None,
+        limits=LiveLimits.of(settings),
     )
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
@@ -386,6 +379,16 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         requests=TranslationRequests(parts.redis, settings.translation),
         stats_public=settings.analytics.stats_public,
     )
+
+
+def _published(parts: Parts, stack: AsyncExitStack) -> PublishedMessages:
+    wake = parts.notifications.subscribe()
+    limits = LiveLimits.of(parts.settings)
+    published = PublishedMessages(parts.database_url, wake, limits, parts.limits)
+    parts.endings.append(published.close)
+    stack.push_async_callback(published.aclose)
+    in_background(published.run(), stack)
+    return published
 
 
 def _bus(parts: Parts) -> CommandBus:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
+import structlog
 
 from infra.http.cors import ANY, MAX_AGE_SECONDS
 from infra.objects.s3 import S3Error, S3Session, code_of, unavailable
@@ -18,6 +19,8 @@ from infra.settings.adapters import ObjectSettings
 
 if TYPE_CHECKING:
     from types_boto3_s3.type_defs import CORSRuleOutputTypeDef
+
+log = structlog.get_logger(__name__)
 
 METHODS, TAG, SENT = ("GET", "HEAD", "PUT"), "ETag", "content-type"
 # In place of any: of a name that nobody can have (RFC 2606).
@@ -56,6 +59,13 @@ def look_at_cors(settings: ObjectSettings, origins: Collection[str]) -> BucketCo
     return (
         BucketCors(False, told) if unknown is None else BucketCors(None, f"{unknown} Else {told}")
     )
+
+
+def warn_of_cors(settings: ObjectSettings, origins: Collection[str]) -> None:
+    """Warn where pages of other origins may use the APIs, and not the bucket."""
+    found = look_at_cors(settings, origins)
+    if not found.admits:
+        log.warning("s3_cors_lacking", detail=found.detail)
 
 
 def rule(origins: Collection[str]) -> str:

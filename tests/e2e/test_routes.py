@@ -26,6 +26,7 @@ CALLERS = {
     As.OTHER: ("bob", []),
     As.AUDITOR: ("aud", ["auditor"]),
     As.MODERATOR: ("mod", ["moderator"]),
+    As.SERVICE: ("svc", ["service"]),
     As.ADMIN: ("olga", ["admin"]),
 }
 
