@@ -84,7 +84,7 @@ UNTOLD = counter(
 )
 
 
-class Page(NamedTuple):
+class MessagePage(NamedTuple):
     """Messages in their order, each with the position that includes it; `position` is the end.
 
     `whole`: nothing lay behind it when it was read.
@@ -102,7 +102,7 @@ class Wanted(NamedTuple):
     limit: int
 
 
-def read_page(conn: Connection[TupleRow], after: Position, wanted: Wanted) -> Page:
+def read_page(conn: Connection[TupleRow], after: Position, wanted: Wanted) -> MessagePage:
     """Return what lies behind a position; raise InvalidPosition for one that is not reached yet.
 
     What comes from the log and what comes from the telemetry is told in the order of its time, each
@@ -126,7 +126,7 @@ def read_page(conn: Connection[TupleRow], after: Position, wanted: Wanted) -> Pa
             at[name] = stretch.until
     _tell_unreadable(found, after, at)
     whole = all(at[name] == stretch.head for name, stretch in found.items())
-    return Page(told, Position(**at), whole)
+    return MessagePage(told, Position(**at), whole)
 
 
 def _by_time(found: dict[str, Stretch]) -> Iterator[tuple[str, Message]]:
@@ -145,7 +145,7 @@ def _tell_unreadable(found: dict[str, Stretch], after: Position, at: dict[str, i
 
 
 @dataclass(eq=False)
-class Reader:
+class ServiceReader:
     """A service that is answered, waits or follows; `slots` are the names it is counted under."""
 
     slots: tuple[str, ...]
@@ -171,7 +171,7 @@ class PublishedMessages:
         self._turns = asyncio.Semaphore(CONNECTIONS)
         self._wake = wake
         self._slots = StreamSlots(limits or LiveLimits())
-        self._readers: set[Reader] = set()
+        self._readers: set[ServiceReader] = set()
         self._closing = asyncio.Event()
 
     async def run(self) -> None:
@@ -195,7 +195,7 @@ class PublishedMessages:
         for reader in self._readers:
             reader.changed.set()
 
-    def enter(self, person: str, address: str) -> Reader:
+    def enter(self, person: str, address: str) -> ServiceReader:
         """Count one more reader; `leave` has to be told when it goes.
 
         Raise Problem 503 when too many are here, 429 when the user or the address has as many
@@ -204,12 +204,12 @@ class PublishedMessages:
         if len(self._readers) >= MAX_READERS or self._closing.is_set():
             detail = "Too many services wait here; come back later."
             raise Problem(503, "unavailable", detail, headers={"Retry-After": "5"})
-        reader = Reader(self._slots.take(person, address))
+        reader = ServiceReader(self._slots.take(person, address))
         self._readers.add(reader)
         READERS.set(len(self._readers))
         return reader
 
-    def leave(self, reader: Reader) -> None:
+    def leave(self, reader: ServiceReader) -> None:
         """Give the reader's place to others; once is enough."""
         if reader in self._readers:
             self._readers.discard(reader)
@@ -217,14 +217,16 @@ class PublishedMessages:
             READERS.set(len(self._readers))
 
     @contextmanager
-    def reader(self, person: str, address: str) -> Iterator[Reader]:
+    def reader(self, person: str, address: str) -> Iterator[ServiceReader]:
         reader = self.enter(person, address)
         try:
             yield reader
         finally:
             self.leave(reader)
 
-    async def next(self, reader: Reader, after: Position, wanted: Wanted, seconds: float) -> Page:
+    async def next(
+        self, reader: ServiceReader, after: Position, wanted: Wanted, seconds: float
+    ) -> MessagePage:
         """Return the next messages; an empty page where none has come in that time.
 
         Raise InvalidPosition, and ReadModelUnavailable where the log does not answer.
@@ -245,7 +247,7 @@ class PublishedMessages:
                 await happened(reader.changed, left)
 
     async def stream(
-        self, reader: Reader, after: Position, wanted: Wanted
+        self, reader: ServiceReader, after: Position, wanted: Wanted
     ) -> AsyncGenerator[bytes, None]:
         """Yield messages as server-sent events until the service goes, or the server stops."""
         position = after
@@ -268,21 +270,21 @@ class PublishedMessages:
         finally:
             self.leave(reader)
 
-    async def _read(self, after: Position, wanted: Wanted) -> Page:
+    async def _read(self, after: Position, wanted: Wanted) -> MessagePage:
         async with self._turns:
             try:
                 return await asyncio.to_thread(self._read_now, after, wanted)
             except (OperationalError, InterfaceError) as error:
                 raise ReadModelUnavailable(str(error)) from error
 
-    def _read_now(self, after: Position, wanted: Wanted) -> Page:
+    def _read_now(self, after: Position, wanted: Wanted) -> MessagePage:
         # Not before: most processes have no services.
         self._pool.open()
         with self._pool.connection() as conn:
             return read_page(conn, after, wanted)
 
 
-def _count(page: Page) -> None:
+def _count(page: MessagePage) -> None:
     """Count the messages of a page that is told."""
     for topic, told in Counter(message.topic for message, _ in page.messages).items():
         TOLD.labels(topic).inc(told)
