@@ -198,7 +198,8 @@ def test_a_wait_ends_with_the_next_message_and_asks_nothing_in_between(
 
 
 def test_a_wait_in_vain_ends_in_time(url: str, writer: Writer) -> None:
-    head = writer.upload() and writer.head
+    writer.upload()
+    head = writer.head
 
     async def scenario() -> None:
         async with telling(url) as published:
