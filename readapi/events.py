@@ -224,6 +224,10 @@ class PublishedMessages:
         finally:
             self.leave(reader)
 
+    async def check(self, position: Position, wanted: Wanted) -> None:
+        """Raise what `next` raises for a position; wait for nothing."""
+        await self._read(position, wanted._replace(limit=1))
+
     async def next(
         self, reader: ServiceReader, after: Position, wanted: Wanted, seconds: float
     ) -> MessagePage:
@@ -389,6 +393,8 @@ async def published_events(
     wanted = Wanted(_topics(topics), limit)
     address = subscriber(client_address(request.scope))
     if STREAM in (header(request.scope, b"accept") or ""):
+        # What is refused, is before the stream begins.
+        await published.check(position, wanted)
         reader = published.enter(caller.person, address)
         return EventStream(
             published.stream(reader, position, wanted), partial(published.leave, reader)
