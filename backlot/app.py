@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 from backlot.database import persons_of
 from backlot.features import FEATURES, PERSONAL, read_models, replayable
 from backlot.http import applications
-from backlot.installation import erase_restored, prepare_database, reached
+from backlot.installation import erase_restored, open_objects, prepare_database, reached
 from backlot.privacy import personal_data
-from backlot.signals import last_word, run
+from backlot.signals import last_word
 from commands.endpoint import Quotas, Services
 from commands.erasure import ErasureTerms
 from domain.moderation import WatchedWords
@@ -44,15 +44,12 @@ from engine.tail import SESSION as TAIL_SESSION
 from engine.tail import LogTail
 from engine.viewers import ViewerKeys
 from infra.data_folder import DataFolder
-from infra.errors import OperatorError
 from infra.http.app import HttpApp
 from infra.http.auth import make_authenticator
 from infra.http.keys import read_or_make_secret
 from infra.http.rate_limits import Buckets, RateLimits
 from infra.interpreter import quick_turns
 from infra.kafka import client_options
-from infra.objects.folder import FolderStore
-from infra.objects.port import ObjectStore, ObjectStoreUnavailable, now
 from infra.postgres.connection import Limits, make_pool
 from infra.postgres.embedded import SETTINGS, EmbeddedPostgres
 from infra.redis import open_redis
@@ -75,6 +72,7 @@ from readapi.audit.routes import Integrity
 from readapi.comment_cache import CommentCache
 from readapi.comments import TranslationRequests
 from readapi.erasure import ErasureSearch
+from readapi.events import PublishedMessages
 from readapi.likes import LikeCounts
 from readapi.live import LiveLimits, LiveVideos
 from readapi.queries import Queries
@@ -175,33 +173,6 @@ def _redis(settings: Settings, shared: Shared | None) -> Redis:
     return connect_socket(shared.redis)
 
 
-def open_objects(
-    settings: Settings, folder: DataFolder, secret: str, stack: ExitStack, *, first: bool = True
-) -> ObjectStore:
-    """Return the store of these settings, ready for this process's roles; `stack` closes it.
-
-    Raises OperatorError with one clear line when the folder or the bucket is of no use.
-    """
-    roles = settings.server.roles
-    try:
-        if settings.objects.bucket is None:
-            local = FolderStore(folder.objects, secret.encode(), settings.objects.url_ttl, now)
-            if first and Role.COMMANDS in roles:
-                # Only the process that takes uploads may sweep up what a crash left of them.
-                run(local.recover())
-            return local
-        # Its library is slow to import, and not needed where objects lie in a folder.
-        from infra.objects.s3 import S3Store
-
-        store = S3Store(settings.objects)
-        stack.callback(store.close)
-        if roles != {Role.PROJECTIONS}:
-            store.probe()
-    except ObjectStoreUnavailable as error:
-        raise OperatorError(error.cause) from error
-    return store
-
-
 def _sealer(
     settings: Settings,
     database_url: str,
@@ -272,6 +243,7 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
         buckets = _limit_rates(app, parts, stack)
         if Role.QUERIES in roles:
             app.state.queries = await _queries(parts, stack)
+            app.state.published = _published(parts, stack)
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
             stack.push_async_callback(app.state.integrity.close)
             given = (parts.settings, parts.database_url, parts.redis, parts.objects)
@@ -332,8 +304,6 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     in_background(tail.run(parts.notifications.subscribe()), stack)
     ttl = settings.likes.counter_ttl_seconds
     counts = LikeCounts(AsyncCounters(parts.redis, ttl) if parts.counters else None)
-    quotas = settings.quotas
-    slots = LiveLimits(quotas.live_streams_per_user, quotas.live_streams_per_address)
     cache = VideoCache(
         pool,
         tail,
@@ -347,7 +317,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     live = LiveVideos(
         *(pool, tail, cache, comments, waiting),
         wake=parts.notifications.subscribe(EVENTS),
-        limits=slots if settings.rate_limits.on else None,
+        limits=LiveLimits.of(settings),
     )
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
@@ -382,6 +352,16 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         requests=TranslationRequests(parts.redis, settings.translation),
         stats_public=settings.analytics.stats_public,
     )
+
+
+def _published(parts: Parts, stack: AsyncExitStack) -> PublishedMessages:
+    wake = parts.notifications.subscribe()
+    limits = LiveLimits.of(parts.settings)
+    published = PublishedMessages(parts.database_url, wake, limits, parts.limits)
+    parts.endings.append(published.close)
+    stack.push_async_callback(published.aclose)
+    in_background(published.run(), stack)
+    return published
 
 
 def _bus(parts: Parts) -> CommandBus:

@@ -268,8 +268,9 @@ def _projections(settings: Settings) -> DoctorPart:
 def _s3(settings: Settings) -> DoctorPart:
     # Its library is slow to import, and not needed where objects lie in a folder.
     from infra.objects.s3 import S3Store
+    from infra.objects.s3_cors import look_at_cors
 
-    url = settings.objects.endpoint_url
+    url, detail = settings.objects.endpoint_url, "the bucket answers"
     try:
         with closing(S3Store(settings.objects)) as store:
             url = store.url
@@ -277,7 +278,12 @@ def _s3(settings: Settings) -> DoctorPart:
     except (ObjectStoreUnavailable, OperatorError) as error:
         wrong = error.cause if isinstance(error, ObjectStoreUnavailable) else str(error)
         return failure("objects", "external", url, wrong, SEE_S3)
-    return DoctorPart("objects", "external", url, True, "the bucket answers")
+    if settings.cors.origins:
+        cors = look_at_cors(settings.objects, settings.cors.origins)
+        detail = f"{detail}; {cors.detail}"
+        if cors.admits is False:
+            return failure("objects", "external", url, detail, "or see CORS_ORIGINS")
+    return DoctorPart("objects", "external", url, True, detail)
 
 
 def _folder(settings: Settings) -> DoctorPart:

@@ -44,6 +44,7 @@ import readapi.audit.routes
 import readapi.catalog
 import readapi.comments
 import readapi.erasure
+import readapi.events
 import readapi.feedback
 import readapi.likes
 import readapi.live
@@ -301,6 +302,10 @@ FEATURES: tuple[Feature, ...] = (
         jobs=workers.erasure.jobs,
         checks=(health.erasures,),
         personal=(*engine.persons.PERSONAL, *engine.erasures.PERSONAL),
+    ),
+    Feature(
+        name="published events",
+        queries=(readapi.events.router,),
     ),
     Feature(
         name="audit",

@@ -32,6 +32,7 @@ from engine.wrapping_keys import KeyDamaged
 from infra.batcher import NotBegun, QueueFull
 from infra.http.app import HttpApp
 from infra.http.auth import required_roles
+from infra.http.cors import CrossOrigin
 from infra.http.problems import Make, Problem
 from infra.http.requests import Hosts, Proxies
 from infra.http.shapes import InvalidPosition, encode_position
@@ -176,9 +177,11 @@ def applications(parts: Parts, lifespan: Lifespan) -> HttpApp:
     """
     routes, port = _routes(parts), parts.settings.server.admin_port
     make = partial(_application, parts, lifespan)
+    public = make([route for route in routes if port is None or not is_apart(route)])
+    if (cors := parts.settings.cors).origins:
+        public.cross_origin = CrossOrigin(cors.origins, credentials=cors.credentials)
     if port is None:
-        return make(routes)
-    public = make([route for route in routes if not is_apart(route)])
+        return public
     apart = [route for route in routes if is_apart(route) or _path(route) in ON_BOTH_PORTS]
     public.serve_apart(port, make(apart))
     return public

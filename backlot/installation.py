@@ -1,9 +1,9 @@
-"""The databases of an installation: reached, given their tables, and erased again once restored."""
+"""The stores of an installation: databases with their tables, erased again once restored; objects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from psycopg import Connection, OperationalError
@@ -11,14 +11,18 @@ from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import TupleRow
 
 from backlot.features import PERSONAL, TABLES, read_models
+from backlot.signals import run
 from engine.erasures import compare_forgotten, erase_again, purge_restored
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.persons import Persons
 from engine.privileges import give_rights, make_user, running_user
 from engine.seals.proofs import Proofs
+from infra.data_folder import DataFolder
 from infra.errors import OperatorError
+from infra.objects.folder import FolderStore
+from infra.objects.port import ObjectStore, ObjectStoreUnavailable, now
 from infra.postgres.connection import explained, open_connection
-from infra.settings import Role, Settings
+from infra.settings import SERVING, Role, Settings
 from projections.analytics import schema as analytics_schema
 from projections.feedback.reports import TABLES as FEEDBACK
 
@@ -90,3 +94,34 @@ def reached(url: str, setting: str) -> Connection[TupleRow]:
         raise DatabaseUnreachable(
             f"{setting}: PostgreSQL can't be reached there: {explained(error)}"
         ) from error
+
+
+def open_objects(
+    settings: Settings, folder: DataFolder, secret: str, stack: ExitStack, *, first: bool = True
+) -> ObjectStore:
+    """Return the store of these settings, ready for this process's roles; `stack` closes it.
+
+    Raise OperatorError with one clear line when the folder or the bucket is of no use.
+    """
+    roles = settings.server.roles
+    try:
+        if settings.objects.bucket is None:
+            local = FolderStore(folder.objects, secret.encode(), settings.objects.url_ttl, now)
+            if first and Role.COMMANDS in roles:
+                # Only the process that takes uploads may sweep up what a crash left of them.
+                run(local.recover())
+            return local
+        # Its library is slow to import, and not needed where objects lie in a folder.
+        from infra.objects.s3 import S3Store
+
+        store = S3Store(settings.objects)
+        stack.callback(store.close)
+        if roles != {Role.PROJECTIONS}:
+            store.probe()
+        if first and roles & SERVING and settings.cors.origins:
+            from infra.objects.s3_cors import warn_of_cors
+
+            warn_of_cors(settings.objects, settings.cors.origins)
+    except ObjectStoreUnavailable as error:
+        raise OperatorError(error.cause) from error
+    return store

@@ -36,10 +36,11 @@ from infra.cancellation import alongside
 from projections.analytics.ingest import COPY
 from projections.analytics.rules import TOPICS, Rules
 from projections.analytics.schema import migrate
+from projections.feeds import feeds
 from projections.integration_events import from_telemetry
 from workers.analytics import Analytics
 from workers.consumers import subscribe_sink
-from workers.sources import LogSource, feeds, received
+from workers.sources import LogSource, received
 
 OURS = "ours: rows, rollups, viewers, sessions, places"
 BARE = "bare COPY of the raw rows"

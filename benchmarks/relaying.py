@@ -21,9 +21,9 @@ from infra.cancellation import alongside
 from infra.kafka import BATCH_BYTES, LINGER_MS, Outgoing
 from infra.settings import load_settings
 from infra.settings.adapters import KafkaSettings
+from projections.feeds import feeds
 from projections.integration_events import TOPICS
 from workers.relay import outgoing, subscribe_relay
-from workers.sources import feeds
 
 OURS, BARE = "ours, from the event log", "bare aiokafka producer, messages ready"
 LOOK_SECONDS = 0.01

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -37,6 +37,7 @@ from infra.http.problems import Problem, problems
 from infra.http.requests import client_address, subscriber
 from infra.http.shapes import Position, decode_position, encode_position
 from infra.metrics import gauge
+from infra.settings import Settings
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
@@ -79,6 +80,43 @@ class LiveLimits:
 
     per_user: int = MAX_WATCHERS
     per_address: int = MAX_WATCHERS
+
+    @classmethod
+    def of(cls, settings: Settings) -> LiveLimits:
+        """Return the limits of these settings; none where they limit nothing."""
+        quotas = settings.quotas
+        if not settings.rate_limits.on:
+            return cls()
+        return cls(quotas.live_streams_per_user, quotas.live_streams_per_address)
+
+
+class StreamSlots:
+    """Counts the open streams of each user and each address."""
+
+    def __init__(self, limits: LiveLimits) -> None:
+        self._limits = limits
+        self._taken: dict[str, int] = {}
+
+    def take(self, person: str | None, address: str) -> tuple[str, ...]:
+        """Return the names under which one more stream is counted; `free` has to be given them.
+
+        Raise Problem 429 when the user or the address has as many streams as one may.
+        """
+        slots = {f"address {address}": self._limits.per_address}
+        if person is not None:
+            slots[f"user {person}"] = self._limits.per_user
+        if any(self._taken.get(name, 0) >= most for name, most in slots.items()):
+            detail = "So many streams are open already from here; close some, or share one."
+            raise Problem(429, "too-many-streams", detail, headers={"Retry-After": "30"})
+        for name in slots:
+            self._taken[name] = self._taken.get(name, 0) + 1
+        return tuple(slots)
+
+    def free(self, slots: Iterable[str]) -> None:
+        for name in slots:
+            self._taken[name] -= 1
+            if not self._taken[name]:
+                del self._taken[name]
 
 
 @dataclass(eq=False)
@@ -150,9 +188,8 @@ class LiveVideos:
         self._comments = comments
         self._waiting = waiting
         self._wake = wake
-        self._limits = limits or LiveLimits()
+        self._slots = StreamSlots(limits or LiveLimits())
         self._watches: set[Watch] = set()
-        self._slots: dict[str, int] = {}
         self._follower: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
 
@@ -185,15 +222,7 @@ class LiveVideos:
         if len(self._watches) >= MAX_WATCHERS or self._closing.is_set():
             detail = "Too many clients follow videos here; ask now and then instead."
             raise Problem(503, "unavailable", detail, headers={"Retry-After": "30"})
-        slots = {f"address {address}": self._limits.per_address}
-        if viewer.user_id is not None:
-            slots[f"user {viewer.user_id}"] = self._limits.per_user
-        if any(self._slots.get(name, 0) >= most for name, most in slots.items()):
-            detail = "So many streams are open already from here; close some, or share one."
-            raise Problem(429, "too-many-streams", detail, headers={"Retry-After": "30"})
-        watch = Watch(video_id, viewer, tuple(slots), position)
-        for name in slots:
-            self._slots[name] = self._slots.get(name, 0) + 1
+        watch = Watch(video_id, viewer, self._slots.take(viewer.user_id, address), position)
         self._watches.add(watch)
         LIVE_WATCHERS.set(len(self._watches))
         self._wake.set()
@@ -207,10 +236,7 @@ class LiveVideos:
             return
         self._watches.discard(watch)
         LIVE_WATCHERS.set(len(self._watches))
-        for name in watch.slots:
-            self._slots[name] -= 1
-            if not self._slots[name]:
-                del self._slots[name]
+        self._slots.free(watch.slots)
 
     async def stream(self, watch: Watch) -> AsyncGenerator[bytes, None]:
         """Yield the events of a client until it goes, or the server stops.
@@ -377,6 +403,9 @@ def _event(kind: str, token: str, data: Mapping[str, object]) -> bytes:
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (token.encode(), kind.encode(), told)
 
 
+STREAMED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
 class EventStream(StreamingResponse):
     """Server-sent events of one client, whose place is free however the answer ends.
 
@@ -385,17 +414,17 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, live: LiveVideos, watch: Watch, headers: Mapping[str, str]) -> None:
-        self._live, self._watch = live, watch
-        self._events = live.stream(watch)
-        super().__init__(self._events, headers=headers)
+    def __init__(self, events: AsyncGenerator[bytes, None], leave: Callable[[], None]) -> None:
+        """`leave` gives the client's place to others."""
+        self._events, self._leave = events, leave
+        super().__init__(events, headers=STREAMED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with aclosing(self._events):
                 await super().__call__(scope, receive, send)
         finally:
-            self._live.leave(self._watch)
+            self._leave()
 
 
 EXAMPLE = """retry: 2000
@@ -457,7 +486,6 @@ async def follow(
     position = decode_position(last_event_id).events if last_event_id else None
     await queries.require(fresh, video_id, caller)
     live = queries.live
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     address = subscriber(client_address(request.scope))
     watch = live.watch(video_id, viewer_of(caller), address, position=position)
-    return EventStream(live, watch, headers)
+    return EventStream(live.stream(watch), partial(live.leave, watch))

@@ -22,6 +22,7 @@ class As(StrEnum):
     OTHER = "other user"
     AUDITOR = "auditor"
     MODERATOR = "moderator"
+    SERVICE = "service"
     ADMIN = "admin"
 
 
@@ -31,6 +32,7 @@ OWNER = frozenset({As.USER})
 OWNER_OR_ADMIN = OWNER | {As.ADMIN}
 AUDITORS = frozenset({As.AUDITOR, As.ADMIN})
 MODERATORS = frozenset({As.MODERATOR, As.ADMIN})
+SERVICES = frozenset({As.SERVICE, As.ADMIN})
 ADMIN = frozenset({As.ADMIN})
 NOBODY: frozenset[As] = frozenset()
 """A token does not help: only a signed URL does."""
@@ -161,6 +163,8 @@ ROUTES: tuple[Line, ...] = (
     Line("DELETE /users/me", NOBODY),
     Line("DELETE /users/{user_id}", ADMIN, 404, names=NOBODY_HERE),
     Line("GET /users/{user_id}/forgetting", ADMIN, 404, names=NOBODY_HERE),
+    # Services.
+    Line("GET /events", SERVICES),
     # The audit.
     Line("GET /audit/events", AUDITORS),
     Line("GET /audit/events/{position}", AUDITORS),

@@ -30,9 +30,10 @@ from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.rebuild import AnalyticsMeans
 from projections.analytics.rules import TOPICS, NotCountable, Row, Rules, row_of
 from projections.analytics.schema import Shape, migrate, prune, refresh
+from projections.feeds import EventFeed
 from projections.trending import Formula, TrendingInvalidation, Window, settle
 from workers.parts import Parts
-from workers.sources import EventFeed, LogSource
+from workers.sources import LogSource
 from workers.tasks import Tasks
 
 log = structlog.get_logger(__name__)

@@ -22,10 +22,11 @@ from infra.objects.port import ObjectStore
 from infra.postgres.connection import SHORT_WORK, Limits
 from infra.redlock import Redlock
 from infra.settings import Settings
+from projections.feeds import feeds
 from projections.integration_events import TELEMETRY
 from projections.like_counters import Counters
 from workers.consumers import subscribe_consumer, subscribe_sink
-from workers.sources import KafkaSource, LogSource, feeds
+from workers.sources import KafkaSource, LogSource
 
 BATCH_EVENTS = 500
 

@@ -27,8 +27,9 @@ from infra.kafka import KafkaAway, Outgoing, Publisher, Sent
 from infra.kafka_topics import TopicsUnavailable, limit_terms
 from infra.metrics import counter, gauge
 from infra.settings.adapters import KafkaSettings
+from projections.feeds import Feed, Stretch, feeds
 from projections.integration_events import TOPICS, Message, topics_with_texts
-from workers.sources import RELAY, Feed, FeedBatch, FeedSource, Stretch, feeds, published_positions
+from workers.sources import RELAY, FeedBatch, FeedSource, published_positions
 
 
 def begin(conn: Connection[TupleRow]) -> dict[str, int]:

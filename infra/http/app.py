@@ -23,6 +23,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.http.auth import Authenticator, Identity, caller_of, recalled
+from infra.http.cors import CrossOrigin
 from infra.http.problems import (
     FRAMEWORK,
     Make,
@@ -80,6 +81,7 @@ BEARER = {
 }
 
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Way(NamedTuple):
@@ -200,6 +202,7 @@ class HttpApp(FastAPI):
         self._unlimited = unlimited
         self.proxies = proxies or Proxies()
         self.rate_limits: RateLimits | None = None
+        self.cross_origin: CrossOrigin | None = None
         self._hosts = hosts
         self._apart: dict[int, HttpApp] = {}
         self._known: list[tuple[APIRoute, frozenset[str], frozenset[str]]] | None = None
@@ -261,15 +264,13 @@ class HttpApp(FastAPI):
         scope[HEADERS] = dict(reversed(scope["headers"]))
         request_id = scope["request_id"] = new_request_id(scope)
         stamp = (b"x-request-id", request_id.encode("latin-1"))
-        status = 0
+        status, cross_origin = 0, self.cross_origin
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                added = scope.get(ADDED, {}).items()
-                own = message.get("headers", ())
-                message["headers"] = [*own, stamp, *added, *_storage(scope, own)]
+                message["headers"] = self._stamped(scope, message.get("headers", ()), stamp)
             elif ASKED in scope and message["type"] == "http.response.body":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 raise HeadersSent
@@ -280,6 +281,9 @@ class HttpApp(FastAPI):
             check_size(scope)
             if self._hosts is not None:
                 _check_host(scope, self._hosts)
+            if cross_origin is not None and (preflight := cross_origin.preflight(scope)):
+                await preflight(scope, receive, send_with_id)
+                return
             found = self._find(scope["method"], scope["path"])
             if found.kind is not None and self.rate_limits is not None:
                 await _admit(scope, self.rate_limits, found.kind)
@@ -297,6 +301,12 @@ class HttpApp(FastAPI):
         finally:
             _measure(scope, status or 500, time.perf_counter() - started)
             CORRELATION_ID.reset(correlation)
+
+    def _stamped(self, scope: Scope, own: Headers, stamp: tuple[bytes, bytes]) -> Headers:
+        """Return the headers of an answer: its own, and what every answer has."""
+        added = scope.get(ADDED, {}).items()
+        headers = [*own, stamp, *added, *_storage(scope, own)]
+        return headers if self.cross_origin is None else self.cross_origin.stamped(scope, headers)
 
     def _find(self, method: str, path: str) -> Way:
         """Return what answers at once, if a hot route does, and the class of the request."""
@@ -405,7 +415,7 @@ def _check_host(scope: Scope, hosts: Hosts) -> None:
         raise Problem(421, "host-unknown", f"{detail}`BACKLOT_PUBLIC_URL`.")
 
 
-def _storage(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
+def _storage(scope: Scope, headers: Headers) -> Sequence[tuple[bytes, bytes]]:
     """Return what an answer lacks that says who may keep it: nobody, unless it has a tag."""
     names = {name for name, _ in headers}
     if b"cache-control" in names:

@@ -486,14 +486,14 @@ def _roles_of(dependant: Dependant) -> frozenset[str]:
     return own.union(*map(_roles_of, dependant.dependencies))
 
 
-require_admin = _require_role("admin")
-require_moderator = _require_role("moderator", "admin")
+require_admin, require_moderator = _require_role("admin"), _require_role("moderator", "admin")
 MaybeCaller = Annotated[Identity | None, Depends(maybe_identity)]
 Caller = Annotated[Identity, Depends(require_identity)]
 Admin = Annotated[Identity, Depends(require_admin)]
 Moderator = Annotated[Identity, Depends(require_moderator)]
 Auditor = Annotated[Identity, Depends(_require_role("auditor", "admin"))]
-"""Who may look into the event log."""
+Service = Annotated[Identity, Depends(_require_role("service", "admin"))]
+"""Who may look into the event log; a program that may have all that is published."""
 
 
 def _unauthenticated(detail: str) -> Problem:

@@ -137,6 +137,7 @@ class Settings(SettingsGroup):
     """
 
     server: ServerSettings
+    cors: adapters.CorsSettings
     database: adapters.DatabaseSettings
     redis: adapters.RedisSettings
     objects: adapters.ObjectSettings

@@ -16,6 +16,7 @@ from infra.settings.values import (
     HttpUrl,
     LockNodes,
     Lower,
+    Origins,
     PostgresUrl,
     Prices,
     PublicKey,
@@ -237,6 +238,26 @@ class AuthSettings(SettingsGroup, alias_generator=variables("JWT_")):
             raise ValueError(
                 f"JWT_ALGORITHMS: {', '.join(sorted(impossible))} needs another key than {how}"
             )
+        return self
+
+
+class CorsSettings(SettingsGroup, alias_generator=variables("CORS_")):
+    """The pages of other origins that may use the APIs in a browser; by default none."""
+
+    origins: Origins = frozenset()
+    allows_credentials: Annotated[Literal["on", "off"], Lower] = Field(
+        default="off", alias="CORS_CREDENTIALS"
+    )
+
+    @property
+    def credentials(self) -> bool:
+        """Whether browsers send cookies and the like, for a proxy that asks for them."""
+        return self.allows_credentials == "on"
+
+    @model_validator(mode="after")
+    def _credentials_for_known_origins(self) -> Self:
+        if self.credentials and "*" in self.origins:
+            raise ValueError("CORS_CREDENTIALS: name the origins in CORS_ORIGINS, * takes none")
         return self
 
 

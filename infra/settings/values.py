@@ -43,6 +43,9 @@ ENCRYPTION_KEY = re.compile("[0-9a-fA-F]{64}")
 ANCHOR_BUCKET = re.compile(
     r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,254})/(?P<prefix>[\w.-]+(?:/[\w.-]+)*)"
 )
+# Names of other scripts are sent in their ASCII form (`xn--…`).
+ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[!-~]+")
+USUAL_PORTS = {"http": 80, "https": 443}
 BROKERS = ("redis://", "rediss://", "amqp://", "amqps://")
 
 
@@ -302,6 +305,35 @@ def networks(value: object) -> object:
         raise ValueError(f"must be addresses or networks such as 10.0.0.0/8: {error}") from None
 
 
+def origins(values: frozenset[str]) -> frozenset[str]:
+    for value in values - {"*"}:
+        try:
+            known = _as_browsers_send(value)
+        except ValueError:
+            raise ValueError(
+                "must be origins such as https://app.example.org, with commas between, or * alone; "
+                f"not {value!r}"
+            ) from None
+        if known != value:
+            raise ValueError(f"browsers send {known!r} as the origin; write that for {value!r}")
+    if "*" in values and len(values) > 1:
+        raise ValueError("must name origins, or * alone")
+    return values
+
+
+def _as_browsers_send(value: str) -> str:
+    """Return an origin in the form of the URL standard; raise ValueError for what is none."""
+    parts = urlsplit(value)
+    host, port = parts.hostname, parts.port
+    nothing_else = not (parts.path.strip("/") or parts.query or parts.fragment)
+    if not (ORIGIN.fullmatch(value) and host and parts.username is None and nothing_else):
+        raise ValueError(value)
+    name = f"[{host}]" if ":" in host else host
+    if port is None or port == USUAL_PORTS.get(parts.scheme):
+        return f"{parts.scheme}://{name}"
+    return f"{parts.scheme}://{name}:{port}"
+
+
 CommaSet = BeforeValidator(split_commas)
 Lower = BeforeValidator(lower)
 BareUrl = Annotated[str, AfterValidator(bare_url)] | None
@@ -328,6 +360,8 @@ Rated = Annotated[RequestRate, BeforeValidator(rate)]
 """A rate, as `per minute/at once`."""
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(networks)]
 """Addresses or networks, with commas between."""
+Origins = Annotated[frozenset[str], CommaSet, AfterValidator(origins)]
+"""Origins of pages as browsers send them, or `*` alone."""
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path that may begin with `~`."""
 AnchorPlaces = Annotated[tuple[FilePlace | BucketPlace, ...], BeforeValidator(anchor_places)]

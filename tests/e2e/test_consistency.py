@@ -13,8 +13,9 @@ import pytest
 
 from infra.http.shapes import Position, decode_position
 from infra.postgres.embedded import EmbeddedPostgres
+from tests.e2e.live_events import events
 from tests.e2e.replicas import Site, running_site
-from tests.e2e.test_live import events, of_comments
+from tests.e2e.test_live import of_comments
 from tests.e2e.videos import problem, read, upload
 from tests.integration.redis_servers import redis_servers
 

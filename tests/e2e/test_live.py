@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from typing import Any, NamedTuple
 
 import httpx
 
 from infra.http.shapes import decode_position
 from tests.e2e import plain
+from tests.e2e.live_events import Told, events
 from tests.e2e.program import Program
 from tests.e2e.videos import read, upload
-
-
-class Told(NamedTuple):
-    """An event of a stream."""
-
-    kind: str
-    id: str
-    data: dict[str, Any]
-
-
-def events(lines: Iterator[str]) -> Iterator[Told]:
-    """The events of a stream, in which lines follow each other that are no comments."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(": ")
-        if name:
-            fields[name] = value
-        elif line == "":
-            if "data" in fields:
-                yield Told(fields["event"], fields["id"], json.loads(fields["data"]))
-            fields = {}
 
 
 def counts(lines: Iterator[str]) -> Iterator[int]:

@@ -26,6 +26,7 @@ CALLERS = {
     As.OTHER: ("bob", []),
     As.AUDITOR: ("aud", ["auditor"]),
     As.MODERATOR: ("mod", ["moderator"]),
+    As.SERVICE: ("svc", ["service"]),
     As.ADMIN: ("olga", ["admin"]),
 }
 
@@ -140,9 +141,10 @@ OF_THE_PROCESS = {
     *("GET /healthz", "GET /readyz", "GET /metrics"),
     *("GET /openapi.json", "GET /docs", "GET /docs/static"),
 }
-# Whoever has them may not use them again: a stream, what is told to the security log each time,
-# and lists that are named when something of them is chosen.
+# Whoever has them may not use them again: a stream, what is published behind a position, what is
+# told to the security log each time, and lists that are named when something of them is chosen.
 NOT_KEPT = {
+    "GET /events",
     *("GET /videos/{video_id}/events", "GET /recommendations", "GET /videos/recommendations"),
     *("GET /users/{user_id}/export", "GET /users/{user_id}/pseudonym"),
 }

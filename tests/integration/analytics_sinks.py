@@ -13,11 +13,12 @@ from engine.subscription import Notifications, Subscription
 from engine.telemetry import Telemetry, TelemetryEvent
 from infra.settings.adapters import KafkaSettings
 from projections.analytics.rules import Rules
+from projections.feeds import feeds
 from tests.integration.analytics_support import REPEAT, RULES, Event, when
 from tests.support import ended
 from workers.analytics import Analytics, AnalyticsVideos, tell_nobody, uploads_feed
 from workers.consumers import subscribe_sink
-from workers.sources import KafkaSource, LogSource, feeds
+from workers.sources import KafkaSource, LogSource
 
 DETAILS = ("sessionId", "seconds", "channel")
 

@@ -23,8 +23,8 @@ from engine.connections import connect
 from projections.analytics.ingest import Store
 from projections.analytics.rules import KINDS, Rules, row_of
 from projections.analytics.schema import SchemaState, Shape, migrate
+from projections.feeds import TelemetryFeed
 from tests.integration.event_log import rows
-from workers.sources import TelemetryFeed
 
 NOW = datetime.now(UTC)
 REPEAT = timedelta(hours=1)

@@ -16,6 +16,7 @@ from engine.subscription import Notifications
 from infra import metrics
 from infra.kafka import Outgoing, Publisher
 from infra.settings.adapters import KafkaSettings
+from projections.feeds import feeds
 from projections.integration_events import TOPICS as TOPICS_OF_ALL
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
@@ -23,7 +24,7 @@ from tests.kafka_cluster import kafka_cluster
 from tests.support import ended
 from workers.consumers import subscribe_consumer
 from workers.relay import outgoing
-from workers.sources import KafkaSource, LogSource, feeds
+from workers.sources import KafkaSource, LogSource
 
 TOPICS = frozenset(("comment.created", "comment.edited"))
 VIDEO = uuid4()

@@ -1,4 +1,4 @@
-"""What tests of the relay share: a running one, and all that has come to lie in the topics."""
+"""What tests of published messages share: one of each, a running relay, what lies in the topics."""
 
 from __future__ import annotations
 
@@ -6,16 +6,82 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
+from domain.person import Person, VideosFate
+from domain.person import stream_id as person_stream
+from domain.upload import Visibility
 from engine.log import event_id
 from engine.subscription import Notifications, Subscription
+from engine.telemetry import Telemetry, TelemetryEvent
 from infra.kafka import Reader, Record
 from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS
+from tests.integration.analytics_support import REPEAT
+from tests.integration.consuming_support import VIDEO
 from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, origin
 from tests.support import DEADLINE_SECONDS, ended
 from workers.relay import subscribe_relay
+
+SEEN = TelemetryEvent(
+    uuid4(), "video.viewed", VIDEO, "ann", datetime.now(UTC), {"sessionId": str(uuid4())}, "asked"
+)
+
+IN_LIST = {
+    "listId": str(uuid4()),
+    "givenAt": "2026-11-22T09:00:00Z",
+    "place": 1,
+    "source": "neighbour",
+    "variant": "default",
+}
+DETAILS: dict[str, dict[str, Any]] = {
+    "video.watch_time": {"sessionId": str(uuid4()), "seconds": 2.5},
+    "video.shared": {"channel": "mail"},
+    "recommendation.shown": IN_LIST,
+    "recommendation.chosen": IN_LIST,
+}
+
+
+async def watch(url: str, *events: TelemetryEvent) -> None:
+    telemetry = Telemetry(url, repeat=REPEAT)
+    telemetry.open()
+    for event in events:
+        await telemetry.record(event)
+    await telemetry.close()
+
+
+async def watch_everything(url: str) -> int:
+    """One of each kind of telemetry that is told; how many messages that makes."""
+    others = [
+        SEEN._replace(event_id=uuid4(), topic=each, details=details)
+        for each, details in DETAILS.items()
+    ]
+    await watch(url, SEEN, *others)
+    return 1 + len(others)
+
+
+def write_everything(writer: Writer) -> int:
+    """One of each kind of event that is told; how many messages that makes."""
+    shown = writer.video()
+    writer.show(shown, Visibility.UNLISTED)
+    video = shown.id
+    writer.like(video, "ann")
+    writer.unlike(video, "ann")
+    comment = writer.comment(video)
+    comment.edit("¡Muy bonito!", origin("bob"))
+    comment.translate(2, "es", "en", "Very beautiful!", "model", "1", origin("translator"))
+    comment.delete(origin("bob"))
+    aborted, expired = writer.upload(), writer.upload()
+    aborted.abort(origin())
+    expired.expire(origin("expiry"))
+    person = Person.blank(person_stream("ann"))
+    person.request_forgetting("ann", VideosFate.DELETE, origin("root"))
+    person.finish_forgetting("ann", {}, origin("privacy"))
+    writer.save(comment, aborted, expired, person)
+    return 11
 
 
 def make_relay(

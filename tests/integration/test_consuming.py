@@ -16,6 +16,7 @@ from engine.log import event_id
 from engine.messages import MessageBatch
 from infra import metrics
 from infra.settings.adapters import KafkaSettings
+from projections.feeds import feeds
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import (
     TERMINATE,
@@ -39,7 +40,7 @@ from tests.integration.projection_support import Writer, origin
 from tests.kafka_cluster import kafka_cluster
 from tests.support import until
 from workers.consumers import ConsumerHandler, forget_processed
-from workers.sources import LogSource, feeds
+from workers.sources import LogSource
 
 
 @pytest.fixture(params=["log", "kafka"])

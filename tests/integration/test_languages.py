@@ -21,10 +21,11 @@ from infra import metrics
 from infra.batcher import QueueFull
 from infra.language.detector import Detection, TextDetector
 from infra.settings import load_settings
+from projections.feeds import feeds
 from tests.integration.buses import decided, open_bus
 from tests.integration.event_log import logged
 from tests.integration.projection_support import Writer, origin
-from workers.sources import feeds, received
+from workers.sources import received
 from workers.translation import TranslationConsumer, make_consumer, may_translate
 
 ENGLISH = "This is a wonderful film, thank you so much for it!"

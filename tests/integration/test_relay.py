@@ -7,47 +7,30 @@ import gc
 import json
 import socket
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from domain.person import Person, VideosFate
-from domain.person import stream_id as person_stream
-from domain.upload import Visibility
 from engine.log import event_id
-from engine.telemetry import Telemetry, TelemetryEvent
 from infra import metrics
 from infra.cancellation import cancel
 from infra.kafka import Publisher
 from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS
-from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import VIDEO, run
 from tests.integration.event_log import rows
-from tests.integration.projection_support import Writer, origin
-from tests.integration.relay_support import Topics, relayed, relaying
+from tests.integration.projection_support import Writer
+from tests.integration.relay_support import (
+    SEEN,
+    Topics,
+    relayed,
+    relaying,
+    watch,
+    watch_everything,
+    write_everything,
+)
 from tests.kafka_cluster import MockCluster, kafka_cluster
 from tests.support import ended, until
-
-SEEN = TelemetryEvent(
-    uuid4(), "video.viewed", VIDEO, "ann", datetime.now(UTC), {"sessionId": str(uuid4())}, "asked"
-)
-
-IN_LIST = {
-    "listId": str(uuid4()),
-    "givenAt": "2026-11-22T09:00:00Z",
-    "place": 1,
-    "source": "neighbour",
-    "variant": "default",
-}
-DETAILS: dict[str, dict[str, Any]] = {
-    "video.watch_time": {"sessionId": str(uuid4()), "seconds": 2.5},
-    "video.shared": {"channel": "mail"},
-    "recommendation.shown": IN_LIST,
-    "recommendation.chosen": IN_LIST,
-}
 
 
 @pytest.fixture
@@ -61,44 +44,10 @@ def url(database_url: str, writer: Writer) -> str:
     return database_url
 
 
-async def watch(url: str, *events: TelemetryEvent) -> None:
-    telemetry = Telemetry(url, repeat=REPEAT)
-    telemetry.open()
-    for event in events:
-        await telemetry.record(event)
-    await telemetry.close()
-
-
-def write_everything(writer: Writer) -> int:
-    """One of each kind of event that is told; how many messages that makes."""
-    shown = writer.video()
-    writer.show(shown, Visibility.UNLISTED)
-    video = shown.id
-    writer.like(video, "ann")
-    writer.unlike(video, "ann")
-    comment = writer.comment(video)
-    comment.edit("¡Muy bonito!", origin("bob"))
-    comment.translate(2, "es", "en", "Very beautiful!", "model", "1", origin("translator"))
-    comment.delete(origin("bob"))
-    aborted, expired = writer.upload(), writer.upload()
-    aborted.abort(origin())
-    expired.expire(origin("expiry"))
-    person = Person.blank(person_stream("ann"))
-    person.request_forgetting("ann", VideosFate.DELETE, origin("root"))
-    person.finish_forgetting("ann", {}, origin("privacy"))
-    writer.save(comment, aborted, expired, person)
-    return 11
-
-
 def test_everything_is_told_under_its_topic(url: str, writer: Writer, cluster: MockCluster) -> None:
     async def scenario() -> None:
         count = write_everything(writer)
-        others = [
-            SEEN._replace(event_id=uuid4(), topic=each, details=details)
-            for each, details in DETAILS.items()
-        ]
-        await watch(url, SEEN, *others)
-        watched = 1 + len(others)
+        watched = await watch_everything(url)
         async with (
             relaying(url, cluster.bootstrap_servers),
             Topics(cluster.bootstrap_servers) as told,

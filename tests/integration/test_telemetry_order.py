@@ -14,11 +14,11 @@ import pytest
 from engine.connections import connect
 from engine.installation import make_tables
 from engine.telemetry import INSERT, Telemetry, TelemetryEvent
+from projections.feeds import TelemetryFeed
 from projections.integration_events import TELEMETRY
 from tests.integration.analytics_support import REPEAT
 from tests.integration.event_log import rows
 from tests.support import eventually
-from workers.sources import TelemetryFeed
 
 SESSION = str(uuid4())
 AT = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)

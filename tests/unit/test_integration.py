@@ -102,6 +102,23 @@ def test_what_is_recorded_gives_the_message(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_cloud_event_says_what_the_message_does(name: str) -> None:
+    expected = json.loads((FOLDER / "integration" / f"{name}.json").read_text())
+    headers = expected["headers"]
+    found = json.loads(message(name).cloud_event())
+    assert found == {
+        **{each: headers[f"ce_{each}"] for each in ("specversion", "id", "type", "source", "time")},
+        "datacontenttype": headers["content-type"],
+        "partitionkey": expected["key"],
+        "position": headers["position"],
+        "correlationid": headers["correlationId"],
+        "data": json.loads(expected["value"]),
+    }
+    # As CloudEvents names attributes.
+    assert all(each.isalnum() and each.islower() and len(each) <= 20 for each in found)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_message_is_a_value_of_its_topic(name: str) -> None:
     told = message(name)
     read = adapter_of(told.topic).validate_json(told.value)

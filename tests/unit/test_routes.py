@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from infra.http.app import HttpApp
 from infra.http.auth import required_roles
 from infra.http.shapes import Wire
-from tests.routes import ADMIN, AUDITORS, MODERATORS, ROUTES
+from tests.routes import ADMIN, AUDITORS, MODERATORS, ROUTES, SERVICES
 from tests.unit.unstarted import application
 
 ADMIN_PORT = 8001
@@ -66,6 +66,7 @@ def test_lines_say_the_roles_that_routes_require(tmp_path: Path) -> None:
         frozenset({"admin"}): ADMIN,
         frozenset({"admin", "auditor"}): AUDITORS,
         frozenset({"admin", "moderator"}): MODERATORS,
+        frozenset({"admin", "service"}): SERVICES,
     }
     for route in application(tmp_path).routes:
         if isinstance(route, APIRoute) and (roles := required_roles(route)):

@@ -10,8 +10,9 @@ from uuid import uuid4
 import pytest
 
 from engine.connections import ThreadedConnection
+from projections.feeds import EventFeed, Stretch
 from projections.integration_events import Message
-from workers.sources import EventFeed, FeedSource, Stretch
+from workers.sources import FeedSource
 
 pytestmark = pytest.mark.anyio
 WANTED, UNWANTED = 1.0, 2.0
