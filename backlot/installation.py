@@ -1,4 +1,4 @@
-"""The stores of an installation: databases with their tables, erased again once restored; objects."""
+"""The databases of an installation with their tables, erased again once restored; its objects."""
 
 from __future__ import annotations
 
