@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import psycopg
 from eventsourcing.persistence import ApplicationRecorder, Notification, StoredEvent
 from eventsourcing.utils import Environment, get_topic
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
 from engine.event_store import GroupCommitFactory, GroupCommitRecorder, open_recorder
@@ -34,6 +34,11 @@ def events(count: int = 1, *, stream: UUID | None = None, first: int = 1) -> lis
     stream = stream or uuid4()
     versions = range(first, first + count)
     return [StoredEvent(stream, version, "test.v1", uuid4().bytes) for version in versions]
+
+
+def url_of(conn: psycopg.Connection[TupleRow]) -> str:
+    """Where another connection to the same database is made; `dsn` leaves out the password."""
+    return make_conninfo(conn.info.dsn, password=conn.info.password)
 
 
 def environment(database_url: str, name: str = "") -> Environment:

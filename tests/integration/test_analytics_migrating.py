@@ -294,16 +294,22 @@ def test_nothing_is_there_before(database_url: str) -> None:
         assert state(conn) is None
 
 
+EXTENDED = "SELECT FROM pg_extension WHERE extname = 'timescaledb'"
+
+
 @contextmanager
 def as_plain_role(url: str) -> Iterator[str]:
     """The database as its owner sees it, who is no superuser."""
     name = f"owner_{uuid4().hex}"
     with psycopg.connect(url, autocommit=True) as admin:
-        admin.execute(f"CREATE ROLE {name} LOGIN".encode())
+        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}'".encode())
         admin.execute(f"ALTER DATABASE {admin.info.dbname} OWNER TO {name}".encode())
         try:
-            yield psycopg.conninfo.make_conninfo(url, user=name)
+            yield psycopg.conninfo.make_conninfo(url, user=name, password=name)
         finally:
+            if admin.execute(EXTENDED).fetchone():
+                # A policy that runs and what follows would block each other.
+                admin.execute("SELECT _timescaledb_functions.stop_background_workers()")
             admin.execute(f"REASSIGN OWNED BY {name} TO CURRENT_USER".encode())
             admin.execute(f"DROP OWNED BY {name}".encode())
             admin.execute(f"DROP ROLE {name}".encode())

@@ -30,6 +30,7 @@ from tests.integration.analytics_support import (
     timescale_database,
     when,
 )
+from tests.integration.event_log import url_of
 
 DAY = timedelta(days=1)
 DAYS = 60
@@ -216,7 +217,7 @@ def test_a_session_that_goes_on_is_not_forgotten(conn: Connection[TupleRow]) -> 
         value = {"videoId": other, "userId": "bob", "sessionId": session, "timestamp": old}
         add(conn, [("video.viewed", uuid4(), value)])
     again = {"videoId": other, "userId": "bob", "sessionId": other, "timestamp": NOW.isoformat()}
-    with psycopg.connect(conn.info.dsn) as keeper:
+    with psycopg.connect(url_of(conn)) as keeper:
         rows = [row_of("video.viewed", uuid4(), again, NOW)]
         Store(shape_of(conn), RULES).add(keeper, rows)
         # Neither waits for the other.
@@ -225,7 +226,7 @@ def test_a_session_that_goes_on_is_not_forgotten(conn: Connection[TupleRow]) -> 
 
 
 def test_one_process_at_a_time(conn: Connection[TupleRow]) -> None:
-    with psycopg.connect(conn.info.dsn, autocommit=True) as other:
+    with psycopg.connect(url_of(conn), autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(7104878, 8)")
         assert prune(conn, DAYS, NOW) == {}
         other.execute("SELECT pg_advisory_unlock(7104878, 8)")

@@ -7,16 +7,25 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from threading import Event as Flag
 from threading import Thread
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg import Connection
+from psycopg.rows import TupleRow
 
+from engine.connections import connect
 from infra import metrics
+from projections.analytics.calendar import HOUR, start_of_day, start_of_hour
+from projections.analytics.ingest import Store
+from projections.analytics.rules import row_of
+from projections.analytics.schema import Shape, refresh
 from tests.integration.analytics_sinks import keeping, record
 from tests.integration.analytics_support import (
+    RULES,
     Event,
     History,
     expect,
@@ -103,6 +112,28 @@ def test_late_events_beside_the_policies(counted: str, database_url: str, writer
         run(scenario)
     assert metrics.value("backlot_analytics_refresh_failures_total") == before
     expect(counted, oracle(happened), happened.events)
+
+
+def share(conn: Connection[TupleRow], *times: datetime) -> Sequence[datetime]:
+    """Store that somebody shared a video then, as a sink that is killed before it refreshes."""
+    told = [{"videoId": str(uuid4()), "userId": None, "timestamp": at.isoformat()} for at in times]
+    shared = [row_of("video.shared", uuid4(), each, datetime.now(UTC)) for each in told]
+    with conn.transaction():
+        return Store(Shape.TIMESCALE, RULES).add(conn, shared).times
+
+
+def test_what_nobody_refreshed_the_policies_do(counted: str) -> None:
+    """Also in the newest hour and day that are over, and none in those that go on."""
+    now = datetime.now(UTC)
+    over = [start_of_hour(now) - HOUR / 2, start_of_day(now) - HOUR / 2]
+    with connect(counted, "test") as conn:
+        refresh(conn, share(conn, *over), now)
+        share(conn, *over)
+        for job in jobs(counted, REFRESHING):
+            conn.execute("CALL run_job(%s)", (job,))
+        share(conn, datetime.now(UTC))
+    for table in ("video_hourly", "video_daily"):
+        assert rows(counted, f"SELECT sum(shares) FROM analytics.{table}") == [(5,)], table
 
 
 @pytest.mark.chaos

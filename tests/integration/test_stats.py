@@ -23,6 +23,7 @@ from projections.analytics.queries import (
     read_stats,
 )
 from projections.analytics.schema import prune
+from tests.integration.event_log import url_of
 from tests.integration.trending_support import (
     HOUR,
     NOW,
@@ -45,7 +46,7 @@ def stats(
     zone: str = "UTC",
 ) -> Stats:
     async def ask() -> Stats:
-        async with await AsyncConnection.connect(conn.info.dsn, autocommit=True) as opened:
+        async with await AsyncConnection.connect(url_of(conn), autocommit=True) as opened:
             await opened.execute(f"SET timezone = '{zone}'".encode())
             began = {film.video_id: film.completed_at or now}
             found, _ = await read_stats(opened, began, range_, bucket, now)

@@ -14,6 +14,7 @@ from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
 from projections.trending import Formula, Ranked, Trending, Window, settle
+from tests.integration.event_log import url_of
 from tests.integration.trending_support import (
     HOUR,
     NOW,
@@ -42,8 +43,7 @@ def ranking(
     category: str | None = None,
 ) -> list[Ranked]:
     async def rank() -> list[Ranked]:
-        url = conn.info.dsn
-        async with await AsyncConnection.connect(url, autocommit=True) as opened:
+        async with await AsyncConnection.connect(url_of(conn), autocommit=True) as opened:
             trending = Trending(formula)
             return await trending.rank(opened, window, limit=limit, now=now, category=category)
 

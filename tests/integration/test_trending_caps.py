@@ -22,6 +22,7 @@ from projections.analytics.schema import Shape, refresh, state
 from projections.analytics.videos import UploadChange
 from projections.trending import Formula, Ranked, Trending, Window
 from tests.integration.analytics_support import Event
+from tests.integration.event_log import url_of
 from tests.integration.trending_support import analytics_of
 
 NOW = datetime.now(UTC)
@@ -84,7 +85,7 @@ def points(conn: Connection[TupleRow], video: UUID) -> Ranked | None:
     """A video's place in the ranking of a week, whose recent part counts once."""
 
     async def rank() -> list[Ranked]:
-        async with await AsyncConnection.connect(conn.info.dsn, autocommit=True) as opened:
+        async with await AsyncConnection.connect(url_of(conn), autocommit=True) as opened:
             trending = Trending(Formula(recent_boost=1.0))
             return await trending.rank(opened, Window.WEEK, limit=10, now=NOW)
 

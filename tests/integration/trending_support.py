@@ -17,6 +17,8 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine import installation
+from engine.installation import ENGINE
 from projections.analytics.schema import Shape, migrate, refresh, state
 from projections.trending import LENGTHS, Formula, Window
 from tests.integration.analytics_support import timescale_database
@@ -213,6 +215,7 @@ def points_of(deed: Deed, formula: Formula) -> float:
 def analytics_database(database_url: str) -> Connection[TupleRow]:
     """A connection to a database with empty tables of the analytics."""
     conn = psycopg.connect(database_url, autocommit=True)
+    installation.migrate(conn, ENGINE)
     migrate(conn)
     return conn
 

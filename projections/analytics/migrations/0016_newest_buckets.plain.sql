@@ -1,0 +1,1 @@
+-- Plain rollups are written with the rows: nothing refreshes them.
