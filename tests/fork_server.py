@@ -49,6 +49,10 @@ class ForkedProcess:
         of a connection that is passed on is one more argument.
         """
         target, streams = (_run_alone if start_new_session else _run), (stdin, stdout, stderr)
+        for path in (stdout, stderr):
+            # There from the beginning, as Popen's are: the process opens it only once it runs.
+            if not path.exists():
+                path.touch(0o600)
         self._process = fork_server().Process(
             target=target, args=(module, arguments, cwd, dict(env), streams, connection)
         )
@@ -88,6 +92,13 @@ class ForkedProcess:
 
     def kill(self) -> None:
         self.send_signal(SIGKILL)
+
+    def kill_session(self) -> None:
+        """Kill it with all that it has started; that is nothing while it has no session yet."""
+        try:
+            os.killpg(self.pid, SIGKILL)
+        except ProcessLookupError:
+            self.kill()
 
 
 @cache

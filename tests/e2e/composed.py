@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -123,7 +122,7 @@ class RoleProcess:
 
     def kill(self) -> None:
         """End all its processes at once, without a warning."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill_session()
         self.process.wait()
 
     def stop(self) -> int:
@@ -134,9 +133,7 @@ class RoleProcess:
     def clean_up(self) -> None:
         """Leave nothing behind, whatever a test did; what it forked too."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()
+            self._process.kill_session()
             self._process.wait()
 
 

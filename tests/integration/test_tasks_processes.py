@@ -64,8 +64,7 @@ class Program:
         try:
             yield process
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill_session()
             process.wait(10)
 
 
@@ -108,7 +107,7 @@ def test_a_killed_process_loses_no_task(program: Program, sender: Sender) -> Non
     with program.running() as first:
         sender.send("linger", "a", 2)
         eventually(lambda: "begin a" in sender.told())
-        os.killpg(first.pid, signal.SIGKILL)
+        first.kill_session()
     assert "end a" not in sender.told()
     with program.running():
         eventually(lambda: "end a" in sender.told())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -89,7 +88,7 @@ class Desk:
         try:
             yield
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill_session()
             process.wait(10)
 
     def kinds(self, comment: UUID) -> list[str]:
