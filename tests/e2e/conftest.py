@@ -6,13 +6,17 @@ import os
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
 from tests.e2e.program import Program
 from tests.e2e.videos import upload
-from tests.support import unused_port
+from tests.support import requires, unused_port
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # So that even a short film has several parts.
 SMALL_PARTS = {"PART_SIZE_BYTES": str(16 * 1024), "MAX_UPLOAD_BYTES": str(10_000 * 16 * 1024)}
@@ -26,6 +30,19 @@ def _one_first_start(tmp_path_factory: pytest.TempPathFactory) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     Program.template = shared / "first-start"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real Chromium, which opens pages of its own for each test."""
+    # Here, so that the other tests do not wait for the import.
+    from playwright.sync_api import sync_playwright
+
+    path = requires("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page
 
 from tests.e2e import plain
 from tests.e2e.program import Program
 from tests.e2e.videos import read, upload
-from tests.support import DEADLINE_SECONDS, eventually, requires
+from tests.support import DEADLINE_SECONDS, eventually
 
 # In milliseconds, as Playwright has it.
 DEADLINE = 1000 * DEADLINE_SECONDS
@@ -36,15 +36,6 @@ class Watched:
     def _note(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
             self.complaints.append(text)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = requires("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
