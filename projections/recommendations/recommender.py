@@ -3,8 +3,8 @@
 As long as the database answers, the answer comes within the time limit, and names its source. The
 blend orders candidates by how near they are to the user, and by what trends. A language model's
 answer is fused with this order; without a model this order is the answer. Recommendations are
-cached in Redis for an hour, until the user engages with more; `display.py` shows them as the videos
-and the user are now.
+cached in Redis for an hour, until the user engages with more; `readapi/recommendations.py` shows
+them as the videos and the user are now.
 """
 
 from __future__ import annotations
