@@ -61,6 +61,7 @@ from projections.recommendations.blend import (
     with_new,
 )
 from projections.recommendations.candidates import (
+    ENGAGED_WITH,
     NO_TRENDS,
     Trends,
     engaged_with,
@@ -92,9 +93,6 @@ from projections.trending import Window
 
 log = structlog.get_logger(__name__)
 
-ENGAGED_WITH = b"""
-SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
-"""
 # Far more than a prompt has room for; a transcript may be of hours. Nobody tells of what is not
 # public, not even to those who have watched it.
 DESCRIBE: LiteralString = f"""
