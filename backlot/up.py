@@ -28,6 +28,11 @@ from infra.settings import ServerSettings, Settings
 from workers.parts import Parts
 
 GRACE_SECONDS = 10
+KEEP_ALIVE_SECONDS = 75
+"""Longer than proxies and clients keep a connection that rests (60 s, httpx 5 s).
+
+Whoever closes first must be the client: a request that crosses the server's end gets no answer.
+"""
 BACKLOG = 2048
 LOOK_SECONDS = 0.05
 SWEEP_TICKS = 10
@@ -47,6 +52,7 @@ def serving(app: FastAPI, limits: ConnectionLimits | None = None, **options: Any
         server_header=False,
         # BACKLOT_PUBLIC_URL says where clients are sent; nothing else is taken from a proxy.
         proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         **options,
     )
 

@@ -276,7 +276,13 @@ def openai_server() -> Iterator[OpenAIServer]:
     """A server in a thread of this process, until the block ends."""
     app = OpenAIServer()
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        # No client of a test may meet the end of a connection that it still uses.
+        timeout_keep_alive=75,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=app.serve, args=(server,), name="openai", daemon=True)

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from backlot.up import serving
 from infra import metrics
 from infra.http.app import AnswersByPath, Way
 from infra.http.connections import ConnectionLimits, LeanProtocol, sweep
@@ -150,6 +152,12 @@ async def test_who_waits_for_an_answer_or_rests_is_left_alone() -> None:
     # That is what keep-alive is limited by.
     assert not resting[1].is_closing()
     resting[0]._unset_keepalive_if_required()
+
+
+def test_who_comes_last_to_close_a_connection_that_rests_is_the_server() -> None:
+    # Otherwise a request that crosses the end gets no answer. nginx and the load balancers of
+    # clouds keep connections for 60 seconds, httpx for 5.
+    assert serving(FastAPI()).timeout_keep_alive > 60
 
 
 @pytest.mark.parametrize(
