@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
@@ -131,7 +131,8 @@ class LogTail:
         """`pool` leads to the log, with SESSION; `copies` are the schemas of live read models."""
         self._pool = pool
         self._copies = list(copies)
-        self._followers: list[Follower] = []
+        self._followers: list[tuple[Follower, Collection[str] | None]] = []
+        self._by_topic: dict[str, list[Follower]] = {}
         self._position = BEGINNING
         self._live: list[int | None] | None = None
         self._waiting: list[asyncio.Future[Position]] = []
@@ -149,10 +150,19 @@ class LogTail:
         """How far the followers are."""
         return self._position
 
-    def follow(self, follower: Follower) -> None:
-        """Tell a follower of what is recorded from now on."""
-        self._followers.append(follower)
+    def follow(self, follower: Follower, topics: Collection[str] | None = None) -> None:
+        """Tell a follower of what is recorded from now on under these topics, or under any."""
+        self._followers.append((follower, topics))
+        self._by_topic.clear()
         follower.begin(self._position)
+
+    def _followers_of(self, topic: str) -> Sequence[Follower]:
+        found = self._by_topic.get(topic)
+        if found is None:
+            found = self._by_topic[topic] = [
+                each for each, topics in self._followers if topics is None or topic in topics
+            ]
+        return found
 
     def last_of(self, topics: Iterable[str]) -> int:
         """Return a position behind which no event of these topics is known."""
@@ -253,7 +263,7 @@ class LogTail:
         self._floor = position.events
         self._actors.begin(position.events)
         self._viewers.begin(position.telemetry)
-        for follower in self._followers:
+        for follower, _ in self._followers:
             follower.begin(position)
 
     def _take(self, rows: Sequence[TupleRow]) -> None:
@@ -262,12 +272,12 @@ class LogTail:
                 happened = TailTelemetry(position, stream_id, topic, person)
                 if person is not None:
                     self._viewers.put(person, position)
-                for follower in self._followers:
+                for follower in self._followers_of(topic):
                     follower.take_telemetry(happened)
             else:
                 event = TailEvent(position, stream_id, topic, orjson.loads(state))
                 self._topics[topic] = position
                 if (actor := event.fields.get("actor")) is not None:
                     self._actors.put(actor, position)
-                for follower in self._followers:
+                for follower in self._followers_of(topic):
                     follower.take(event)

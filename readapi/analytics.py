@@ -20,6 +20,7 @@ from infra.cache import CachedValue
 from infra.http.app import TOKEN_OPTIONAL, hot
 from infra.http.auth import MODERATORS, Identity, MaybeCaller, require_known
 from infra.http.problems import Problem, problems
+from infra.http.requests import plain_query
 from infra.http.responses import NOT_MODIFIED, conditional
 from infra.http.shapes import VIDEO_ID, Position, Time, Video, Wire, rfc3339
 from projections.analytics.calendar import start_of_day, start_of_hour
@@ -37,7 +38,7 @@ from projections.catalog import VideoRow
 from projections.trending import Ranked, Ranking, Window
 from readapi.caches import CachedStats, empty_buckets
 from readapi.catalog import InCategory
-from readapi.pages import DEFAULT_LIMIT, MOST_LIMIT, IfNoneMatch, Limit, plain_query
+from readapi.pages import DEFAULT_LIMIT, MOST_LIMIT, IfNoneMatch, Limit
 from readapi.queries import Asked, Fresh, Read, asked, person_of
 
 InRange = Annotated[Range, Query(alias="timeRange", description="How far back, until now.")]

@@ -20,7 +20,7 @@ from domain.dismissals import Dismissal
 from domain.model import Aggregate
 from domain.operation import Operation
 from domain.person import Person
-from domain.upload import CommentPolicy, Upload, VideoViewer
+from domain.upload import CommentPolicy, Upload, VideoViewer, is_visible
 from domain.video_likes import VideoLikes
 from engine.checkpoints import Pool
 from engine.log import topics_of
@@ -126,7 +126,7 @@ class CachedVideo:
 
     def visible_to(self, viewer: VideoViewer) -> bool:
         """Return whether there is such a video, for this viewer."""
-        return self.row.visible_to(viewer)
+        return is_visible(self.row.visibility, self.row.owner, viewer)
 
     def told(self, liked: bool | None) -> bytes:
         """Return the video as JSON, with whether the caller likes it where that is known."""
