@@ -18,14 +18,13 @@ from domain.upload import Upload
 from engine.checkpoints import Pool
 from engine.event_store import EVENTS
 from engine.log import topics_of
-from engine.tail import LastSeen, LogTail, TailEvent, TailTelemetry
+from engine.tail import LastSeen, LogTail, Lru, TailEvent, TailTelemetry
 from infra.batches import BatchLoader
 from infra.http.responses import names_of
 from infra.http.shapes import Position
 from infra.postgres.connection import column
 from infra.pseudonyms import Pseudonyms
 from projections.comments import Comments
-from readapi.caches import Lru
 from readapi.video_cache import MOST_CHANGES, OF_EVERYTHING
 
 MOST_PAGES = 5_000
