@@ -19,7 +19,7 @@ from engine.checkpoints import Pool
 from engine.event_store import EVENTS
 from engine.log import topics_of
 from engine.tail import LastSeen, LogTail, Lru, TailEvent, TailTelemetry
-from infra.batches import BatchLoader
+from infra.batcher import BatchLoader
 from infra.http.responses import names_of
 from infra.http.shapes import Position
 from infra.postgres.connection import column

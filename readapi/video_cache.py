@@ -26,7 +26,7 @@ from engine.checkpoints import Pool
 from engine.log import topics_of
 from engine.tail import LastSeen, Listings, LogTail, Lru, TailEvent, TailTelemetry
 from engine.telemetry import VIEWED
-from infra.batches import BatchLoader
+from infra.batcher import BatchLoader
 from infra.http.responses import names_of
 from infra.http.shapes import Position, Video
 from infra.postgres.connection import column
