@@ -206,14 +206,6 @@ class EventMapper(Mapper[UUID]):
         return frozenset(EVENT_CLASSES)
 
 
-def id_in(state: bytes, name: str) -> UUID:
-    """Return an id in a field of a stored event, without its class.
-
-    Raise KeyError, TypeError and ValueError where there is none.
-    """
-    return UUID(orjson.loads(state)[name])
-
-
 def event_id(stream_id: UUID, version: int) -> UUID:
     """Return the id of an event outside the log: `uuid5(stream id, version)`, always the same."""
     digest = sha1(stream_id.bytes + b"%d" % version, usedforsecurity=False).digest()

@@ -27,11 +27,11 @@ from domain.video_likes import VideoLikes
 from engine.connections import EveryProcess, ThreadedConnection, connect
 from engine.event_store import EVENTS
 from engine.installation import MigrationSet
-from engine.log import Log, Stored, id_in, topics_of
+from engine.log import Log, Stored, topics_of
 from engine.replay.records import Progress, Replay, ReplayState, Report, tell_nobody
 from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
 from infra.metrics import counter, gauge
-from projections.likes import Likes
+from projections.likes import Likes, video_of
 
 log = structlog.get_logger(__name__)
 
@@ -315,7 +315,7 @@ class CounterPublisher(Handler[None]):
         if stored.topic not in OF_LIKES:
             return stored.stream_id
         try:
-            return id_in(stored.state, "video_id")
+            return video_of(stored.state)
         except (KeyError, TypeError, ValueError):
             # The read model has parked it; its count goes on without it.
             return None

@@ -1,12 +1,8 @@
-"""Comments in the memory of one process: the newest of videos, and what happened to them lately.
-
-See `video_cache`.
-"""
+"""The newest comments of videos, in the memory of one process; see `video_cache`."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import LiteralString, NamedTuple
 from uuid import UUID
@@ -16,7 +12,6 @@ import orjson
 from domain.comment import Comment
 from domain.upload import Upload
 from engine.checkpoints import Pool
-from engine.event_store import EVENTS
 from engine.log import topics_of
 from engine.tail import LastSeen, LogTail, Lru, TailEvent, TailTelemetry
 from infra.batcher import BatchLoader
@@ -33,11 +28,6 @@ MOST_COMMENTS = 20
 
 MOST_AT_ONCE = 16
 """The comments of so many videos are read with one statement at most."""
-
-MOST_RECENT = 10_000
-"""So many changes of comments are kept for those who come back."""
-MOST_RECALLED = 2_000
-"""So many positions behind what is kept are read again, from the log."""
 
 SHOWN: LiteralString = (
     "comment_id, video_id, position, author, content, edited, language, confidence, "
@@ -66,29 +56,6 @@ LEFT JOIN (SELECT {SHOWN} FROM comments.comments WHERE comment_id = ANY (%(ids)b
 OF_COMMENTS = frozenset(topic for event in Comment.events() for topic in topics_of(event))
 OF_VIDEOS = frozenset(topics_of(Upload.Removed))
 CHANGE_ALL = frozenset(topic for event in OF_EVERYTHING for topic in topics_of(event))
-
-APPEARED, EDITED, TRANSLATED, REMOVED = (
-    *("comment", "comment-edited"),
-    *("comment-translated", "comment-removed"),
-)
-# What is not here, nobody but those whom it concerns may see.
-KINDS: Mapping[str, str] = {
-    topic: kind
-    for kind, events in (
-        (APPEARED, (Comment.Posted, Comment.Approved, Comment.Restored)),
-        (EDITED, (Comment.Edited,)),
-        (TRANSLATED, (Comment.LanguageDetected, Comment.Translated)),
-        (TRANSLATED, (Comment.TranslationFailed, Comment.TranslationSkipped)),
-        (REMOVED, (Comment.Deleted, Comment.Withheld, Comment.Removed)),
-    )
-    for event in events
-    for topic in topics_of(event)
-}
-RECALL = f"""
-SELECT notification_id, (convert_from(state, 'UTF8')::json->>'video_id')::uuid, originator_id, topic
-FROM {EVENTS} WHERE notification_id > %b AND notification_id <= %b AND topic = ANY (%b)
-ORDER BY notification_id
-""".encode()
 
 
 class ShownComment(NamedTuple):
@@ -137,7 +104,12 @@ class CommentCache:
         self._tail = tail
         # Another number whenever everything was dropped: what was read before is not kept.
         self._epoch = 0
-        tail.follow(self, OF_COMMENTS | OF_VIDEOS | CHANGE_ALL)
+        self._handlers: Mapping[str, Callable[[TailEvent], None]] = {
+            **dict.fromkeys(OF_COMMENTS, self._commented),
+            **dict.fromkeys(OF_VIDEOS, self._removed),
+            **dict.fromkeys(CHANGE_ALL, self._everything),
+        }
+        tail.follow(self, self._handlers)
 
     def begin(self, position: Position) -> None:
         self._epoch += 1
@@ -145,15 +117,19 @@ class CommentCache:
         self._changes.begin(position.events)
 
     def take(self, event: TailEvent) -> None:
-        if event.topic in OF_COMMENTS:
-            self._change(UUID(event.fields["video_id"]), event.position)
-        elif event.topic in OF_VIDEOS:
-            self._change(event.stream_id, event.position)
-        else:
-            self.begin(Position(event.position))
+        self._handlers[event.topic](event)
 
     def take_telemetry(self, event: TailTelemetry) -> None:
         pass
+
+    def _commented(self, event: TailEvent) -> None:
+        self._change(UUID(event.fields["video_id"]), event.position)
+
+    def _removed(self, event: TailEvent) -> None:
+        self._change(event.stream_id, event.position)
+
+    def _everything(self, event: TailEvent) -> None:
+        self.begin(Position(event.position))
 
     def _change(self, video_id: UUID, position: int) -> None:
         self._changes.put(video_id, position)
@@ -224,70 +200,3 @@ def told(comment: ShownComment, author: str | None) -> bytes:
     if comment.translated_text is not None:
         shown["translatedText"] = comment.translated_text
     return orjson.dumps(shown, option=orjson.OPT_UTC_Z)
-
-
-class CommentChange(NamedTuple):
-    """What happened to a comment that everybody sees, or saw until then."""
-
-    position: int
-    video_id: UUID
-    comment_id: UUID
-    kind: str
-
-
-ChangesByVideo = Mapping[UUID, Sequence[CommentChange]]
-
-
-class CommentChanges:
-    """The latest changes of comments, in order, for those who follow videos; see `live`.
-
-    A follower of the log. For one event loop.
-    """
-
-    def __init__(self, pool: Pool, tail: LogTail) -> None:
-        """`pool` leads to the log."""
-        self._pool = pool
-        self._changes: deque[CommentChange] = deque()
-        # All that came behind this position is here.
-        self._floor = 0
-        tail.follow(self, KINDS)
-
-    def begin(self, position: Position) -> None:
-        self._changes.clear()
-        self._floor = position.events
-
-    def take(self, event: TailEvent) -> None:
-        video_id, kind = UUID(event.fields["video_id"]), KINDS[event.topic]
-        self._changes.append(CommentChange(event.position, video_id, event.stream_id, kind))
-        if len(self._changes) > MOST_RECENT:
-            self._floor = self._changes.popleft().position
-
-    def take_telemetry(self, event: TailTelemetry) -> None:
-        pass
-
-    async def recall(self, position: int) -> None:
-        """Read the log behind this position, or as far back as it may be read again."""
-        floor = self._floor
-        first = max(position, floor - MOST_RECALLED)
-        if first >= floor:
-            return
-        async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
-            await cursor.execute(RECALL, (first, floor, list(KINDS)))
-            rows = await cursor.fetchall()
-        if floor == self._floor:
-            self._changes.extendleft(
-                CommentChange(position, video_id, comment_id, KINDS[topic])
-                for position, video_id, comment_id, topic in reversed(rows)
-            )
-            self._floor = first
-
-    def since(self, position: int) -> ChangesByVideo | None:
-        """Return what happened behind a position; None where that is not known."""
-        if position < self._floor:
-            return None
-        found: defaultdict[UUID, list[CommentChange]] = defaultdict(list)
-        for change in reversed(self._changes):
-            if change.position <= position:
-                break
-            found[change.video_id].append(change)
-        return {video_id: changes[::-1] for video_id, changes in found.items()}

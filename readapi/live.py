@@ -41,13 +41,13 @@ from infra.settings import Settings
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
-from readapi.comment_cache import (
+from readapi.comment_cache import CommentCache
+from readapi.comment_changes import (
     APPEARED,
     EDITED,
     REMOVED,
     TRANSLATED,
     ChangesByVideo,
-    CommentCache,
     CommentChange,
     CommentChanges,
 )

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-import readapi.comment_cache
+import readapi.comment_changes
 import readapi.live
 from domain.comment import Comment
 from domain.moderation import ActingAs, Hold, HoldCause
@@ -23,7 +23,7 @@ from engine.subscription import EVENTS, Notifications
 from engine.tail import TailEvent
 from infra import metrics
 from infra.http.shapes import decode_position
-from readapi.comment_cache import CommentChanges
+from readapi.comment_changes import CommentChanges
 from readapi.live import LiveVideos, Watch
 from tests.integration.projection_support import origin
 from tests.integration.readapi_support import Site, serving
@@ -330,15 +330,15 @@ def test_who_has_missed_too_much_is_told_to_read_again(
     monkeypatch.setattr(readapi.live, "MOST_COMMENTS", 3)
     assert site.run(first(begun)) == reset
     assert site.run(first(begun + 1)).kind == "comment"
-    monkeypatch.setattr(readapi.comment_cache, "MOST_RECALLED", 2)
+    monkeypatch.setattr(readapi.comment_changes, "MOST_RECALLED", 2)
     site.forget()
     assert site.run(first(head - 3)) == reset
     assert site.run(first(head - 2)).kind == "comment"
 
 
 def test_little_is_kept_of_what_happens(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readapi.comment_cache, "MOST_RECENT", 2)
-    monkeypatch.setattr(readapi.comment_cache, "MOST_RECALLED", 0)
+    monkeypatch.setattr(readapi.comment_changes, "MOST_CHANGES", 2)
+    monkeypatch.setattr(readapi.comment_changes, "MOST_RECALLED", 0)
     video = site.writer.video()
 
     async def story() -> None:
