@@ -51,7 +51,7 @@ from infra.http.rate_limits import Buckets, RateLimits
 from infra.interpreter import quick_turns
 from infra.kafka import client_options
 from infra.postgres.connection import Limits, make_pool
-from infra.postgres.embedded import SETTINGS, EmbeddedPostgres
+from infra.postgres.server import SETTINGS, EmbeddedPostgres
 from infra.redis import open_redis
 from infra.redis_socket import connect_socket
 from infra.redlock import make_redlock

@@ -68,7 +68,7 @@ def persons_at_hand(settings: Settings) -> Persons:
 
 def url_at_hand(settings: Settings) -> str:
     """Return the same for what reads nothing that is encrypted; raise NothingRuns."""
-    from infra.postgres.embedded import running_url
+    from infra.postgres.server import running_url
 
     if settings.database.url is not None:
         return settings.database.url.get_secret_value()

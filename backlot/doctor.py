@@ -42,7 +42,7 @@ from infra.kafka_topics import TopicsUnavailable, find_unlimited
 from infra.objects.port import ObjectStoreUnavailable
 from infra.postgres.cluster import MAJOR, PostgresError, check_major
 from infra.postgres.connection import UNHURRIED, explained, is_silence, open_connection
-from infra.postgres.embedded import running_url
+from infra.postgres.server import running_url
 from infra.redis import connect_blocking_redis, server_of
 from infra.settings import Role, Settings, SettingsError, load_settings
 from infra.settings.adapters import KafkaSettings

@@ -27,7 +27,7 @@ from infra.http.shapes import Wire
 from infra.metrics import CONTENT_TYPE
 from infra.postgres.cluster import PostgresError
 from infra.postgres.connection import UNHURRIED, Limits, explained, open_connection
-from infra.postgres.embedded import running_url
+from infra.postgres.server import running_url
 from infra.settings import Settings
 from projections.analytics.schema import SchemaState, state
 from projections.recommendations import embeddings as embedding_table

@@ -20,7 +20,7 @@ from psycopg import sql
 from backlot.features import TABLES
 from benchmarks.log import fill, like_event
 from engine.installation import make_tables
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 
 T = TypeVar("T")
 OF_SEVERAL_PROGRAMS = {"max_connections": "300"}

@@ -12,10 +12,12 @@ of a leader's word.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import orjson
@@ -67,6 +69,16 @@ TAIL_READS = counter(
     "(nothing new, events, or begun anew).",
     ("outcome",),
 )
+
+
+CACHE_READS = counter(
+    "backlot_read_cache_reads",
+    "Videos, likes of viewers, pages and answers that were wanted, by whether they were in memory.",
+    ("kind", "outcome"),
+)
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class TailEvent(NamedTuple):
@@ -124,6 +136,98 @@ class LastSeen:
         return self._seen.get(key, self._floor)
 
 
+def _one(_: object) -> int:
+    return 1
+
+
+class Lru(Generic[K, V]):
+    """The entries that were used last; so many at most."""
+
+    def __init__(self, most: int, kind: str, size: Callable[[V], int] = _one) -> None:
+        """The sizes of all entries together are `most` at most; that of an entry stays."""
+        self._most, self._crowded = most, most * 3 // 4
+        self._size = size
+        self._held = 0
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._hits, self._misses = (CACHE_READS.labels(kind, each) for each in ("hit", "miss"))
+
+    def get(self, key: K) -> V | None:
+        (found,) = self.get_all((key,))
+        return found
+
+    def get_all(self, keys: Iterable[K]) -> list[V | None]:
+        """Return the entries of the keys, in their order."""
+        entries = self._entries
+        found = [entries.get(key) for key in keys]
+        if missing := found.count(None):
+            self._misses.inc(missing)
+        if hits := len(found) - missing:
+            self._hits.inc(hits)
+        # Which was used last matters only where there is little room left.
+        if self._held > self._crowded:
+            for key, value in zip(keys, found, strict=True):
+                if value is not None:
+                    entries.move_to_end(key)
+        return found
+
+    def peek(self, key: K) -> V | None:
+        """Return the entry without counting it as used."""
+        return self._entries.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        self.drop(key)
+        self._entries[key] = value
+        self._held += self._size(value)
+        while self._held > self._most:
+            self._gone(self._entries.popitem(last=False)[1])
+
+    def drop(self, key: K) -> None:
+        if (gone := self._entries.pop(key, None)) is not None:
+            self._gone(gone)
+
+    def _gone(self, value: V) -> None:
+        self._held -= self._size(value)
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self._held = 0
+
+    def values(self) -> Iterable[V]:
+        return self._entries.values()
+
+
+class Listings(Generic[V]):
+    """Entries that any change of a kind makes out of date, as one of the catalog does rankings."""
+
+    def __init__(self, kind: str, most: int, seconds: float = math.inf) -> None:
+        """So many at most, and nothing for longer than so many seconds."""
+        self._kept: Lru[Hashable, tuple[V, float]] = Lru(most, kind)
+        self._seconds = seconds
+        self.changes = 0
+        """Another number whenever a list may have changed."""
+
+    def get(self, key: Hashable) -> V | None:
+        found = self._kept.get(key)
+        return found[0] if found is not None and time.monotonic() < found[1] else None
+
+    def peek(self, key: Hashable) -> V | None:
+        """Return what is kept, however old, without counting it as used."""
+        found = self._kept.peek(key)
+        return None if found is None else found[0]
+
+    def put(self, key: Hashable, value: V, changes: int) -> None:
+        """Keep what was read after so many changes, and before the next one."""
+        if changes == self.changes:
+            self._kept.put(key, (value, time.monotonic() + self._seconds))
+
+    def drop(self, key: Hashable) -> None:
+        self._kept.drop(key)
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self.changes += 1
+
+
 class LogTail:
     """What was recorded last, and who follows it; to be used from one event loop."""
 
@@ -131,7 +235,8 @@ class LogTail:
         """`pool` leads to the log, with SESSION; `copies` are the schemas of live read models."""
         self._pool = pool
         self._copies = list(copies)
-        self._followers: list[Follower] = []
+        self._followers: list[tuple[Follower, Collection[str] | None]] = []
+        self._by_topic: dict[str, list[Follower]] = {}
         self._position = BEGINNING
         self._live: list[int | None] | None = None
         self._waiting: list[asyncio.Future[Position]] = []
@@ -149,10 +254,19 @@ class LogTail:
         """How far the followers are."""
         return self._position
 
-    def follow(self, follower: Follower) -> None:
-        """Tell a follower of what is recorded from now on."""
-        self._followers.append(follower)
+    def follow(self, follower: Follower, topics: Collection[str] | None = None) -> None:
+        """Tell a follower of what is recorded from now on under these topics, or under any."""
+        self._followers.append((follower, topics))
+        self._by_topic.clear()
         follower.begin(self._position)
+
+    def _followers_of(self, topic: str) -> Sequence[Follower]:
+        found = self._by_topic.get(topic)
+        if found is None:
+            found = self._by_topic[topic] = [
+                each for each, topics in self._followers if topics is None or topic in topics
+            ]
+        return found
 
     def last_of(self, topics: Iterable[str]) -> int:
         """Return a position behind which no event of these topics is known."""
@@ -253,7 +367,7 @@ class LogTail:
         self._floor = position.events
         self._actors.begin(position.events)
         self._viewers.begin(position.telemetry)
-        for follower in self._followers:
+        for follower, _ in self._followers:
             follower.begin(position)
 
     def _take(self, rows: Sequence[TupleRow]) -> None:
@@ -262,12 +376,12 @@ class LogTail:
                 happened = TailTelemetry(position, stream_id, topic, person)
                 if person is not None:
                     self._viewers.put(person, position)
-                for follower in self._followers:
+                for follower in self._followers_of(topic):
                     follower.take_telemetry(happened)
             else:
                 event = TailEvent(position, stream_id, topic, orjson.loads(state))
                 self._topics[topic] = position
                 if (actor := event.fields.get("actor")) is not None:
                     self._actors.put(actor, position)
-                for follower in self._followers:
+                for follower in self._followers_of(topic):
                     follower.take(event)

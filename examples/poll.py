@@ -34,7 +34,7 @@ from engine.subscription import Notifications
 from infra.cancellation import alongside
 from infra.http.shapes import Position
 from infra.postgres.connection import make_pool, open_async_connection, open_connection
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 
 
 class Poll(Aggregate):

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from redis import RedisError
 from redis.asyncio import Redis
 
-from infra.batches import Batches
+from infra.batcher import Batches
 from infra.circuit_breaker import CircuitBreaker, CircuitState
 from infra.http.shapes import BEGINNING, Position
 

@@ -39,7 +39,6 @@ from infra.postgres.connection import fetch_as
 from infra.settings.features import TrendingSettings
 from projections.analytics.calendar import DAY, HOUR, start_of_day, start_of_hour, start_of_next_day
 from projections.analytics.videos import listed
-from projections.trending_floor import measured_floor
 
 POINTS = (
     "(%(view_weight)s::float8 * {views} + %(like_weight)s::float8 * {likes}"
@@ -212,11 +211,14 @@ ON CONFLICT (time_range) DO UPDATE
 SET hour = excluded.hour, until = excluded.until, recent_hours = excluded.recent_hours,
     formula = excluded.formula
 """
-# Of this hour, or of the last one while this one is being settled.
+# Of this hour, or of the last one while this one is being settled; and how much of its points a
+# video of a week keeps on this site: news is over within hours, and films are watched for years.
 SETTLED = b"""
-SELECT until, formula FROM analytics.trending_settled
-WHERE time_range = %(time_range)s AND recent_hours = %(recent_hours)s
-  AND hour <= %(now)s AND hour > %(now)s - interval '2 hours'
+SELECT until, formula, coalesce((SELECT share FROM analytics.attention WHERE age <= 604800
+                                 ORDER BY age DESC LIMIT 1), 0.1)::float8
+FROM (VALUES (1)) AS one LEFT JOIN analytics.trending_settled
+  ON time_range = %(time_range)s AND recent_hours = %(recent_hours)s
+     AND hour <= %(now)s AND hour > %(now)s - interval '2 hours'
 """
 # How late most events are at most; an hour is settled once it has ended so long ago.
 LATE = timedelta(minutes=10)
@@ -322,12 +324,11 @@ class Trending:
         given |= {"category": category, "without": list(without)}
         async with conn.transaction():
             await conn.execute(ONE_STATE)
-            if self.formula.age_floor is None:
-                given["age_floor"] = await measured_floor(conn)
-            settled = await (await conn.execute(SETTLED, given)).fetchone()
-            if settled is None:
+            cursor = await conn.execute(SETTLED, given)
+            ((given["settled_until"], weights, floor),) = await cursor.fetchall()
+            given["age_floor"] = floor if given["age_floor"] is None else given["age_floor"]
+            if weights is None:
                 return await _rank(conn, FROM_ROLLUPS, given)
-            given["settled_until"], weights = settled
             half_life = self.formula.half_life_hours
             exact = half_life >= SHORTEST_HALF_LIFE_HOURS and weights == self.formula.weights()
             if exact and (ranked := await _rank_leaders(conn, given)) is not None:
@@ -456,10 +457,9 @@ class TrendingInvalidation:
         self._generations = Generations(optional)
 
     async def touch(self) -> None:
-        """Begin a generation of rankings; to be called after each commit.
+        """Begin a generation of rankings, after each commit; never raise RedisError.
 
-        A ranking older than TRENDING_INVALIDATE_SECONDS is then computed anew when it is asked
-        for. Never raises RedisError.
+        A ranking older than TRENDING_INVALIDATE_SECONDS is then computed anew when it is wanted.
         """
         await self._generations.renew([GENERATION])
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Annotated, Literal, NamedTuple
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from infra.cache import CachedValue
 from infra.http.app import TOKEN_OPTIONAL, hot
 from infra.http.auth import MODERATORS, Identity, MaybeCaller, require_known
 from infra.http.problems import Problem, problems
+from infra.http.requests import plain_query
 from infra.http.responses import NOT_MODIFIED, conditional
 from infra.http.shapes import VIDEO_ID, Position, Time, Video, Wire, rfc3339
 from projections.analytics.calendar import start_of_day, start_of_hour
@@ -35,9 +37,8 @@ from projections.analytics.queries import (
 )
 from projections.catalog import VideoRow
 from projections.trending import Ranked, Ranking, Window
-from readapi.caches import CachedStats, empty_buckets
 from readapi.catalog import InCategory
-from readapi.pages import DEFAULT_LIMIT, MOST_LIMIT, IfNoneMatch, Limit, plain_query
+from readapi.pages import DEFAULT_LIMIT, MOST_LIMIT, IfNoneMatch, Limit
 from readapi.queries import Asked, Fresh, Read, asked, person_of
 
 InRange = Annotated[Range, Query(alias="timeRange", description="How far back, until now.")]
@@ -114,6 +115,70 @@ class TrendingVideos(Wire):
     items: list[TrendingVideo]
     generated_at: Time
     cached: bool
+
+
+# What objects take beside their bytes.
+STATS_OVERHEAD = 800
+NONE_HAPPENED = '{"views":0,"likes":0,"comments":0,"shares":0,"watchMinutes":0.0,"at":"'
+NO_VIEWERS = NONE_HAPPENED.replace('"likes"', '"uniqueViewers":0,"likes"')
+
+
+class EmptyBuckets:
+    """What a series says of buckets in which nothing happened: the same of all videos."""
+
+    def __init__(self, step: timedelta, last: datetime) -> None:
+        """The buckets are a `step` long, and lie back from the one that begins `last`."""
+        self._step, self._last = step, last
+        # From the last one back; with and without the number of unique viewers.
+        self._viewers: list[bytes] = []
+        self._plain: list[bytes] = []
+
+    def points(self, buckets: int, untold: int) -> list[bytes]:
+        """Return so many, as JSON; the first `untold` of them tell no viewers."""
+        for back in range(len(self._plain), buckets):
+            end = f'{self._last - back * self._step:%Y-%m-%dT%H:%M:%SZ}"}}'
+            self._viewers.append(f"{NO_VIEWERS}{end}".encode())
+            self._plain.append(f"{NONE_HAPPENED}{end}".encode())
+        found = self._viewers[: buckets - untold] + self._plain[buckets - untold : buckets]
+        found.reverse()
+        return found
+
+
+# Of hours and of days, while the one or the other is over just now.
+empty_buckets = lru_cache(8)(EmptyBuckets)
+
+
+class CachedStats(NamedTuple):
+    """The stats of a video as JSON, without the buckets in which nothing happened.
+
+    `points` are those in which something did, with a line feed between two of them; `places` say
+    which they are of all `buckets`. `reached` is how far the analytics were.
+    """
+
+    head: bytes
+    points: bytes
+    places: array[int]
+    buckets: int
+    untold: int
+    empty: EmptyBuckets
+    reached: Reached
+    digest: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """How many bytes it takes in memory, about."""
+        return STATS_OVERHEAD + len(self.head) + len(self.points) + 2 * len(self.places)
+
+    def with_digest(self) -> CachedStats:
+        """Return the same with what stands for the whole answer, and is far shorter."""
+        return self._replace(digest=blake2b(self.told(), digest_size=16).digest())
+
+    def told(self) -> bytes:
+        """Return the whole answer."""
+        points = self.empty.points(self.buckets, self.untold)
+        for place, point in zip(self.places, self.points.split(b"\n"), strict=False):
+            points[place] = point
+        return b"%b%b]}" % (self.head, b",".join(points))
 
 
 router = APIRouter(tags=["analytics"])

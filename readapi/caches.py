@@ -1,131 +1,22 @@
-"""What a process keeps in memory of its answers: so many entries, the ones that were used last."""
+"""Lists that a process keeps in memory: which videos stand in them, and what is recommended."""
 
 from __future__ import annotations
 
-import math
 import time
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import lru_cache
-from hashlib import blake2b
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from engine.tail import LogTail
-from infra.metrics import counter
-from projections.analytics.queries import Reached
+from engine.tail import CACHE_READS, LogTail, Lru
 from projections.recommendations.recommender import UserRecommendations
 
 MOST_OFFERS = 2_000
 # Ids of all lists together, and how many a segment counts as beside its own: about 12 MB.
 MOST_LISTED, LEAST_LISTED = 100_000, 20
-# What objects take beside their bytes.
-STATS_OVERHEAD = 800
-
-CACHE_READS = counter(
-    "backlot_read_cache_reads",
-    "Videos, likes of viewers, pages and answers that were wanted, by whether they were in memory.",
-    ("kind", "outcome"),
-)
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-def _one(_: object) -> int:
-    return 1
-
-
-class Lru(Generic[K, V]):
-    """The entries that were used last; so many at most."""
-
-    def __init__(self, most: int, kind: str, size: Callable[[V], int] = _one) -> None:
-        """The sizes of all entries together are `most` at most; that of an entry stays."""
-        self._most, self._crowded = most, most * 3 // 4
-        self._size = size
-        self._held = 0
-        self._entries: OrderedDict[K, V] = OrderedDict()
-        self._hits, self._misses = (CACHE_READS.labels(kind, each) for each in ("hit", "miss"))
-
-    def get(self, key: K) -> V | None:
-        (found,) = self.get_all((key,))
-        return found
-
-    def get_all(self, keys: Iterable[K]) -> list[V | None]:
-        """Return the entries of the keys, in their order."""
-        entries = self._entries
-        found = [entries.get(key) for key in keys]
-        if missing := found.count(None):
-            self._misses.inc(missing)
-        if hits := len(found) - missing:
-            self._hits.inc(hits)
-        # Which was used last matters only where there is little room left.
-        if self._held > self._crowded:
-            for key, value in zip(keys, found, strict=True):
-                if value is not None:
-                    entries.move_to_end(key)
-        return found
-
-    def peek(self, key: K) -> V | None:
-        """Return the entry without counting it as used."""
-        return self._entries.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        self.drop(key)
-        self._entries[key] = value
-        self._held += self._size(value)
-        while self._held > self._most:
-            self._gone(self._entries.popitem(last=False)[1])
-
-    def drop(self, key: K) -> None:
-        if (gone := self._entries.pop(key, None)) is not None:
-            self._gone(gone)
-
-    def _gone(self, value: V) -> None:
-        self._held -= self._size(value)
-
-    def clear(self) -> None:
-        self._entries.clear()
-        self._held = 0
-
-    def values(self) -> Iterable[V]:
-        return self._entries.values()
-
-
-class Listings(Generic[V]):
-    """What any change of the catalog makes out of date: rankings, and what is made of them."""
-
-    def __init__(self, kind: str, most: int, seconds: float = math.inf) -> None:
-        """So many at most, and nothing for longer than so many seconds."""
-        self._kept: Lru[Hashable, tuple[V, float]] = Lru(most, kind)
-        self._seconds = seconds
-        self.changes = 0
-        """Another number whenever a list may have changed."""
-
-    def get(self, key: Hashable) -> V | None:
-        found = self._kept.get(key)
-        return found[0] if found is not None and time.monotonic() < found[1] else None
-
-    def peek(self, key: Hashable) -> V | None:
-        """Return what is kept, however old, without counting it as used."""
-        found = self._kept.peek(key)
-        return None if found is None else found[0]
-
-    def put(self, key: Hashable, value: V, changes: int) -> None:
-        """Keep what was read after so many changes, and before the next one."""
-        if changes == self.changes:
-            self._kept.put(key, (value, time.monotonic() + self._seconds))
-
-    def drop(self, key: Hashable) -> None:
-        self._kept.drop(key)
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self.changes += 1
 
 
 class Listed(NamedTuple):
@@ -232,68 +123,6 @@ class VideoLists:
         ends.remove(end)
         if not ends:
             del self._ends[key]
-
-
-NOTHING = '{"views":0,"likes":0,"comments":0,"shares":0,"watchMinutes":0.0,"at":"'
-NO_VIEWERS = NOTHING.replace('"likes"', '"uniqueViewers":0,"likes"')
-
-
-class EmptyBuckets:
-    """What a series says of buckets in which nothing happened: the same of all videos."""
-
-    def __init__(self, step: timedelta, last: datetime) -> None:
-        """The buckets are a `step` long, and lie back from the one that begins `last`."""
-        self._step, self._last = step, last
-        # From the last one back; with and without the number of unique viewers.
-        self._viewers: list[bytes] = []
-        self._plain: list[bytes] = []
-
-    def points(self, buckets: int, untold: int) -> list[bytes]:
-        """Return so many, as JSON; the first `untold` of them tell no viewers."""
-        for back in range(len(self._plain), buckets):
-            end = f'{self._last - back * self._step:%Y-%m-%dT%H:%M:%SZ}"}}'
-            self._viewers.append(f"{NO_VIEWERS}{end}".encode())
-            self._plain.append(f"{NOTHING}{end}".encode())
-        found = self._viewers[: buckets - untold] + self._plain[buckets - untold : buckets]
-        found.reverse()
-        return found
-
-
-# Of hours and of days, while the one or the other is over just now.
-empty_buckets = lru_cache(8)(EmptyBuckets)
-
-
-class CachedStats(NamedTuple):
-    """The stats of a video as JSON, without the buckets in which nothing happened.
-
-    `points` are those in which something did, with a line feed between two of them; `places` say
-    which they are of all `buckets`. `reached` is how far the analytics were.
-    """
-
-    head: bytes
-    points: bytes
-    places: array[int]
-    buckets: int
-    untold: int
-    empty: EmptyBuckets
-    reached: Reached
-    digest: bytes = b""
-
-    @property
-    def size(self) -> int:
-        """How many bytes it takes in memory, about."""
-        return STATS_OVERHEAD + len(self.head) + len(self.points) + 2 * len(self.places)
-
-    def with_digest(self) -> CachedStats:
-        """Return the same with what stands for the whole answer, and is far shorter."""
-        return self._replace(digest=blake2b(self.told(), digest_size=16).digest())
-
-    def told(self) -> bytes:
-        """Return the whole answer."""
-        points = self.empty.points(self.buckets, self.untold)
-        for place, point in zip(self.places, self.points.split(b"\n"), strict=False):
-            points[place] = point
-        return b"%b%b]}" % (self.head, b",".join(points))
 
 
 @dataclass(slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import LiteralString, NamedTuple
 from uuid import UUID
@@ -13,14 +13,13 @@ from domain.comment import Comment
 from domain.upload import Upload
 from engine.checkpoints import Pool
 from engine.log import topics_of
-from engine.tail import LastSeen, LogTail, TailEvent, TailTelemetry
-from infra.batches import BatchLoader
+from engine.tail import LastSeen, LogTail, Lru, TailEvent, TailTelemetry
+from infra.batcher import BatchLoader
 from infra.http.responses import names_of
 from infra.http.shapes import Position
 from infra.postgres.connection import column
 from infra.pseudonyms import Pseudonyms
 from projections.comments import Comments
-from readapi.caches import Lru
 from readapi.video_cache import MOST_CHANGES, OF_EVERYTHING
 
 MOST_PAGES = 5_000
@@ -105,7 +104,12 @@ class CommentCache:
         self._tail = tail
         # Another number whenever everything was dropped: what was read before is not kept.
         self._epoch = 0
-        tail.follow(self)
+        self._handlers: Mapping[str, Callable[[TailEvent], None]] = {
+            **dict.fromkeys(OF_COMMENTS, self._commented),
+            **dict.fromkeys(OF_VIDEOS, self._removed),
+            **dict.fromkeys(CHANGE_ALL, self._everything),
+        }
+        tail.follow(self, self._handlers)
 
     def begin(self, position: Position) -> None:
         self._epoch += 1
@@ -113,15 +117,19 @@ class CommentCache:
         self._changes.begin(position.events)
 
     def take(self, event: TailEvent) -> None:
-        if event.topic in OF_COMMENTS:
-            self._change(UUID(event.fields["video_id"]), event.position)
-        elif event.topic in OF_VIDEOS:
-            self._change(event.stream_id, event.position)
-        elif event.topic in CHANGE_ALL:
-            self.begin(Position(event.position))
+        self._handlers[event.topic](event)
 
     def take_telemetry(self, event: TailTelemetry) -> None:
         pass
+
+    def _commented(self, event: TailEvent) -> None:
+        self._change(UUID(event.fields["video_id"]), event.position)
+
+    def _removed(self, event: TailEvent) -> None:
+        self._change(event.stream_id, event.position)
+
+    def _everything(self, event: TailEvent) -> None:
+        self.begin(Position(event.position))
 
     def _change(self, video_id: UUID, position: int) -> None:
         self._changes.put(video_id, position)

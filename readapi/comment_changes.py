@@ -36,6 +36,7 @@ KINDS: Mapping[str, str] = {
     for event in events
     for topic in topics_of(event)
 }
+TOPICS = frozenset(KINDS)
 RECALL = f"""
 SELECT notification_id, (convert_from(state, 'UTF8')::json->>'video_id')::uuid, originator_id, topic
 FROM {EVENTS} WHERE notification_id > %b AND notification_id <= %b AND topic = ANY (%b)
@@ -64,17 +65,14 @@ class CommentChanges:
         self._changes: deque[CommentChange] = deque()
         # All that came behind this position is here.
         self._floor = 0
-        tail.follow(self)
+        tail.follow(self, TOPICS)
 
     def begin(self, position: Position) -> None:
         self._changes.clear()
         self._floor = position.events
 
     def take(self, event: TailEvent) -> None:
-        kind = KINDS.get(event.topic)
-        if kind is None:
-            return
-        video_id = UUID(event.fields["video_id"])
+        video_id, kind = UUID(event.fields["video_id"]), KINDS[event.topic]
         self._changes.append(CommentChange(event.position, video_id, event.stream_id, kind))
         if len(self._changes) > MOST_CHANGES:
             self._floor = self._changes.popleft().position

@@ -171,11 +171,14 @@ class PublishedMessages:
         self._wake = wake
         self._slots = StreamSlots(limits or LiveLimits())
         self._readers: set[ServiceReader] = set()
+        self._attended = asyncio.Event()
         self._closing = asyncio.Event()
 
     async def run(self) -> None:
         """Wake whoever waits when something was recorded, until cancelled."""
         while True:
+            # Without a service, what is recorded concerns nobody here.
+            await self._attended.wait()
             await woken(self._wake, POLL_SECONDS)
             self._wake_all()
             await asyncio.sleep(GATHER_SECONDS)
@@ -205,6 +208,7 @@ class PublishedMessages:
             raise Problem(503, "unavailable", detail, headers={"Retry-After": "5"})
         reader = ServiceReader(self._slots.take(person, address))
         self._readers.add(reader)
+        self._attended.set()
         READERS.set(len(self._readers))
         return reader
 
@@ -212,6 +216,8 @@ class PublishedMessages:
         """Give the reader's place to others; once is enough."""
         if reader in self._readers:
             self._readers.discard(reader)
+            if not self._readers:
+                self._attended.clear()
             self._slots.free(reader.slots)
             READERS.set(len(self._readers))
 

@@ -10,12 +10,12 @@ import binascii
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Annotated, Generic, NamedTuple, TypeVar
-from urllib.parse import parse_qsl
 
 from fastapi import Depends, Header, Query
 from starlette.types import Scope
 
 from engine.log import END_OF_LOG
+from infra.http.requests import plain_query
 from infra.http.shapes import Wire
 
 T = TypeVar("T")
@@ -128,18 +128,6 @@ class PageRequest(NamedTuple):
             return rows, None
         shown = rows[: self.limit]
         return shown, encode_cursor(kind, position(shown[-1]))
-
-
-def plain_query(scope: Scope) -> dict[str, str] | None:
-    """Return the parameters of a query by name; None where the framework has to look at it."""
-    if not scope["query_string"]:
-        return {}
-    try:
-        given = parse_qsl(scope["query_string"].decode("ascii"), True, True)
-    except ValueError:
-        return None
-    found = dict(given)
-    return found if len(found) == len(given) else None
 
 
 def plain_page(scope: Scope) -> PageRequest | None:

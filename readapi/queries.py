@@ -31,7 +31,7 @@ from engine.log import topics_of
 from engine.overview import Rates
 from engine.projection import Projection, ReadModels
 from engine.tail import LogTail
-from infra.batches import Batches
+from infra.batcher import Batches
 from infra.http.auth import Identity, maybe_identity
 from infra.http.problems import Problem
 from infra.http.requests import ADDED, add_header, header

@@ -18,6 +18,7 @@ from engine.checkpoints import Freshness
 from infra.http.app import hot
 from infra.http.auth import Caller, person_named, require_known
 from infra.http.problems import Problem, problems
+from infra.http.requests import plain_query
 from infra.http.responses import NO_HEADERS, JsonResponse, wire
 from infra.http.shapes import VIDEO_ID, Video, Wire
 from infra.security_log import SecurityEvent, record
@@ -29,7 +30,7 @@ from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.model import RankedVideo
 from projections.recommendations.recommender import MOST
 from readapi.caches import Offers
-from readapi.pages import PLAIN_LIMIT, plain_query, storable
+from readapi.pages import PLAIN_LIMIT, storable
 from readapi.queries import Asked, Fresh, Queries, Read, ShownVideos, asked, person_of
 
 DEFAULT_LIMIT = 10

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, LiteralString, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, cast
 from uuid import UUID
 
 from domain.comment import Comment
@@ -20,13 +20,13 @@ from domain.dismissals import Dismissal
 from domain.model import Aggregate
 from domain.operation import Operation
 from domain.person import Person
-from domain.upload import CommentPolicy, Upload, VideoViewer
+from domain.upload import CommentPolicy, Upload, VideoViewer, is_visible
 from domain.video_likes import VideoLikes
 from engine.checkpoints import Pool
 from engine.log import topics_of
-from engine.tail import LastSeen, LogTail, TailEvent, TailTelemetry
+from engine.tail import LastSeen, Listings, LogTail, Lru, TailEvent, TailTelemetry
 from engine.telemetry import VIEWED
-from infra.batches import BatchLoader
+from infra.batcher import BatchLoader
 from infra.http.responses import names_of
 from infra.http.shapes import Position, Video
 from infra.postgres.connection import column
@@ -36,7 +36,10 @@ from projections.comments import Comments
 from projections.likes import Likes
 from projections.recommendations.model import DescribedVideo
 from projections.trending import Ranking
-from readapi.caches import CachedStats, Listings, Lru, OfferCache, VideoLists
+from readapi.caches import OfferCache, VideoLists
+
+if TYPE_CHECKING:
+    from readapi.analytics import CachedStats
 
 MOST_VIDEOS = 20_000
 MOST_VIEWERS = 5_000
@@ -126,7 +129,7 @@ class CachedVideo:
 
     def visible_to(self, viewer: VideoViewer) -> bool:
         """Return whether there is such a video, for this viewer."""
-        return self.row.visible_to(viewer)
+        return is_visible(self.row.visibility, self.row.owner, viewer)
 
     def told(self, liked: bool | None) -> bytes:
         """Return the video as JSON, with whether the caller likes it where that is known."""

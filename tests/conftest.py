@@ -34,7 +34,7 @@ from psycopg.rows import TupleRow
 import infra.redis
 from engine.installation import make_tables
 from engine.log import MAPPER
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from infra.settings import Settings
 from tests.support import PROJECT, unused_port
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from itertools import accumulate, chain
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -55,6 +55,18 @@ def header(scope: Scope, name: bytes) -> str | None:
     """Return a header of the request by its name in lower case; of several the first one."""
     value: bytes | None = scope[HEADERS].get(name)
     return None if value is None else value.decode("latin-1")
+
+
+def plain_query(scope: Scope) -> dict[str, str] | None:
+    """Return the parameters of a query by name; None where the framework has to look at it."""
+    if not scope["query_string"]:
+        return {}
+    try:
+        given = parse_qsl(scope["query_string"].decode("ascii"), True, True)
+    except ValueError:
+        return None
+    found = dict(given)
+    return found if len(found) == len(given) else None
 
 
 def add_header(scope: Scope, name: bytes, value: str) -> None:

@@ -22,7 +22,7 @@ from domain.upload import Upload
 from engine.checkpoints import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
 from engine.event_store import EVENTS
 from engine.log import topics_of
-from infra.batches import BatchLoader
+from infra.batcher import BatchLoader
 from infra.cache import CachedValue, Lifetimes, Requirement
 from infra.http.shapes import BEGINNING, Position
 from infra.metrics import counter

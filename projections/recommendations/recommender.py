@@ -25,7 +25,7 @@ from domain.feedback import Signal
 from domain.upload import NOBODY
 from engine.checkpoints import WHATEVER_THERE_IS, Freshness, Pool
 from engine.log import END_OF_LOG
-from infra.batches import Batches
+from infra.batcher import Batches
 from infra.cache import (
     CachedValue,
     Generations,

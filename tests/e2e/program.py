@@ -24,7 +24,7 @@ from backlot.installation import prepare_database
 from engine.persons import Persons
 from infra.data_folder import LOCK_FILE, DataFolder, cluster_path, secret_path
 from infra.http.auth import mint_token
-from infra.postgres.embedded import EmbeddedPostgres, running_url
+from infra.postgres.server import EmbeddedPostgres, running_url
 from infra.settings import Settings, load_settings
 from tests.e2e import plain
 from tests.fork_server import ForkedProcess

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from infra.http.auth import mint_token
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from infra.settings import Role
 from tests.e2e import plain
 from tests.e2e.composed import Composed, composed

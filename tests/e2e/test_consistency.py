@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from infra.http.shapes import Position, decode_position
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from tests.e2e.live_events import events
 from tests.e2e.replicas import Site, running_site
 from tests.e2e.test_live import of_comments

@@ -13,7 +13,7 @@ import httpx
 import psycopg
 import pytest
 
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from tests.e2e.brink import Brink, ends, insist, is_later, lying_in_folder, on_the_brink
 from tests.e2e.halted_program import STEPS
 from tests.e2e.replicas import Site, paused_at, running_site

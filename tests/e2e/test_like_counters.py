@@ -19,7 +19,7 @@ import redis
 
 from backlot.demo.client import Lanes
 from engine.log import EventMapper
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from infra.redis import connect_blocking_redis
 from projections.like_counters import Counter, Counters
 from tests.e2e.replicas import Replica, Site, running_site

@@ -23,7 +23,7 @@ import redis
 
 from engine.log import event_id
 from infra.kafka import Reader
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from infra.settings import Role
 from infra.settings.adapters import KafkaSettings
 from tests.e2e import plain

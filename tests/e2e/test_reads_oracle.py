@@ -25,7 +25,7 @@ from domain.upload import Upload, Visibility
 from domain.video_likes import VideoLikes, stream_id
 from engine.telemetry import VIEWED
 from infra.http.shapes import BEGINNING, Position, decode_position
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from infra.redis import connect_blocking_redis
 from tests.e2e.read_oracle import WAIT_SECONDS, Answer, History, Oracle
 from tests.e2e.recorded import Recorded

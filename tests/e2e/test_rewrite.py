@@ -15,7 +15,7 @@ from psycopg.sql import SQL, Identifier
 
 from engine.seals.anchors import FileAnchors
 from engine.seals.chain import connect, seals
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from tests.e2e.program import Program
 from tests.e2e.videos import read, see
 from tests.integration.projection_support import Writer

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from tests.e2e.program import Program
 from tests.e2e.videos import read, see, upload
 from tests.real_inputs import real_inputs

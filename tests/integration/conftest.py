@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 
 from engine.connections import connect
 from engine.event_store import GroupCommitRecorder
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from projections.analytics.schema import Shape
 from tests.fork_server import fork_server
 from tests.integration.event_log import recording

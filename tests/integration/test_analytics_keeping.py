@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from infra.advisory_locks import job_lock, lock
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from tests.integration.analytics_sinks import keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, oracle
 from tests.integration.consuming_support import (

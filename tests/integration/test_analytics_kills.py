@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from infra import metrics
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from infra.settings.adapters import KafkaSettings
 from tests.integration.analytics_sinks import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, migrated, oracle

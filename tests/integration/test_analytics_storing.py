@@ -18,7 +18,7 @@ from psycopg.rows import TupleRow
 
 from domain.upload import Upload
 from engine.connections import connect
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from projections.analytics import videos
 from projections.analytics.ingest import Store, StoredBatch
 from projections.analytics.rules import row_of

@@ -19,7 +19,7 @@ from engine.installation import install as install_projections
 from engine.payload_mode import PayloadMode
 from engine.seals.proofs import Proofs
 from engine.seals.report import UNANCHORED
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes

@@ -18,7 +18,7 @@ from engine.inspection.index import Audit, EventPage, Search, find
 from engine.inspection.streams import Entry, aggregate_of, read_entry, type_of
 from engine.installation import install
 from engine.log import END_OF_LOG, EventMapper
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from tests.integration.audit_support import (
     ACTORS,
     AT,

@@ -26,7 +26,7 @@ from backlot.health import DoctorPart
 from infra.data_folder import DataFolder
 from infra.http.keys import read_or_make_secret
 from infra.postgres.connection import breaker_of
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from projections.analytics.schema import migrate
 from projections.recommendations import embeddings
 from projections.recommendations.embeddings import Embedded

@@ -17,12 +17,12 @@ import pytest
 
 from infra import metrics
 from infra.postgres.cluster import PostgresError, stray_processes
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 
 OUTLIVED = """
 import os, sys
 from pathlib import Path
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 import psycopg
 server = EmbeddedPostgres(Path(sys.argv[1]))
 server.start()

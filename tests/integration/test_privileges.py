@@ -17,7 +17,7 @@ from engine.connections import connect
 from engine.event_store import Save, open_recorder
 from engine.privileges import UserUnfit, give_rights, running_user
 from engine.wrapping_keys import rewrap, rotate
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from infra.settings import load_settings
 from projections.analytics.schema import prune
 from tests.integration.person_support import KEK, opened

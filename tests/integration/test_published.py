@@ -197,6 +197,24 @@ def test_a_wait_ends_with_the_next_message_and_asks_nothing_in_between(
     run(scenario)
 
 
+def test_nothing_is_woken_while_no_service_is_here(url: str, writer: Writer) -> None:
+    async def scenario() -> None:
+        wake = asyncio.Event()
+        published = PublishedMessages(url, wake)
+        woken = asyncio.create_task(published.run())
+        wake.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert wake.is_set()
+        with published.reader("svc", "there") as reader:
+            await until(reader.changed.is_set)
+            assert not wake.is_set()
+        await ended(woken)
+        await published.aclose()
+
+    run(scenario)
+
+
 def test_a_wait_in_vain_ends_in_time(url: str, writer: Writer) -> None:
     writer.upload()
     head = writer.head

@@ -49,7 +49,7 @@ from engine.seals.chain import connect, last_seal, seals
 from engine.seals.proofs import Proofs
 from engine.wrapping_keys import rotate
 from infra.key_encryption import GivenKey, KeyEncryptionFailed
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.dismissals import Dismissals

@@ -18,7 +18,7 @@ from engine.log import Log
 from engine.projection_subscription import OUTDATED
 from engine.subscription import State
 from infra import metrics
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from projections.likes import Likes
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Tally, Writer, caught_up, hosting, position, seen

@@ -39,7 +39,7 @@ from infra.postgres.connection import (
     thread_pool,
     unhurried,
 )
-from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres
 from tests.integration.buses import Toggle, execute, execute_all, with_bus
 from tests.support import ended, eventually, hung, until
 

@@ -161,6 +161,29 @@ def test_the_first_read_begins_where_the_log_ends(database_url: str) -> None:
     run(case)
 
 
+def test_a_follower_of_some_topics_hears_of_these_alone(database_url: str) -> None:
+    async def case() -> None:
+        async with bench(database_url) as at:
+            likes, views = Notes(), Notes()
+            at.tail.follow(likes, frozenset(topics_of(VideoLikes.Liked)))
+            await at.tail.confirm()
+            video = at.writer.video().id
+            liked = [at.writer.like(video, "ann")]
+            at.view(video)
+            await at.tail.confirm()
+            assert (likes.positions, likes.telemetry) == (liked, [])
+            # Also of a topic that others have heard of before.
+            at.tail.follow(views, {VIEWED})
+            liked.append(at.writer.like(video, "bob"))
+            place = at.view(video)
+            await at.tail.confirm()
+            assert (likes.positions, views.positions) == (liked, [])
+            assert [each.position for each in views.telemetry] == [place]
+            assert likes.begun[-1] == BEGINNING
+
+    run(case)
+
+
 def test_who_did_what_last(database_url: str) -> None:
     async def case() -> None:
         async with bench(database_url) as at:

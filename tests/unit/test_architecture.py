@@ -128,7 +128,7 @@ def test_a_call_that_may_lose_a_stop_is_found() -> None:
 
 
 # The embedded server is asked whether it runs, before there is anything to say to a session.
-MAY_CONNECT = {"infra/postgres/connection.py", "infra/postgres/embedded.py"}
+MAY_CONNECT = {"infra/postgres/connection.py", "infra/postgres/server.py"}
 CONNECTS = {
     "psycopg.connect",
     "Connection.connect",

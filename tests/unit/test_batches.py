@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from infra.batches import Batches, BatchLoader
+from infra.batcher import Batches, BatchLoader
 from infra.cancellation import cancel
 
 pytestmark = pytest.mark.anyio

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.log import END_OF_LOG
+from engine.tail import Lru
 from infra.http.shapes import Position
 from projections.analytics.calendar import DAY, HOUR
 from projections.analytics.queries import Bucket, Counts, Range, Reached, Stats
 from readapi import caches
 from readapi.analytics import Figures, FiguresAt, VideoStats, stats_as_json
-from readapi.caches import Listed, ListSegment, Lru, VideoLists
+from readapi.caches import Listed, ListSegment, VideoLists
 
 NOW = datetime(2026, 11, 30, 12, 34, 56, tzinfo=UTC)
 NOWHERE = Reached(Position(1), 1)

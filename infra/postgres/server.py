@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: started out of a wheel, healed when it dies, stopped cleanly."""
+"""The embedded PostgreSQL server: started out of a wheel, healed when it dies, stopped cleanly."""
 
 from __future__ import annotations
 
