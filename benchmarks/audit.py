@@ -89,7 +89,7 @@ def beside_likes(bench: Bench) -> list[Comparison]:
     """What the index costs while likes are recorded: with its projection running, and paused."""
     secret = token_urlsafe(32)
     tokens = [mint_token(secret, f"viewer-{n}") for n in range(bench.size(3_000, 100))]
-    clients = like.Clients(tokens, bench.size(2, 1) / 2, bench.size(4, 1))
+    clients = like.Clients(tokens, 0.5, bench.size(3, 1))
     with like.backlot(bench, secret, "audited") as server:
 
         def with_index(running: bool, number: int) -> tuple[float, dict[str, float]]:

@@ -27,7 +27,7 @@ def run(bench: Bench) -> list[Comparison]:
     secret = secrets.token_urlsafe(32)
     viewers = range(bench.size(3_000, 100))
     tokens = [mint_token(secret, f"viewer-{number}") for number in viewers]
-    clients = Clients(tokens, bench.size(2, 1) / 2, bench.size(4, 1))
+    clients = Clients(tokens, 0.5, bench.size(3, 1))
     contenders: dict[str, Contender] = {}
     with ExitStack() as stack:
         for name, count in PROCESSES.items():
@@ -35,7 +35,7 @@ def run(bench: Bench) -> list[Comparison]:
             server = stack.enter_context(ours)
             _await_all(server, count)
             contenders |= _asked(clients, server, name)
-        measured = bench.interleave(bench.size(5, 1), contenders)
+        measured = bench.interleave(bench.size(4, 1), contenders)
     sides = {name: side(name, rounds[1:] or rounds) for name, rounds in measured.items()}
     one, two = PROCESSES
     return [

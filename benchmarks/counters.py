@@ -29,7 +29,7 @@ def run(bench: Bench) -> list[Comparison]:
     secret = secrets.token_urlsafe(32)
     viewers = [f"viewer-{number}" for number in range(bench.size(3_000, 100))]
     tokens = [mint_token(secret, viewer) for viewer in viewers]
-    clients = Clients(tokens, bench.size(2, 1) / 2, bench.size(4, 1))
+    clients = Clients(tokens, 0.5, bench.size(3, 1))
     with ExitStack() as stack:
         ours = stack.enter_context(redis_server(bench.folder / "redis-ours"))
         theirs = stack.enter_context(redis_server(bench.folder / "redis-crud"))
@@ -39,7 +39,7 @@ def run(bench: Bench) -> list[Comparison]:
             crud(bench, secret, "crud-redis-tight", tight=True, REDIS_URL=theirs)
         )
         measured = bench.interleave(
-            bench.size(5, 1),
+            bench.size(4, 1),
             {
                 NOOP: lambda number: clients.noop(one, number),
                 LIKE: lambda number: clients.like(one, number),

@@ -44,7 +44,7 @@ def _recorded(bench: Bench) -> Iterator[Comparison]:
     secret = secrets.token_urlsafe(32)
     tokens = [mint_token(secret, f"viewer-{n}") for n in range(bench.size(3_000, 100))]
     # Every token is verified once before it counts.
-    clients = Clients(tokens, bench.size(10, 1), bench.size(60, 15))
+    clients = Clients(tokens, bench.size(6, 1), bench.size(45, 15))
     with backlot(bench, secret, "encryption", RATE_LIMITS="off") as server:
 
         def measured(what: str, load: Callable[[], object], most: float) -> Comparison:
@@ -71,7 +71,7 @@ def _comment(clients: Clients, server: Server) -> None:
 
 def _replayed(bench: Bench) -> Comparison:
     """Each round as a process finds it that knows no key yet."""
-    events, authors = bench.size(125_000, 3_000), bench.size(3_000, 100)
+    events, authors = bench.size(60_000, 3_000), bench.size(3_000, 100)
     sealed, plain = bench.database(), bench.database()
     with _persons(sealed) as persons:
         persons.open()
@@ -86,7 +86,7 @@ def _replayed(bench: Bench) -> Comparison:
             return events / replay(sealed, Comments())
 
     measured = bench.interleave(
-        bench.size(7, 1),
+        bench.size(5, 1),
         {
             "replay of comments, texts encrypted": decrypted,
             "replay of comments, texts as they are": lambda _: events / replay(plain, Comments()),

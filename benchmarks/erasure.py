@@ -62,7 +62,7 @@ def run(bench: Bench) -> list[Comparison]:
     pause. Likes are counted by quarters of a second. A pair is a stretch in which the program was
     at work for anybody, and what lies before and behind it.
     """
-    secret, users = secrets.token_urlsafe(32), bench.size(4, 1)
+    secret, users = secrets.token_urlsafe(32), bench.size(3, 1)
     likes, comments = bench.size(100_000, 2_000), bench.size(1_000, 100)
     tokens = [mint_token(secret, f"viewer-{n}") for n in range(bench.size(3_000, 100))]
     clients = Clients(tokens, 1.0, LOAD_SECONDS)

@@ -156,14 +156,14 @@ def run(bench: Bench) -> list[Comparison]:
     secret = secrets.token_urlsafe(32)
     viewers = [f"viewer-{number}" for number in range(bench.size(3_000, 100))]
     tokens = [mint_token(secret, viewer) for viewer in viewers]
-    clients = Clients(tokens, bench.size(2, 1) / 2, bench.size(4, 1))
+    clients = Clients(tokens, 0.5, bench.size(3, 1))
     with ExitStack() as stack:
         one = stack.enter_context(backlot(bench, secret, "one"))
         apart = stack.enter_context(backlot(bench, secret, "apart", apart=True))
         planned = stack.enter_context(crud(bench, secret, "crud"))
         tight = stack.enter_context(crud(bench, secret, "crud-tight", tight=True))
         measured = bench.interleave(
-            bench.size(5, 1),
+            bench.size(4, 1),
             {
                 NOOP: lambda number: clients.noop(one, number),
                 LIKE: lambda number: clients.like(one, number),

@@ -32,8 +32,8 @@ def run(bench: Bench) -> list[Comparison]:
     clients = Clients(
         [mint_token(secret, f"viewer-{number}") for number in viewers],
         # Every token is verified once before it counts.
-        warmup_seconds=bench.size(10, 1),
-        seconds=bench.size(60, 15),
+        warmup_seconds=bench.size(6, 1),
+        seconds=bench.size(45, 15),
         addresses=[f"198.51.{number // 250}.{number % 250 + 1}" for number in viewers],
     )
     found = []

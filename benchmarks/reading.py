@@ -175,7 +175,7 @@ def run(bench: Bench) -> list[Comparison]:
     )
     secret = secrets.token_urlsafe(32)
     tokens = [mint_token(secret, f"viewer-{number}") for number in range(size.viewers)]
-    readers = Readers(Clients(tokens, bench.size(1, 0) / 4, bench.size(6, 2) / 4))
+    readers = Readers(Clients(tokens, bench.size(1, 0) / 4, bench.size(5, 2) / 4))
     noop = Call(NOOP, ["/noop"], [], 1)
     with ExitStack() as stack:
         one, crud, fresh = stack.enter_context(_both(bench, secret, size))

@@ -56,10 +56,10 @@ def run(bench: Bench) -> list[Comparison]:
 
     Those that have to be made are of viewers who have not asked before.
     """
-    secret, rounds = secrets.token_urlsafe(32), bench.size(4, 1)
+    secret, rounds = secrets.token_urlsafe(32), bench.size(3, 1)
     crowd = bench.size(5_000, 200)
     tokens = [mint_token(secret, f"viewer-{number}") for number in range((rounds + 1) * crowd)]
-    warm, seconds = bench.size(2, 1) / 2, bench.size(4, 1)
+    warm, seconds = 0.5, bench.size(3, 1)
     few = Clients(tokens[: bench.size(300, 20)], warm, seconds)
     with ExitStack() as stack:
         url = stack.enter_context(redis_server(bench.folder / "redis-recommended"))

@@ -97,10 +97,10 @@ def run(bench: Bench) -> list[Comparison]:
     """
     tiny = Size(bench.size(10_000, 400), bench.size(1_000, 20), bench.size(50_000, 1_000))
     videos, viewers = bench.size(50_000, 800, large=100_000), bench.size(2_000, 20, large=10_000)
-    engagements = bench.size(50_000, 1_000, large=500_000)
+    engagements = bench.size(30_000, 1_000, large=500_000)
     few = Size(videos, viewers, engagements)
     many = Size(videos, 10 * viewers, 10 * engagements)
-    rounds, calls, batches = bench.size(3, 2), bench.size(100, 5), bench.size(10, 1)
+    rounds, calls, batches = bench.size(3, 2), bench.size(60, 5), bench.size(10, 1)
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         places = [_filled(bench, runner, stack, size) for size in (tiny, few, many)]

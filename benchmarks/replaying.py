@@ -47,9 +47,9 @@ from projections.likes import Likes
 
 MIB = 1024 * 1024
 MODELS: list[tuple[type[Projection], Callable[[int], StoredEvent], int]] = [
-    (Likes, like_event, 250_000),
-    (Comments, comment_event, 60_000),
-    (Catalog, upload_event, 60_000),
+    (Likes, like_event, 150_000),
+    (Comments, comment_event, 40_000),
+    (Catalog, upload_event, 40_000),
 ]
 """Each with its events, and how many of them it is measured over."""
 STOCK = "stock ProjectionRunner, the same rows"
@@ -79,7 +79,7 @@ def _rates(
             ours: lambda _: events / replay(url, model),
             shared: lambda _: events / replay(url, model, 2),
             decode: lambda _: events / read_and_decode(url, model, events),
-            STOCK: lambda _: by_stock(url, model, bench.size(6, 1)),
+            STOCK: lambda _: by_stock(url, model, bench.size(4, 1)),
         },
     )
     sides = {name: Side(name, values) for name, values in measured.items()}
@@ -133,7 +133,7 @@ def by_stock(url: str, model: Projection, seconds: int) -> float:
 
 def memory(bench: Bench) -> Comparison:
     """Resident memory of a process that replays, at its end, for a log ten times as long."""
-    first, last = bench.size(25_000, 2_000, 100_000), bench.size(250_000, 20_000, 1_000_000)
+    first, last = bench.size(15_000, 2_000, 100_000), bench.size(150_000, 20_000, 1_000_000)
     url = bench.log(first)
     few = _ask_memory(url, first)
     say(f"filling the log up to {last:,} events")
@@ -158,8 +158,8 @@ def lag(bench: Bench) -> Comparison:
     """How long a like takes to be visible at 500 likes/s, while a replay runs and without one."""
     secret = secrets.token_urlsafe(32)
     tokens = [mint_token(secret, f"viewer-{n}") for n in range(bench.size(3_000, 100))]
-    seconds = bench.size(10, 1)
-    with backlot(bench, secret, "lagging", events=bench.size(200_000, 2_000)) as server:
+    seconds = bench.size(8, 1)
+    with backlot(bench, secret, "lagging", events=bench.size(150_000, 2_000)) as server:
         quiet = asyncio.run(paced_likes(server, tokens, seconds))
         with _replaying_always(server.url):
             busy = asyncio.run(paced_likes(server, tokens, seconds))

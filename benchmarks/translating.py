@@ -56,7 +56,7 @@ def posted(index: int) -> StoredEvent:
 
 def run(bench: Bench) -> list[Comparison]:
     """Rates in comments/s, delays in ms."""
-    count, rounds = bench.size(500, 100), bench.size(3, 1)
+    count, rounds = bench.size(300, 100), bench.size(3, 1)
     with openai_server() as provider, redis_server(bench.folder / "translating-redis") as redis:
         rates = bench.interleave(
             rounds,
@@ -151,7 +151,7 @@ def _delays(bench: Bench, provider: OpenAIServer) -> Side:
             trust_env=False,
         ) as client,
     ):
-        for number in range(bench.size(100, 5)):
+        for number in range(bench.size(50, 5)):
             started = time.perf_counter()
             body = {"content": f"{text(number)}, y otra vez"}
             answer = client.post(f"/videos/{VIDEOS[0]}/comments", json=body).raise_for_status()
@@ -166,7 +166,7 @@ async def _one_by_one(provider: OpenAIServer, bench: Bench) -> Side:
     """What of it nobody can save: a bare call through the SDK."""
     delays: list[float] = []
     async with AsyncOpenAI(api_key="none", base_url=provider.url) as client:
-        for number in range(bench.size(100, 5)):
+        for number in range(bench.size(50, 5)):
             started = time.perf_counter()
             await client.chat.completions.parse(
                 model="bare",

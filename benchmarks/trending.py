@@ -101,7 +101,7 @@ def run(bench: Bench) -> list[Comparison]:
     At forty minutes past the hour, when as much is not settled yet as on the average.
     """
     now = start_of_hour(datetime.now(UTC)) - timedelta(minutes=20)
-    few = bench.size(200_000, 2_000, large=1_000_000)
+    few = bench.size(100_000, 2_000, large=1_000_000)
     sizes = few, 10 * few
     videos = bench.size(100_000, 200)
     with ExitStack() as stack:
@@ -136,7 +136,7 @@ def _filled(bench: Bench, runner: asyncio.Runner, stack: ExitStack, history: His
 
 
 def _measured(bench: Bench, runner: asyncio.Runner, places: list[Place]) -> Mapping[str, Side]:
-    rounds, calls = bench.size(5, 2), bench.size(60, 3)
+    rounds, calls = bench.size(5, 2), bench.size(40, 3)
     contenders: dict[str, Callable[[int], Times]] = {}
     for what in places[0].work():
         for place in places:

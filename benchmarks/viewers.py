@@ -93,8 +93,8 @@ class Place:
 
 def run(bench: Bench) -> list[Comparison]:
     """Times in ms, nothing cached: the stats of the video, and storing 1,000 views of it."""
-    rounds, calls = bench.size(7, 1), bench.size(30, 2)
-    sizes = bench.size(100_000, 500), bench.size(1_000_000, 1_000)
+    rounds, calls = bench.size(5, 1), bench.size(30, 2)
+    sizes = bench.size(50_000, 500), bench.size(500_000, 1_000)
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         few, many = places = [_filled(bench, runner, stack, viewers) for viewers in sizes]
