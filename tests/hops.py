@@ -24,7 +24,8 @@ from tests.e2e.videos import read, upload
 from tests.openai_server import openai_server
 from tests.support import eventually, unused_port
 
-IDLE_SECONDS = 8.0
+IDLE_SECONDS = 25.0
+"""More than twice as long as between two looks of what looks most rarely (10 s: revocations)."""
 SERVING = "commands,queries,projections"
 OF_OTHER_READS = (
     "engine/inspection/index.py",
