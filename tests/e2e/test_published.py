@@ -108,6 +108,7 @@ def followed(client: httpx.Client, after: str | None, count: int) -> Iterator[To
             yield next(told)
 
 
+@pytest.mark.chaos
 def test_a_stream_misses_nothing_and_has_nothing_twice_when_the_program_is_killed(
     make_program: Callable[..., Program],
 ) -> None:

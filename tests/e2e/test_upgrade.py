@@ -31,7 +31,7 @@ SECONDS = 120
 ROUNDS = 12
 PEOPLE = 3
 # Between a person's rounds: they leave the processes time for what is tested, such as to start.
-PACE_SECONDS = 0.05
+PACE_SECONDS = 0.15
 
 
 class Fleet:

@@ -90,7 +90,15 @@ def searched_url(postgres: EmbeddedPostgres) -> Iterator[str]:
 
 
 # In this order: the index only grows.
-@pytest.mark.parametrize("indexed", [0, COUNT // 2, COUNT - 3, COUNT])
+@pytest.mark.parametrize(
+    "indexed",
+    [
+        pytest.param(0, marks=pytest.mark.chaos),
+        COUNT // 2,
+        pytest.param(COUNT - 3, marks=pytest.mark.chaos),
+        COUNT,
+    ],
+)
 def test_a_search_finds_what_a_look_at_every_event_finds(searched_url: str, indexed: int) -> None:
     with psycopg.connect(searched_url, autocommit=True) as conn:
         install(conn, [AUDIT])
