@@ -137,7 +137,9 @@ def test_of_somebody_who_is_forgotten_there_are_no_texts(
     make_program: Callable[..., Program],
 ) -> None:
     # Another process may know the key for a minute more.
-    program = make_program(BACKLOT_PROCESSES="1").start()
+    program = make_program(BACKLOT_PROCESSES="1")
+    program.module = "tests.e2e.hasty_erasure"
+    program.start()
     video = upload(program.client("owner"))
     ann, service = program.client("ann"), program.client("svc", roles=["service"])
     read(ann.post(f"/videos/{video}/comments", json={"content": "Forget me"}))
