@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
@@ -36,7 +36,7 @@ from engine.installation import make_tables
 from engine.log import MAPPER
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Settings
-from tests.support import PROJECT, unused_port
+from tests.support import PROJECT, CopyOf, unused_port
 
 # Not imported here: hooks of a conftest are not called for what has the scope of the session.
 pytest_plugins = ["tests.leftovers"]
@@ -209,9 +209,6 @@ def _template(
     return name
 
 
-Copy = Callable[[str], AbstractContextManager[str]]
-
-
 @contextmanager
 def _database(
     admin: psycopg.Connection[TupleRow], postgres: EmbeddedPostgres, template: str
@@ -226,7 +223,7 @@ def _database(
 
 
 @pytest.fixture(scope="session")
-def copy_of(postgres: EmbeddedPostgres) -> Iterator[Copy]:
+def copy_of(postgres: EmbeddedPostgres) -> Iterator[CopyOf]:
     """Makes databases from a database, given its name, to which nobody is connected; their URLs.
 
     What many tests begin with is recorded once, and copied for each.
@@ -237,7 +234,7 @@ def copy_of(postgres: EmbeddedPostgres) -> Iterator[Copy]:
 
 
 @pytest.fixture
-def database_url(request: pytest.FixtureRequest, copy_of: Copy) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest, copy_of: CopyOf) -> Iterator[str]:
     """The URL of a database that only this test uses; its tables are there, and empty."""
     alone = request.node.get_closest_marker("no_analytics")
     with copy_of(request.getfixturevalue("main_template" if alone else "template")) as url:
@@ -245,7 +242,7 @@ def database_url(request: pytest.FixtureRequest, copy_of: Copy) -> Iterator[str]
 
 
 @pytest.fixture
-def empty_database_url(copy_of: Copy) -> Iterator[str]:
+def empty_database_url(copy_of: CopyOf) -> Iterator[str]:
     """The URL of a database without tables that only this test uses."""
     with copy_of("template1") as url:
         yield url

@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from itertools import cycle
@@ -27,6 +27,9 @@ from domain.model import Aggregate
 from infra.cancellation import cancel
 
 T = TypeVar("T")
+# What the fixtures `copy_of` and `database_with` are; the text is a URL.
+CopyOf = Callable[[str], AbstractContextManager[str]]
+DatabaseWith = Callable[[Callable[[str], object]], AbstractContextManager[str]]
 PROJECT = Path(__file__).parents[1]
 # A test waits for conditions; this only ends one whose condition never comes, however busy the
 # machine is.
