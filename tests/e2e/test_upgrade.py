@@ -31,7 +31,7 @@ SECONDS = 120
 ROUNDS = 12
 PEOPLE = 3
 # Between a person's rounds: they leave the processes time for what is tested, such as to start.
-PACE_SECONDS = 0.15
+PACE_SECONDS = 0.05
 
 
 class Fleet:
@@ -203,6 +203,7 @@ def test_the_old_release_leaves_before_the_replay(
     assert_all_is_there(new, crowd)
 
 
+@pytest.mark.chaos
 def test_the_new_release_replays_while_the_old_one_serves(
     release: Release, tmp_path: Path, database_url: str
 ) -> None:

@@ -56,7 +56,7 @@ def base_of(item: Ranked) -> float:
 
 
 @pytest.mark.parametrize("settled", [False, True])
-@seeds(range(10), always=3)
+@seeds(range(10), always=2)
 def test_it_agrees_with_the_formula_in_plain_python(
     both_shapes: Connection[TupleRow], seed: int, settled: bool
 ) -> None:
