@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import psycopg
 from fastapi import APIRouter, Depends, Path, Request, Response
 from psycopg import Connection
+from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 from redis import RedisError
@@ -174,14 +176,18 @@ KEYS_AT_ONCE = 1_000
 
 
 def rows_with(conn: Connection[TupleRow], text: str) -> Counter[str]:
-    """Return how many rows say a text, by `schema.table`, where any do; raise psycopg.Error."""
+    """Return how many rows say a text, by `schema.table`, where any do; raise psycopg.Error.
+
+    A table that is dropped meanwhile, as a copy is after a replay, has none.
+    """
     given = {"word": WORD % SPECIAL.sub(r"\\\1", text), "hex": json_bytes(text).hex()}
     found: Counter[str] = Counter()
     with conn.transaction():
         conn.execute("SET LOCAL statement_timeout = 0")
         for schema, name in conn.execute(TABLES).fetchall():
             query = SQL(ROWS).format(table=Identifier(schema, name))
-            ((found[f"{schema}.{name}"],),) = conn.execute(query, given).fetchall()
+            with suppress(UndefinedTable), conn.transaction():
+                ((found[f"{schema}.{name}"],),) = conn.execute(query, given).fetchall()
     return +found
 
 

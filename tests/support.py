@@ -11,8 +11,8 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from itertools import cycle
@@ -27,6 +27,9 @@ from domain.model import Aggregate
 from infra.cancellation import cancel
 
 T = TypeVar("T")
+# What the fixtures `copy_of` and `database_with` are; the text is a URL.
+CopyOf = Callable[[str], AbstractContextManager[str]]
+DatabaseWith = Callable[[Callable[[str], object]], AbstractContextManager[str]]
 PROJECT = Path(__file__).parents[1]
 # A test waits for conditions; this only ends one whose condition never comes, however busy the
 # machine is.
@@ -114,6 +117,20 @@ def _ports() -> Iterator[int]:
     # Another run beside this one begins elsewhere.
     begin = os.getpid() * 97 % len(mine)
     return cycle([*mine[begin:], *mine[:begin]])
+
+
+def seeds(numbers: Iterable[int], *, always: int) -> pytest.MarkDecorator:
+    """Run a random test once for each seed, as its argument `seed`.
+
+    So many of them always, and the others with the mark `chaos`: they are more of the same.
+    """
+    return pytest.mark.parametrize(
+        "seed",
+        [
+            pytest.param(number, marks=() if place < always else pytest.mark.chaos)
+            for place, number in enumerate(numbers)
+        ],
+    )
 
 
 def claims_at(written: str, now: float) -> dict[str, Any]:

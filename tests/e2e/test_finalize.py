@@ -17,6 +17,8 @@ from tests.integration.s3_server import BUCKET, S3Server, s3_server
 from tests.support import eventually, unused_port
 
 MIB = 1024 * 1024
+# Between them it is decided whether the upload was completed.
+DECISIVE = ("before the event", "after the event")
 HALTING = "tests.e2e.halted_program"
 SMALL_PARTS = {"PART_SIZE_BYTES": "16384", "MAX_UPLOAD_BYTES": "16384000"}
 
@@ -83,7 +85,10 @@ def test_killed_at_every_step_on_s3(on_s3: Program, s3: S3Server, step: str) -> 
     assert client.list_objects_v2(Bucket=BUCKET, Prefix=key)["KeyCount"] == 1
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(step, marks=() if step in DECISIVE else pytest.mark.chaos) for step in STEPS],
+)
 def test_killed_and_then_aborted(on_folder: Program, step: str) -> None:
     """One wins: the upload was completed before its process died, or it is gone."""
     brink = on_the_brink(on_folder)

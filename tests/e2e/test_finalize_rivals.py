@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 
 import httpx
@@ -176,9 +176,10 @@ def test_a_finalizer_that_slept_through_an_abort_leaves_nothing(
     assert lying_in_folder(site.first, brink.upload_id) == (0, 0)
 
 
-def test_of_an_abort_and_a_completion_at_once_one_wins(site: Site) -> None:
-    wins = set()
-    for number in range(20):
+@pytest.mark.parametrize("rounds", [6, pytest.param(40, marks=pytest.mark.chaos)])
+def test_of_an_abort_and_a_completion_at_once_one_wins(site: Site, rounds: int) -> None:
+    wins: set[bool] = set()
+    for number in takewhile(lambda number: number < rounds or len(wins) < 2, range(1_000)):
         brink = on_the_brink(site.first)
         both = [("POST", f"{brink.path}/complete"), ("DELETE", brink.path)]
         asks = both[:: 1 if number % 2 else -1] * 2
@@ -197,7 +198,7 @@ def test_of_an_abort_and_a_completion_at_once_one_wins(site: Site) -> None:
                 problem(answer, 409, "conflict")
         assert lying_in_folder(site.first, brink.upload_id) == (int(completed), 0)
         wins.add(completed)
-    assert wins == {True, False}
+    assert wins == {True, False}, "it depends on the machine who comes first, but not each time"
 
 
 @pytest.mark.chaos

@@ -90,6 +90,7 @@ class TestElsewhere:
             ("operation.requested", "root"),
         ]
 
+    @pytest.mark.chaos
     def test_killed_in_the_middle_another_process_goes_on(
         self, make_program: Make, database_url: str
     ) -> None:
@@ -113,6 +114,7 @@ class TestElsewhere:
         assert second.stop() == 0
 
 
+@pytest.mark.chaos
 def test_a_database_that_dies_in_the_middle_costs_only_time(make_program: Make) -> None:
     program = make_program().start()
     likes(program, "ann")

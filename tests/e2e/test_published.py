@@ -108,6 +108,7 @@ def followed(client: httpx.Client, after: str | None, count: int) -> Iterator[To
             yield next(told)
 
 
+@pytest.mark.chaos
 def test_a_stream_misses_nothing_and_has_nothing_twice_when_the_program_is_killed(
     make_program: Callable[..., Program],
 ) -> None:
@@ -136,7 +137,9 @@ def test_of_somebody_who_is_forgotten_there_are_no_texts(
     make_program: Callable[..., Program],
 ) -> None:
     # Another process may know the key for a minute more.
-    program = make_program(BACKLOT_PROCESSES="1").start()
+    program = make_program(BACKLOT_PROCESSES="1")
+    program.module = "tests.e2e.hasty_erasure"
+    program.start()
     video = upload(program.client("owner"))
     ann, service = program.client("ann"), program.client("svc", roles=["service"])
     read(ann.post(f"/videos/{video}/comments", json={"content": "Forget me"}))

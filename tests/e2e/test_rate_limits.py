@@ -217,6 +217,7 @@ def test_1700_half_open_requests_keep_nobody_out_and_end(
     assert program.stop() == 0
 
 
+@pytest.mark.chaos
 def test_by_default_people_are_let_be_and_a_flood_is_not(
     make_program: Callable[..., Program],
 ) -> None:

@@ -479,7 +479,7 @@ def test_the_oracle_finds_what_is_older(story: str, faults: int) -> None:
 
 
 def test_nobody_reads_older_than_was_read_or_done(site: Site) -> None:
-    world = asyncio.run(live_together(site, 2.0, None))
+    world = asyncio.run(live_together(site, 1.0, None))
     check(world, history_of(site))
 
 

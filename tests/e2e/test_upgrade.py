@@ -203,6 +203,7 @@ def test_the_old_release_leaves_before_the_replay(
     assert_all_is_there(new, crowd)
 
 
+@pytest.mark.chaos
 def test_the_new_release_replays_while_the_old_one_serves(
     release: Release, tmp_path: Path, database_url: str
 ) -> None:

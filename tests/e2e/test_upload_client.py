@@ -164,7 +164,7 @@ def check_the_rest_is_sent(client: Client, content: bytes) -> None:
     check_it_plays(client.program, told["videoId"], content)
 
 
-@pytest.mark.parametrize("end", [Program.stop, Program.kill])
+@pytest.mark.parametrize("end", [Program.stop, pytest.param(Program.kill, marks=pytest.mark.chaos)])
 def test_a_restart_of_the_server_is_waited_for(
     client: Client, content: bytes, end: Callable[[Program], object]
 ) -> None:

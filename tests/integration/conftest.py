@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache
 from multiprocessing.context import BaseContext
 from unittest.mock import patch
 
 import psycopg
 import pytest
 from psycopg import Connection, sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from engine.connections import connect
@@ -24,6 +27,9 @@ from tests.integration.operator_desk import Backlot, Desk, desk, in_group
 from tests.integration.projection_support import Writer
 from tests.integration.trending_support import analytics_database, analytics_of
 from tests.openai_server import OpenAIServer, openai_server
+from tests.support import CopyOf, DatabaseWith, eventually
+
+CONNECTED = b"SELECT FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +69,29 @@ def server(running: OpenAIServer) -> OpenAIServer:
     """The same, without what earlier tests asked it and told it to answer."""
     running.forget()
     return running
+
+
+@pytest.fixture(scope="session")
+def database_with(
+    postgres: EmbeddedPostgres, copy_of: CopyOf, template: str
+) -> Iterator[DatabaseWith]:
+    """Makes databases in which a function has recorded what many tests begin with.
+
+    The function is called once, with the URL of the database of which the others are copies, and
+    leaves no connection to it.
+    """
+    with ExitStack() as stack, psycopg.connect(postgres.url, autocommit=True) as admin:
+
+        @cache
+        def name_of(record: Callable[[str], object]) -> str:
+            url = stack.enter_context(copy_of(template))
+            record(url)
+            name = str(conninfo_to_dict(url)["dbname"])
+            # PostgreSQL waits for no more than five seconds until the last connection is gone.
+            eventually(lambda: not admin.execute(CONNECTED, [name]).fetchall())
+            return name
+
+        yield lambda record: copy_of(name_of(record))
 
 
 @pytest.fixture(scope="session")

@@ -137,6 +137,7 @@ def test_over_http(told: Site, root: Desk) -> None:
     assert told.contents() == before
 
 
+@pytest.mark.chaos
 def test_killed_in_the_middle(told: Site, tmp_path: Path) -> None:
     """Days that were mended stay so, the others stay as they were, and nothing else stays."""
     before = told.contents()

@@ -37,12 +37,13 @@ from tests.integration.archive_support import (
 from tests.integration.event_log import rows
 from tests.integration.projection_support import caught_up, hosting
 from tests.integration.seal_support import install, make_log, new_key, seal_all, verify
+from tests.support import DatabaseWith
 
 
 @pytest.fixture
-def log_url(database_url: str) -> str:
-    make_signed_log(database_url)
-    return database_url
+def log_url(database_with: DatabaseWith) -> Iterator[str]:
+    with database_with(make_signed_log) as url:
+        yield url
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from engine.archive.transfer import ParquetMissing
 from engine.payload_mode import PayloadMode
 from tests.integration.archive_support import export, make_signed_log
 from tests.integration.event_log import rows
+from tests.support import DatabaseWith
 
 
 @pytest.fixture
-def log_url(database_url: str) -> str:
-    make_signed_log(database_url)
-    return database_url
+def log_url(database_with: DatabaseWith) -> Iterator[str]:
+    with database_with(make_signed_log) as url:
+        yield url
 
 
 def test_without_the_library_it_says_how_to_get_it(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,15 @@ from tests.integration.archive_support import (
     make_signed_log,
 )
 from tests.integration.seal_support import make_log, seal_all
+from tests.support import DatabaseWith
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def log_url(database_url: str) -> str:
-    make_signed_log(database_url)
-    return database_url
+def log_url(database_with: DatabaseWith) -> Iterator[str]:
+    with database_with(make_signed_log) as url:
+        yield url
 
 
 # One of them here; the others differ in how they write.

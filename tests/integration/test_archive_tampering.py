@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -22,12 +22,13 @@ from tests.integration.archive_support import (
     named,
 )
 from tests.integration.seal_support import TOPICS, anchored, seal_all, seal_anew, verify
+from tests.support import DatabaseWith
 
 
 @pytest.fixture
-def log_url(database_url: str) -> str:
-    make_signed_log(database_url)
-    return database_url
+def log_url(database_with: DatabaseWith) -> Iterator[str]:
+    with database_with(make_signed_log) as url:
+        yield url
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from uuid import UUID
@@ -18,7 +18,6 @@ from engine.inspection.index import Audit, EventPage, Search, find
 from engine.inspection.streams import Entry, aggregate_of, read_entry, type_of
 from engine.installation import install
 from engine.log import END_OF_LOG, EventMapper
-from infra.postgres.server import EmbeddedPostgres
 from tests.integration.audit_support import (
     ACTORS,
     AT,
@@ -77,32 +76,27 @@ def some_search(chance: random.Random) -> Search:
     )
 
 
-@pytest.fixture(scope="module")
-def searched_url(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """A database with one log for the whole file."""
-    with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute("CREATE DATABASE test_audit_search")
-    url = postgres.url_of("test_audit_search")
-    append(url, random_log(7, COUNT))
-    yield url
-    with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute("DROP DATABASE test_audit_search WITH (FORCE)")
-
-
-# In this order: the index only grows.
-@pytest.mark.parametrize("indexed", [0, COUNT // 2, COUNT - 3, COUNT])
-def test_a_search_finds_what_a_look_at_every_event_finds(searched_url: str, indexed: int) -> None:
-    with psycopg.connect(searched_url, autocommit=True) as conn:
+@pytest.mark.parametrize("count", [100, pytest.param(400, marks=pytest.mark.chaos)])
+def test_a_search_finds_what_a_look_at_every_event_finds(
+    empty_database_url: str, count: int
+) -> None:
+    """Whether nothing, a part, nearly all or all is in the index, which only grows."""
+    append(empty_database_url, random_log(7, COUNT))
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
         install(conn, [AUDIT])
-    index(searched_url, indexed, batch=97)
-    entries = [read_entry(stored) for stored in log_of(searched_url)]
-    chance = random.Random(indexed)
-    searches = [some_search(chance) for _ in range(400)]
+    entries = [read_entry(stored) for stored in log_of(empty_database_url)]
+    for indexed in (0, COUNT // 2, COUNT - 3, COUNT):
+        index(empty_database_url, indexed, batch=97)
+        chance = random.Random(indexed)
+        searches = [some_search(chance) for _ in range(count)]
+        check(empty_database_url, entries, searches)
 
+
+def check(database_url: str, entries: Sequence[Entry], searches: Sequence[Search]) -> None:
     async def find_all(conn: AsyncConnection[TupleRow]) -> list[EventPage]:
         return [await find(conn, AUDIT, search, 40) for search in searches]
 
-    for search, found in zip(searches, ask(searched_url, find_all), strict=True):
+    for search, found in zip(searches, ask(database_url, find_all), strict=True):
         wanted = [entry.stored for entry in entries if matches(entry, search)]
         wanted = wanted[::-1] if search.newest_first else wanted
         assert found.events == wanted[:40], search

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from fakeredis import FakeServer
 from psycopg import Connection
 from redis.asyncio import Redis
 
-from backlot.features import read_models
+from backlot.features import PERSONAL, read_models
 from backlot.privacy import personal_data
 from engine.installation import install
+from engine.personal_data import PersonalTable, count_rows
 from engine.persons import KnownPerson
 from infra.objects.folder import FolderStore
 from infra.objects.port import StoredObject
@@ -27,6 +29,7 @@ from infra.settings import load_settings
 from readapi.erasure import certificate, keys_with, rows_with
 from readapi.privacy import Holding
 from tests.integration.projection_support import Writer, origin
+from tests.support import eventually
 
 NOW = datetime.now(UTC)
 FORGOTTEN = KnownPerson("ann", NOW, NOW)
@@ -34,6 +37,13 @@ LETTER = """
 INSERT INTO backlot_dead_letters (kind, subscription, source, partition, position, error, value,
                                   status)
 VALUES ('consumer', 'c', 's', 0, %s, 'broke', %s, 'dead')
+"""
+LIKES = next(
+    each for each in PERSONAL if isinstance(each, PersonalTable) and each.name == "likes.likes"
+)
+WAITING = """
+SELECT FROM pg_locks
+WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
@@ -68,6 +78,28 @@ def test_a_name_is_found_as_a_word_of_its_own(
     assert rows_with(conn, "ann@home") == Counter(
         {"public.backlot_dead_letters": found} if found else {}
     )
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda conn: rows_with(conn, "ann")["likes.likes"],
+        lambda conn: count_rows(conn, LIKES, "ann"),
+    ],
+    ids=["a text", "a person"],
+)
+def test_a_table_that_is_dropped_meanwhile_has_nothing(
+    conn: Connection[Any], database_url: str, look: Callable[[Connection[Any]], int]
+) -> None:
+    conn.execute("INSERT INTO likes.likes VALUES (gen_random_uuid(), 'ann', 1)")
+    assert look(conn) == 1
+    with ThreadPoolExecutor() as pool, psycopg.connect(database_url) as replay:
+        replay.execute("DROP TABLE likes.likes")
+        # It is there for everybody else as long as that is not committed.
+        looked = pool.submit(look, conn)
+        eventually(lambda: replay.execute(WAITING).fetchall())
+        replay.commit()
+        assert looked.result() == 0
 
 
 def test_a_name_is_found_in_keys_and_in_what_they_hold() -> None:

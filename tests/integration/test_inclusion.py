@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,23 @@ from engine.seals.anchors import FileAnchors, anchor_of
 from engine.seals.chain import Seal, connect, old_seal_hash, seals
 from tests.integration.event_log import rows
 from tests.integration.seal_support import change, make_log, new_key, seal_all
+from tests.support import DatabaseWith
 
 EVENTS, SEALS = 93, 10
 KEY = new_key()
 
 
-@pytest.fixture
-def log_url(database_url: str) -> str:
-    """93 events under 10 seals, and 4 that no seal covers."""
+def record(database_url: str) -> None:
     make_log(database_url, EVENTS)
     assert seal_all(database_url, key=KEY) == SEALS
     make_log(database_url, 4)
-    return database_url
+
+
+@pytest.fixture
+def log_url(database_with: DatabaseWith) -> Iterator[str]:
+    """93 events under 10 seals, and 4 that no seal covers."""
+    with database_with(record) as url:
+        yield url
 
 
 def proof_of(database_url: str, position: int, until: int | None = None) -> dict[str, Any]:

@@ -177,8 +177,8 @@ class TestExecutor:
                 assert reason in str(result["reason"])
 
     def test_a_replay_runs_in_a_process_of_its_own(self, root: Desk, writer: Writer) -> None:
-        video = writer.video()
-        writer.like(video.id, *(f"viewer-{number}" for number in range(50)))
+        """Which imports the program, as do the two that build parts; elsewhere they are forked."""
+        writer.like(writer.video().id, *(f"viewer-{number}" for number in range(50)))
         with executing(root.database_url, command=CHILD):
             caught_up(root.database_url, ["likes"], writer.head)
             result = root.done("replay", "likes", workers=2, reason="a test")
@@ -186,6 +186,12 @@ class TestExecutor:
             assert result["events"] == 50
             assert result["difference"]["differs"] is False
             assert position(root.database_url, "likes__previous") >= writer.head
+
+    def test_one_action_comes_after_another(self, root: Desk, writer: Writer) -> None:
+        writer.like(writer.video().id, *(f"viewer-{number}" for number in range(50)))
+        with executing(root.database_url):
+            caught_up(root.database_url, ["likes"], writer.head)
+            assert root.done("replay", "likes", workers=2)["state"] == "switched"
             assert root.done("verify", "likes")["difference"]["total"] == 0
             assert root.done("completeness", "likes")["complete"] is True
             look = root.done("replay", "likes", to=writer.head - 10)

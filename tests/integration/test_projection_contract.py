@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
@@ -20,6 +19,7 @@ from engine.installation import create, install
 from engine.projection import Applier, Projection, RangeProjection
 from tests.integration.projection_support import Writer, origin
 from tests.integration.replay_support import History
+from tests.support import seeds
 
 PROJECTIONS: list[type[Projection]] = list(map(type, read_models().all()))
 SEEDS = (1, 2, 3, 4)
@@ -101,7 +101,7 @@ def spoil_one_of_each_topic(conn: Connection[TupleRow], after: int) -> None:
     conn.execute(spoil, (positions,))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds(SEEDS, always=1)
 def test_a_rebuilt_copy_is_equal_and_both_are_complete(
     conn: Connection[TupleRow], writer: Writer, seed: int
 ) -> None:
@@ -116,7 +116,7 @@ def test_a_rebuilt_copy_is_equal_and_both_are_complete(
             assert account.applied + account.skipped == writer.head
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds(SEEDS, always=1)
 def test_unreadable_events_are_set_aside_by_every_copy_alike(
     conn: Connection[TupleRow], writer: Writer, seed: int
 ) -> None:

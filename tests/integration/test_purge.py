@@ -53,6 +53,7 @@ from tests.integration.projection_spec import ProjectionSpec
 from tests.integration.projection_support import Writer, origin
 from tests.integration.replay_support import History, difference, file, projected, replayed
 from tests.integration.test_replay_parts import built
+from tests.support import seeds
 
 PRIVACY = origin("privacy")
 SEEDS = (1, 2)
@@ -174,7 +175,7 @@ def commotion(writer: Writer, history: History) -> None:
         writer.like(upload.id, "bob")
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds(SEEDS, always=1)
 def test_a_replay_after_forgetting_makes_the_same_rows_and_counts(
     database_url: str, conn: Connection[Any], writer: Writer, persons: Persons, seed: int
 ) -> None:

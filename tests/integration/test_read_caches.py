@@ -35,6 +35,7 @@ from tests.integration.read_community import (
     view,
 )
 from tests.integration.readapi_support import Site
+from tests.support import seeds
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def other(database_url: str, tmp_path: Path) -> Iterator[Site]:
     opened.close()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@seeds((1, 2), always=1)
 def test_whatever_happens_the_answers_are_those_of_a_new_process(
     site: Site, other: Site, models: Models, seed: int
 ) -> None:

@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow
 from projections.analytics.schema import migrate
 from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
 from projections.recommendations.model import EngagementKind, Weighing
+from tests.support import seeds
 
 NOW = datetime(2026, 3, 14, 15, 26, 53, tzinfo=UTC)
 WEIGHING = Weighing()
@@ -107,7 +108,7 @@ def often_folded(seed: int) -> Weighing:
     return Weighing(neighbours=(7, 14, 50, 1_000)[seed % 4])
 
 
-@pytest.mark.parametrize("seed", range(8))
+@seeds(range(8), always=4)
 def test_any_order_any_batches_any_repetition(tables: Connection[TupleRow], seed: int) -> None:
     random, weighing = Random(seed), often_folded(seed)
     events = history(random)
@@ -132,7 +133,7 @@ def in_any_order(random: Random, streams: Sequence[Sequence[Engagement]]) -> lis
     return [event for _, event in sorted(placed, key=lambda each: each[0])]
 
 
-@pytest.mark.parametrize("seed", range(8))
+@seeds(range(8), always=4)
 def test_an_unlike_leaves_what_there_would_be_without_its_like(
     tables: Connection[TupleRow], seed: int
 ) -> None:

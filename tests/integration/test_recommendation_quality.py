@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import pytest
-
 from benchmarks.community import make_community
 from benchmarks.contenders import BLEND, TASTE, TREND
 from benchmarks.evaluation import ask_at
 from benchmarks.hostile import HOSTILE
 from benchmarks.peers import CHANCE
 from benchmarks.recommendations import HELD, SMALL, measured
+from tests.support import seeds
 
 # Neither those by which the numbers of the blend were chosen, nor those of the benchmark.
-SEEDS = (501, *(pytest.param(seed, marks=pytest.mark.chaos) for seed in (502, 503)))
+SEEDS = (501, 502, 503)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds(SEEDS, always=0)
 def test_the_blend_beats_what_trends_and_a_hostile_model_spoils_little(
     database_url: str, seed: int
 ) -> None:

@@ -406,6 +406,7 @@ def test_waits_for_the_event_table_of_a_process_that_starts_later(database_url: 
         writer.close()
 
 
+@pytest.mark.chaos
 def test_heals_when_postgres_was_killed(short_dir: Path) -> None:
     with EmbeddedPostgres(short_dir / "killed") as server:
         writer = Writer(server.url)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import LiteralString
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from engine.seals.chain import connect
 from engine.seals.report import Fault
 from engine.seals.verification import PAGE_ROWS, verify_database
 from tests.integration.seal_support import change, make_log, place_of, seal_all, verify
+from tests.support import DatabaseWith
 
 EVENTS, SEALED = 48, 40
 STRANGER = UUID(int=0xBAD)
@@ -26,13 +27,17 @@ INSERT: LiteralString = (
 )
 
 
-@pytest.fixture
-def log_url(database_url: str) -> str:
-    """A log of 48 events, 40 of them sealed, and nobody guards its table."""
+def record(database_url: str) -> None:
     make_log(database_url, SEALED)
     assert seal_all(database_url) == SEALED // 10
     make_log(database_url, EVENTS - SEALED)
-    return database_url
+
+
+@pytest.fixture
+def log_url(database_with: DatabaseWith) -> Iterator[str]:
+    """A log of 48 events, 40 of them sealed, and nobody guards its table."""
+    with database_with(record) as url:
+        yield url
 
 
 def fault(database_url: str) -> Fault:

@@ -32,6 +32,7 @@ from tests.integration.trending_support import (
     random_history,
     write,
 )
+from tests.support import seeds
 
 EVERY = [(r, b) for r in Range for b in Bucket if (r, b) != (Range.ALL, Bucket.HOUR)]
 
@@ -90,7 +91,7 @@ def counted(deeds: Sequence[Deed], at: datetime, *, viewers: bool = True) -> Cou
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
-@pytest.mark.parametrize("seed", range(5))
+@seeds(range(5), always=2)
 def test_it_agrees_with_the_events_themselves(
     both_shapes: Connection[TupleRow], seed: int, zone: str
 ) -> None:

@@ -24,6 +24,7 @@ from tests.integration.trending_support import (
     random_history,
     write,
 )
+from tests.support import seeds
 
 A, B, C = (UUID(int=n) for n in (1, 2, 3))
 USUAL = Formula(recent_hours=24, recent_boost=2.0, half_life_hours=168.0, age_floor=0.1)
@@ -55,7 +56,7 @@ def base_of(item: Ranked) -> float:
 
 
 @pytest.mark.parametrize("settled", [False, True])
-@pytest.mark.parametrize("seed", range(10))
+@seeds(range(10), always=2)
 def test_it_agrees_with_the_formula_in_plain_python(
     both_shapes: Connection[TupleRow], seed: int, settled: bool
 ) -> None:

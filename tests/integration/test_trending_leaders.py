@@ -23,6 +23,7 @@ from tests.integration.trending_support import (
     expected_ranking,
     write,
 )
+from tests.support import seeds
 
 BEFORE = NOW - timedelta(days=2)
 JUST_NOW = NOW.replace(minute=1)
@@ -85,7 +86,7 @@ def crowd(rng: random.Random) -> tuple[list[Film], list[Deed]]:
         (AGELESS, USUAL),
     ],
 )
-@pytest.mark.parametrize("seed", range(5))
+@seeds(range(5), always=1)
 def test_it_agrees_with_the_formula_in_plain_python(
     both_shapes: Connection[TupleRow], seed: int, formula: Formula, settled_by: Formula
 ) -> None:

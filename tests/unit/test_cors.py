@@ -178,9 +178,9 @@ def ask(client: TestClient, path: str = "/videos", origin: str = PAGE) -> Any:
     return client.options(path, headers={"Origin": origin, **wanted})
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> TestClient:
-    return TestClient(application(tmp_path, CORS_ORIGINS=ORIGINS))
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    return TestClient(application(tmp_path_factory.mktemp("cors"), CORS_ORIGINS=ORIGINS))
 
 
 @pytest.mark.parametrize("path", ["/videos", "/videos/1/like", "/objects/videos/1", "/nowhere"])
