@@ -26,6 +26,7 @@ from infra.http.auth import (
     maybe_identity,
     person_admitted,
     persons_named,
+    recalled,
     require_identity,
 )
 from infra.http.problems import Problem
@@ -302,8 +303,10 @@ class Execute:
         )
 
     async def _key(self, status: int) -> IdempotencyKey | None:
+        if self._request.scope["method"] != "POST":
+            return None
         key = header(self._request.scope, b"idempotency-key")
-        if key is None or self._request.method != "POST":
+        if key is None:
             return None
         if not (1 <= len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
             raise Problem(
@@ -338,7 +341,7 @@ async def executor(request: Request) -> Execute:
 
     Called by the routes themselves: as a FastAPI dependency it would cost a seventh of the request.
     """
-    return Execute(request, await require_identity(request))
+    return Execute(request, recalled(request.scope) or await require_identity(request))
 
 
 async def require_viewer(request: Request) -> Identity:

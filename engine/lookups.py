@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from psycopg import Cursor
@@ -38,15 +38,21 @@ class Lookup(ABC, Generic[F]):
         """The answer on a bus without a reader."""
 
 
-class Sum(Lookup[int]):
-    """Asks a tally for the sum of a key."""
+Place = tuple[type["Sum"], int]
 
-    default = 0
+
+class Sum(ABC):
+    """Asks a tally for the sum of a key; 0 on a bus without one."""
 
     @property
     @abstractmethod
     def key(self) -> UUID:
         """Whose sum it is."""
+
+    @property
+    def place(self) -> Place:
+        """What stands for the sum in a table: unlike that of a UUID, its hash costs nothing."""
+        return type(self), self.key.int
 
 
 Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
@@ -54,6 +60,13 @@ Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
 
 
 Answers = dict[Lookup[Any], Any]
+
+
+class Found(NamedTuple):
+    """What was looked up for a batch; the sums go on with what its commands add."""
+
+    answers: Answers
+    sums: dict[Place, int]
 
 
 class Tally:
@@ -65,12 +78,12 @@ class Tally:
         reached: bytes,
         sums: bytes,
         changes: Mapping[str, int],
-        key_of: Callable[[bytes], UUID],
+        key_of: Callable[[bytes], int],
         most: int = MOST_EVENTS,
     ) -> None:
         """`reached` asks how far the read model is, `sums` for an array of its sums, given an array
-        of keys. `changes` are what events add, by their topics; `key_of` reads the key from what is
-        stored of one.
+        of keys. `changes` are what events add, by their topics; `key_of` reads the key, as a
+        number, from what is stored of one.
         """
         self._reached = b"coalesce((%b), 0)" % reached
         self._columns = (self._reached, b"ARRAY(%b)" % sums)
@@ -80,8 +93,8 @@ class Tally:
         self._most = most
         # Every change behind the floor, up to the position.
         self._floor = self._position = 0
-        self._behind: deque[tuple[int, UUID, int]] = deque()
-        self._sums: dict[UUID, int] = {}
+        self._behind: deque[tuple[int, int, int]] = deque()
+        self._sums: dict[int, int] = {}
 
     @property
     def remembered(self) -> int:
@@ -94,9 +107,9 @@ class Tally:
         return Beside((*columns, *self._columns), (column(keys),), self._reached, after)
 
     def answer(
-        self, keys: Sequence[UUID], columns: Sequence[Any], news: Sequence[TupleRow], head: int
-    ) -> dict[UUID, int] | None:
-        """Return the sums of keys at the head, given what was read for `question`.
+        self, keys: Iterable[int], columns: Sequence[Any], news: Sequence[TupleRow], head: int
+    ) -> list[int] | None:
+        """Return the sums of keys, as numbers, at the head, given what was read for `question`.
 
         None where there is more to be read: once there is room for it, or where another copy of the
         read model, which is farther behind, is live now. Ask again.
@@ -117,7 +130,7 @@ class Tally:
         elif self._room:
             return None
         behind = self._sums
-        return {key: at + behind.get(key, 0) for key, at in zip(keys, sums, strict=True)}
+        return [at + behind.get(key, 0) for key, at in zip(keys, sums, strict=True)]
 
     def record(self, saves: Iterable[Save], appended: Appended) -> None:
         """Remember what this bus has recorded, unless others were in between: then it is read."""
@@ -142,26 +155,23 @@ class Tally:
         self._sums.clear()
 
     def _drop_until(self, reached: int) -> None:
-        behind = self._behind
+        behind, sums = self._behind, self._sums
         while behind and behind[0][0] <= reached:
             _, key, change = behind.popleft()
-            self._add(key, -change)
+            if left := sums.get(key, 0) - change:
+                sums[key] = left
+            else:
+                # Whatever else is behind comes to nothing, and so is as good as forgotten.
+                sums.pop(key, None)
         self._floor = reached
 
     def _remember(self, position: int, topic: str, state: bytes) -> None:
         key, change = self._key_of(state), self._changes[topic]
         self._behind.append((position, key, change))
-        self._add(key, change)
-
-    def _add(self, key: UUID, change: int) -> None:
-        total = self._sums.get(key, 0) + change
-        if total:
-            self._sums[key] = total
-        else:
-            self._sums.pop(key, None)
+        self._sums[key] = self._sums.get(key, 0) + change
 
 
-Readers = Mapping[type[Lookup[Any]], Reader | Tally]
+Readers = Mapping[type[Lookup[Any]] | type[Sum], Reader | Tally]
 """What answers lookups, by their types."""
 
 
@@ -170,9 +180,9 @@ class Lookups:
 
     def __init__(self, readers: Readers) -> None:
         """One type at most is summed up by a tally."""
-        self._readers: dict[type[Lookup[Any]], Reader] = {}
+        self._readers: dict[type[Lookup[Any]] | type[Sum], Reader] = {}
         self._tally: Tally | None = None
-        self._summed: type[Lookup[Any]] | None = None
+        self._summed: type[Lookup[Any]] | type[Sum] | None = None
         for kind, reader in readers.items():
             if not isinstance(reader, Tally):
                 self._readers[kind] = reader
@@ -186,33 +196,37 @@ class Lookups:
         recorder: GroupCommitRecorder,
         streams: Sequence[tuple[UUID, int]],
         keys: Sequence[tuple[str, str]],
-        lookups: Sequence[Lookup[Any]],
+        lookups: Sequence[Lookup[Any] | Sum],
         columns: tuple[bytes, ...],
-    ) -> tuple[Loaded[Answers], Answers]:
+    ) -> tuple[Loaded[Answers], Found]:
         """Return what the recorder has of streams, keys and columns, and the answers to lookups."""
-        tally = self._tally
-        sums = {each: cast("Sum", each).key for each in lookups if type(each) is self._summed}
+        tally, kind = self._tally, self._summed
+        # By place: many likes of one batch ask for the same sum.
+        asked = {each.place: each.key for each in lookups if type(each) is kind}
 
         def load(beside: Beside) -> Loaded[Answers]:
             return recorder.fetch(streams, keys, lambda cursor: self._ask(cursor, lookups), beside)
 
-        if tally is None or not sums:
+        if tally is None or not asked:
             loaded = load(Beside(columns))
-            return loaded, loaded.extra
-        asked = list(sums.values())
+            return loaded, Found(loaded.extra, {})
+        numbers = [number for _, number in asked]
         while True:
-            loaded = load(tally.question(asked, columns))
-            found = tally.answer(asked, loaded.beside[len(columns) :], loaded.news, loaded.head)
-            if found is not None:
-                return loaded, loaded.extra | {each: found[key] for each, key in sums.items()}
+            loaded = load(tally.question([*asked.values()], columns))
+            beside = loaded.beside[len(columns) :]
+            sums = tally.answer(numbers, beside, loaded.news, loaded.head)
+            if sums is not None:
+                return loaded, Found(loaded.extra, dict(zip(asked, sums, strict=True)))
 
     def record(self, saves: Sequence[Save], appended: Appended) -> None:
         """Take in what the bus has recorded."""
         if self._tally is not None:
             self._tally.record(saves, appended)
 
-    def _ask(self, cursor: Cursor[TupleRow], lookups: Sequence[Lookup[Any]]) -> Answers:
+    def _ask(self, cursor: Cursor[TupleRow], lookups: Sequence[Lookup[Any] | Sum]) -> Answers:
         found: Answers = {}
+        if not self._readers:
+            return found
         for kind in self._readers.keys() & map(type, lookups):
             asked = [each for each in lookups if type(each) is kind]
             found.update(zip(asked, self._readers[kind](cursor, asked), strict=True))

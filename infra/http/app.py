@@ -304,8 +304,10 @@ class HttpApp(FastAPI):
 
     def _stamped(self, scope: Scope, own: Headers, stamp: tuple[bytes, bytes]) -> Headers:
         """Return the headers of an answer: its own, and what every answer has."""
-        added = scope.get(ADDED, {}).items()
-        headers = [*own, stamp, *added, *_storage(scope, own)]
+        headers = [*own, stamp]
+        if ADDED in scope:
+            headers += scope[ADDED].items()
+        headers += _storage(scope, own)
         return headers if self.cross_origin is None else self.cross_origin.stamped(scope, headers)
 
     def _find(self, method: str, path: str) -> Way:
@@ -417,10 +419,12 @@ def _check_host(scope: Scope, hosts: Hosts) -> None:
 
 def _storage(scope: Scope, headers: Headers) -> Sequence[tuple[bytes, bytes]]:
     """Return what an answer lacks that says who may keep it: nobody, unless it has a tag."""
-    names = {name for name, _ in headers}
-    if b"cache-control" in names:
-        return ()
-    return REVALIDATED if b"etag" in names and scope["method"] == "GET" else NOT_KEPT
+    tagged = False
+    for name, _ in headers:
+        if name == b"cache-control":
+            return ()
+        tagged |= name == b"etag"
+    return REVALIDATED if tagged and scope["method"] == "GET" else NOT_KEPT
 
 
 async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
