@@ -22,6 +22,7 @@ from engine.reservations import Reservations
 from engine.telemetry import Telemetry
 from engine.viewers import ViewerKeys
 from infra.http.auth import (
+    CALLER,
     Identity,
     maybe_identity,
     person_admitted,
@@ -341,7 +342,11 @@ async def executor(request: Request) -> Execute:
 
     Called by the routes themselves: as a FastAPI dependency it would cost a seventh of the request.
     """
-    return Execute(request, recalled(request.scope) or await require_identity(request))
+    # Most callers are known already.
+    caller = request.scope.get(CALLER) or recalled(request.scope)
+    if not isinstance(caller, Identity):
+        caller = await require_identity(request)
+    return Execute(request, caller)
 
 
 async def require_viewer(request: Request) -> Identity:

@@ -77,8 +77,7 @@ GONE = -1
 """The count of a removed or private video: nothing older can bring its counter back."""
 
 SCAN_KEYS = 1_000
-# What changes in this time is put together, since each counter costs a call of a script. Nobody
-# waits for it: queries pass over counters that are behind.
+# Each counter costs a call of a script, and nobody waits: queries pass over those that are behind.
 GATHER_SECONDS = 0.25
 WINDOW_EVENTS = 5_000
 # Where Redis has lost the position, fills of that moment may still be on their way.

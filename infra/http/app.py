@@ -18,8 +18,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.http.auth import Authenticator, Identity, caller_of, recalled
@@ -61,10 +63,12 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REMEMBERED_BYTES = 8 * 1024 * 1024
 # About what an entry of the table takes beside its path.
 ENTRY_BYTES = 700
-# What is kept in a request's scope: the method that the client sent in place of GET.
+# What is kept in a request's scope: the method that the client sent in place of GET, and a body
+# that a shortcut has read.
 ASKED = "backlot.method"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
 FOR_RANGES = (b"range", b"if-range")
+BODY = "backlot.body"
 SHORTCUT = "backlot_shortcut"
 NOT_KEPT = ((b"cache-control", b"no-store"),)
 REVALIDATED = ((b"cache-control", PRIVATE.encode()),)
@@ -95,6 +99,7 @@ class Way(NamedTuple):
 Shortcut = Callable[..., Awaitable[Response | None]]
 """Answers a `request`, given the ids of its path by name; None: it goes through the framework."""
 
+B = TypeVar("B", bound=BaseModel)
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
@@ -370,7 +375,9 @@ class HttpApp(FastAPI):
     ) -> None:
         scope["route"] = route
         request = Request(scope, receive, send)
-        answer = await call(request=request, **ids) or super().__call__
+        answer = await call(request=request, **ids)
+        if answer is None:
+            answer, receive = super().__call__, _again(scope, receive)
         await answer(scope, receive, send)
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
@@ -387,6 +394,33 @@ class HttpApp(FastAPI):
         log.error("request_broke", method=scope["method"], path=_path_told(scope), exc_info=error)
         detail = "This is our fault and has been logged; please try again."
         return Problem(500, "internal", detail)
+
+
+async def body_at_once(request: Request, shape: type[B]) -> B | None:
+    """Return the body of a request to a shortcut; None for whatever is no JSON of that shape.
+
+    The framework is to tell what is wrong: it gets the same body again.
+    """
+    kind = header(request.scope, b"content-type") or ""
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        return None
+    try:
+        request.scope[BODY] = body = await request.body()
+        return shape.model_validate_json(body)
+    except (ClientDisconnect, ValueError):
+        return None
+
+
+def _again(scope: Scope, receive: Receive) -> Receive:
+    """Return what receives a body that a shortcut has read, and then what comes after it."""
+    if BODY not in scope:
+        return receive
+    read = [{"type": "http.request", "body": scope[BODY], "more_body": False}]
+
+    async def again() -> Message:
+        return read.pop() if read else await receive()
+
+    return again
 
 
 def _measure(scope: Scope, status: int, seconds: float) -> None:

@@ -352,8 +352,6 @@ async def maybe_identity(request: Request) -> Identity | None:
 
 def recalled(scope: Scope) -> Identity | None:
     """Return the caller of a token that was verified before; most requests end here."""
-    if isinstance(known := scope.get(CALLER), Identity):
-        return known
     if not (token := _token(scope)):
         return None
     authenticator: Authenticator = scope["app"].state.authenticator
