@@ -24,7 +24,7 @@ from domain.errors import Conflict, DomainError, Forgotten
 from domain.model import ActorKind, Aggregate, Origin
 from engine.event_store import GroupCommitRecorder, IdempotencyKey, Save, StoredAnswer
 from engine.log import MAPPER
-from engine.lookups import Found, Lookup, Lookups, Readers, Sum
+from engine.lookups import Lookup, LookupResults, Lookups, Readers, Sum
 from infra.batcher import AGAIN, Again, Batcher
 from infra.metrics import SIZES, counter, gauge, histogram
 
@@ -63,7 +63,7 @@ class Command(ABC, Generic[R]):
     def streams(self) -> Sequence[UUID]:
         """Return the streams to load; `decide` may touch no others."""
 
-    def lookups(self) -> Sequence[Lookup[Any] | Sum]:
+    def lookups(self) -> Sequence[Lookup[Any]]:
         """Return what has to be looked up beside the streams."""
         return ()
 
@@ -97,9 +97,9 @@ class Aggregates:
     """The aggregates and sums of a batch, as the commands before have left them, and answers to
     other lookups."""
 
-    def __init__(self, slots: Mapping[UUID, Slot], found: Found | None = None) -> None:
+    def __init__(self, slots: Mapping[UUID, Slot], found: LookupResults | None = None) -> None:
         self._slots = slots
-        self._found = found or Found({}, {})
+        self._found = found or LookupResults({}, {})
 
     def get(self, aggregate: type[A], stream_id: UUID) -> A:
         """Return the aggregate of a declared stream; blank (version 0) when it is new."""
@@ -117,6 +117,8 @@ class Aggregates:
 
     def look_up(self, lookup: Lookup[F]) -> F:
         """Return the answer to a lookup that the command declared."""
+        if isinstance(lookup, Sum):
+            return cast("F", self._found.sums.get(lookup.place, lookup.default))
         answer: F = self._found.answers.get(lookup, lookup.default)
         return answer
 
@@ -214,7 +216,7 @@ class Round:
     slots: Mapping[UUID, Slot]
     head: int
     at: datetime
-    found: Found = field(default_factory=lambda: Found({}, {}))
+    found: LookupResults = field(default_factory=lambda: LookupResults({}, {}))
     stored: Mapping[tuple[str, str], StoredAnswer] = field(default_factory=dict)
     telemetry: int = 0
     fenced: frozenset[str] = frozenset()

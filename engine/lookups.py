@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 from psycopg import Cursor
@@ -41,8 +41,10 @@ class Lookup(ABC, Generic[F]):
 Place = tuple[type["Sum"], int]
 
 
-class Sum(ABC):
-    """Asks a tally for the sum of a key; 0 on a bus without one."""
+class Sum(Lookup[int]):
+    """Asks a tally for the sum of a key."""
+
+    default = 0
 
     @property
     @abstractmethod
@@ -62,7 +64,7 @@ Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
 Answers = dict[Lookup[Any], Any]
 
 
-class Found(NamedTuple):
+class LookupResults(NamedTuple):
     """What was looked up for a batch; the sums go on with what its commands add."""
 
     answers: Answers
@@ -171,7 +173,7 @@ class Tally:
         self._sums[key] = self._sums.get(key, 0) + change
 
 
-Readers = Mapping[type[Lookup[Any]] | type[Sum], Reader | Tally]
+Readers = Mapping[type[Lookup[Any]], Reader | Tally]
 """What answers lookups, by their types."""
 
 
@@ -180,9 +182,9 @@ class Lookups:
 
     def __init__(self, readers: Readers) -> None:
         """One type at most is summed up by a tally."""
-        self._readers: dict[type[Lookup[Any]] | type[Sum], Reader] = {}
+        self._readers: dict[type[Lookup[Any]], Reader] = {}
         self._tally: Tally | None = None
-        self._summed: type[Lookup[Any]] | type[Sum] | None = None
+        self._summed: type[Lookup[Any]] | None = None
         for kind, reader in readers.items():
             if not isinstance(reader, Tally):
                 self._readers[kind] = reader
@@ -196,34 +198,35 @@ class Lookups:
         recorder: GroupCommitRecorder,
         streams: Sequence[tuple[UUID, int]],
         keys: Sequence[tuple[str, str]],
-        lookups: Sequence[Lookup[Any] | Sum],
+        lookups: Sequence[Lookup[Any]],
         columns: tuple[bytes, ...],
-    ) -> tuple[Loaded[Answers], Found]:
+    ) -> tuple[Loaded[Answers], LookupResults]:
         """Return what the recorder has of streams, keys and columns, and the answers to lookups."""
         tally, kind = self._tally, self._summed
         # By place: many likes of one batch ask for the same sum.
-        asked = {each.place: each.key for each in lookups if type(each) is kind}
+        sums = [cast("Sum", each) for each in lookups if type(each) is kind]
+        asked = {each.place: each.key for each in sums}
 
         def load(beside: Beside) -> Loaded[Answers]:
             return recorder.fetch(streams, keys, lambda cursor: self._ask(cursor, lookups), beside)
 
         if tally is None or not asked:
             loaded = load(Beside(columns))
-            return loaded, Found(loaded.extra, {})
+            return loaded, LookupResults(loaded.extra, {})
         numbers = [number for _, number in asked]
         while True:
             loaded = load(tally.question([*asked.values()], columns))
             beside = loaded.beside[len(columns) :]
-            sums = tally.answer(numbers, beside, loaded.news, loaded.head)
-            if sums is not None:
-                return loaded, Found(loaded.extra, dict(zip(asked, sums, strict=True)))
+            found = tally.answer(numbers, beside, loaded.news, loaded.head)
+            if found is not None:
+                return loaded, LookupResults(loaded.extra, dict(zip(asked, found, strict=True)))
 
     def record(self, saves: Sequence[Save], appended: Appended) -> None:
         """Take in what the bus has recorded."""
         if self._tally is not None:
             self._tally.record(saves, appended)
 
-    def _ask(self, cursor: Cursor[TupleRow], lookups: Sequence[Lookup[Any] | Sum]) -> Answers:
+    def _ask(self, cursor: Cursor[TupleRow], lookups: Sequence[Lookup[Any]]) -> Answers:
         found: Answers = {}
         if not self._readers:
             return found

@@ -376,9 +376,10 @@ class HttpApp(FastAPI):
         scope["route"] = route
         request = Request(scope, receive, send)
         answer = await call(request=request, **ids)
-        if answer is None:
-            answer, receive = super().__call__, _again(scope, receive)
-        await answer(scope, receive, send)
+        if answer is not None:
+            await answer(scope, receive, send)
+        else:
+            await super().__call__(scope, _again(scope, receive), send)
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
         """Return the answer that tells of an error; what nobody foresaw is logged."""
