@@ -78,7 +78,7 @@ GONE = -1
 
 SCAN_KEYS = 1_000
 # Each counter costs a call of a script, and nobody waits: queries pass over those that are behind.
-GATHER_SECONDS = 0.25
+GATHER_SECONDS = 0.1
 WINDOW_EVENTS = 5_000
 # Where Redis has lost the position, fills of that moment may still be on their way.
 MARGIN_EVENTS = 10_000
