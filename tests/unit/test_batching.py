@@ -237,11 +237,17 @@ def test_after_a_batch_of_several_others_gather_until_as_many_wait_again(worker:
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_lone_submitter_is_not_slowed_down(worker: Worker) -> None:
+def test_who_comes_after_one_alone_is_not_held_up(worker: Worker) -> None:
     async def scenario() -> None:
         batches = batcher(worker)
+        worker.gate.clear()
+        (first,) = await submit(batches, 1)
+        await asyncio.to_thread(worker.entered.wait)
+        (second,) = await submit(batches, 2)
+        worker.gate.set()
         async with asyncio.timeout(DEADLINE_SECONDS):
-            assert [await batches.submit(item) for item in (1, 2, 3)] == [2, 4, 6]
+            assert (await first, await second) == (2, 4)
+            assert await batches.submit(3) == 6
         await batches.close()
 
     asyncio.run(scenario())
