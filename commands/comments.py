@@ -32,6 +32,7 @@ from domain.moderation import (
 from domain.upload import CommentPolicy, Status, Upload, VideoViewer
 from engine.command_bus import Aggregates, Command
 from engine.command_bus import Query as LogQuery
+from infra.http.app import body_at_once, hot
 from infra.http.problems import problems
 from infra.http.shapes import Comment as SeenComment
 from infra.http.shapes import RequestBody, Wire
@@ -246,6 +247,13 @@ def as_seen(comment: Comment) -> SeenComment:
 router = APIRouter(tags=["comments"], dependencies=TOKEN_FIRST)
 
 
+async def post_at_once(video_id: UUID, request: Request) -> Response | None:
+    """Answer who sends a comment as it should be; the caller is asked for first."""
+    await executor(request)
+    body = await body_at_once(request, WriteComment)
+    return None if body is None else await post_comment(video_id, body, request)
+
+
 @router.post(
     "/videos/{video_id}/comments",
     status_code=201,
@@ -253,6 +261,7 @@ router = APIRouter(tags=["comments"], dependencies=TOKEN_FIRST)
     responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
     summary="Post a comment",
 )
+@hot(post_at_once)
 async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> Response:
     """Where it has to be approved, the answer says `status: "held"`."""
     execute = await executor(request)

@@ -22,10 +22,12 @@ from engine.reservations import Reservations
 from engine.telemetry import Telemetry
 from engine.viewers import ViewerKeys
 from infra.http.auth import (
+    CALLER,
     Identity,
     maybe_identity,
     person_admitted,
     persons_named,
+    recalled,
     require_identity,
 )
 from infra.http.problems import Problem
@@ -302,8 +304,10 @@ class Execute:
         )
 
     async def _key(self, status: int) -> IdempotencyKey | None:
+        if self._request.scope["method"] != "POST":
+            return None
         key = header(self._request.scope, b"idempotency-key")
-        if key is None or self._request.method != "POST":
+        if key is None:
             return None
         if not (1 <= len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
             raise Problem(
@@ -338,7 +342,11 @@ async def executor(request: Request) -> Execute:
 
     Called by the routes themselves: as a FastAPI dependency it would cost a seventh of the request.
     """
-    return Execute(request, await require_identity(request))
+    # Most callers are known already.
+    caller = request.scope.get(CALLER) or recalled(request.scope)
+    if not isinstance(caller, Identity):
+        caller = await require_identity(request)
+    return Execute(request, caller)
 
 
 async def require_viewer(request: Request) -> Identity:

@@ -18,7 +18,9 @@ from domain.feedback import CHOSEN, SHOWN, GivenList, ListTooOld, ListUnknown
 from domain.text import check_text
 from domain.upload import object_key
 from engine.telemetry import SHARED, VIEWED, WATCH_TIME, TelemetryEvent
+from infra.http.app import hot
 from infra.http.problems import problems
+from infra.http.requests import has_body
 from infra.http.shapes import RequestBody, Wire
 
 
@@ -63,13 +65,23 @@ accepted: dict[str, Any] = {
 }
 
 
+async def watch_at_once(video_id: UUID, request: Request) -> Response | None:
+    """Answer who sends no body, as most do."""
+    return None if has_body(request.scope) else await _watch(video_id, request, None)
+
+
 @router.post(
     "/watch",
     response_model=WatchSession,
     responses=problems(400, 401, 404, 409, 413, 422, 503),
     summary="Get a URL that plays, and a session",
 )
+@hot(watch_at_once)
 async def watch(video_id: UUID, request: Request, body: WatchFrom | None = None) -> Response:
+    return await _watch(video_id, request, body)
+
+
+async def _watch(video_id: UUID, request: Request, body: WatchFrom | None) -> Response:
     execute = await viewer_executor(request)
     media = await execute.value(FindVideoFile(video_id, execute.viewer))
     given = await _list_with(video_id, body.list_id, execute) if body and body.list_id else None

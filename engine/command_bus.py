@@ -24,7 +24,7 @@ from domain.errors import Conflict, DomainError, Forgotten
 from domain.model import ActorKind, Aggregate, Origin
 from engine.event_store import GroupCommitRecorder, IdempotencyKey, Save, StoredAnswer
 from engine.log import MAPPER
-from engine.lookups import Lookup, Lookups, Readers, Sum
+from engine.lookups import Lookup, LookupResults, Lookups, Readers, Sum
 from infra.batcher import AGAIN, Again, Batcher
 from infra.metrics import SIZES, counter, gauge, histogram
 
@@ -97,11 +97,9 @@ class Aggregates:
     """The aggregates and sums of a batch, as the commands before have left them, and answers to
     other lookups."""
 
-    def __init__(
-        self, slots: Mapping[UUID, Slot], answers: dict[Lookup[Any], Any] | None = None
-    ) -> None:
+    def __init__(self, slots: Mapping[UUID, Slot], found: LookupResults | None = None) -> None:
         self._slots = slots
-        self._answers = {} if answers is None else answers
+        self._found = found or LookupResults({}, {})
 
     def get(self, aggregate: type[A], stream_id: UUID) -> A:
         """Return the aggregate of a declared stream; blank (version 0) when it is new."""
@@ -119,12 +117,15 @@ class Aggregates:
 
     def look_up(self, lookup: Lookup[F]) -> F:
         """Return the answer to a lookup that the command declared."""
-        answer: F = self._answers.get(lookup, lookup.default)
+        if isinstance(lookup, Sum):
+            return cast("F", self._found.sums.get(lookup.place, lookup.default))
+        answer: F = self._found.answers.get(lookup, lookup.default)
         return answer
 
     def add(self, what: Sum, change: int) -> int:
         """Return a sum with what this command adds to it; to be called by one that succeeds."""
-        self._answers[what] = total = self.look_up(what) + change
+        sums, key = self._found.sums, what.place
+        sums[key] = total = sums.get(key, 0) + change
         return total
 
 
@@ -207,17 +208,19 @@ class Group:
 class Round:
     """What was loaded for some commands, to decide them one after the other.
 
-    `found` are the answers to lookups, `stored` those under idempotency keys, `fenced` the actors
-    from whom nothing is taken any more; `groups` then holds what is to be recorded.
+    `found` is what was looked up, `stored` the answers under idempotency keys, `fenced` the actors
+    from whom nothing is taken any more, `broken` whether some stream can't be read; `groups` then
+    holds what is to be recorded.
     """
 
     slots: Mapping[UUID, Slot]
     head: int
     at: datetime
-    found: dict[Lookup[Any], Any] = field(default_factory=dict)
+    found: LookupResults = field(default_factory=lambda: LookupResults({}, {}))
     stored: Mapping[tuple[str, str], StoredAnswer] = field(default_factory=dict)
     telemetry: int = 0
     fenced: frozenset[str] = frozenset()
+    broken: bool = False
     groups: list[Group] = field(default_factory=list, init=False)
 
     def outcome_before(self, request: Request) -> StoredAnswer | Exception | None:
@@ -226,10 +229,13 @@ class Round:
             return Forgotten(Forgotten.TOLD)
         answer = self.stored.get(request.name) if request.name else None
         if request.key is None or answer is None:
-            return next(filter(None, (self.slots[each].broken for each in request.streams)), None)
+            return self._broken(request) if self.broken else None
         if answer.request_hash == request.key.request_hash:
             return replace(answer, telemetry=self.telemetry)
         return KeyReused("This Idempotency-Key was used for another request; choose a new one.")
+
+    def _broken(self, request: Request) -> Exception | None:
+        return next(filter(None, (self.slots[each].broken for each in request.streams)), None)
 
     def decide(self, request: Request) -> None:
         """Decide one command; unless it depends on what is not recorded yet, settle it at once."""
@@ -402,13 +408,19 @@ class CommandBus:
         self._keep(this.slots)
 
     def _load(self, requests: Sequence[Request]) -> Round:
-        streams = dict.fromkeys(stream for request in requests for stream in request.streams)
-        slots = {stream: Slot(self._cache.get(stream)) for stream in streams}
+        # A new slot takes what is remembered of its stream. Seldom looked up: the hash of a UUID is
+        # computed in Python.
+        slots: dict[UUID, Slot] = {}
+        for request in requests:
+            for stream in request.streams:
+                if stream not in slots:
+                    slots[stream] = Slot(self._cache.pop(stream, None))
         wanted = [(id_, s.aggregate.version if s.aggregate else 0) for id_, s in slots.items()]
         keys = [request.name for request in requests if request.name]
         lookups = [each for request in requests for each in request.command.lookups()]
         loaded, found = self._lookups.load(self._recorder, wanted, keys, lookups, self._heads)
         MAPPER.prepare((topic, state) for _, _, topic, state, *_ in loaded.rows)
+        broken = False
         for stream, version, topic, state, *_ in loaded.rows:
             slot = slots[stream]
             if slot.broken is not None:
@@ -418,12 +430,21 @@ class CommandBus:
             except MapperDeserialisationError as error:
                 # Such as one of a newer release; it must not stop the rest of the batch.
                 log.error("stream_unreadable", stream=str(stream), error=str(error))
-                slot.broken, slot.aggregate = error, None
+                broken, slot.broken, slot.aggregate = True, error, None
             else:
                 slot.aggregate = event.mutate(slot.aggregate)
         stored = {(answer.actor, answer.key): answer for answer in loaded.answers}
         telemetry, fenced, *_ = loaded.beside
-        return Round(slots, loaded.head, self._clock(), found, stored, telemetry, frozenset(fenced))
+        return Round(
+            slots,
+            loaded.head,
+            self._clock(),
+            found,
+            stored,
+            telemetry,
+            frozenset(fenced),
+            broken,
+        )
 
     def _record(self, groups: Sequence[Group]) -> list[Group]:
         """Save the groups in one transaction; return those that were not recorded."""
@@ -450,11 +471,8 @@ class CommandBus:
 
     def _keep(self, slots: Mapping[UUID, Slot]) -> None:
         for stream, slot in slots.items():
-            if slot.aggregate is None or slot.aggregate.version == 0:
-                self._cache.pop(stream, None)
-            else:
+            if slot.aggregate is not None and slot.aggregate.version:
                 self._cache[stream] = slot.aggregate
-                self._cache.move_to_end(stream)
         while len(self._cache) > self._remember:
             self._cache.popitem(last=False)
 
@@ -462,13 +480,13 @@ class CommandBus:
 def _measure(requests: Sequence[Request], seconds: float) -> None:
     COMMAND_BATCH_SIZE.observe(len(requests))
     COMMAND_BATCH_SECONDS.observe(seconds)
-    counts = Counter((type(each.command).__name__, _kind(each.outcome)) for each in requests)
-    for (command, kind), count in counts.items():
-        COMMANDS.labels(command, kind).inc(count)
+    counts = Counter([(type(each.command), type(each.outcome)) for each in requests])
+    for (command, outcome), count in counts.items():
+        COMMANDS.labels(command.__name__, _kind(outcome)).inc(count)
 
 
-def _kind(outcome: object) -> str:
-    return next((kind for kind, of in KINDS.items() if isinstance(outcome, of)), "failed")
+def _kind(outcome: type) -> str:
+    return next((kind for kind, of in KINDS.items() if issubclass(outcome, of)), "failed")
 
 
 NAMES = ("accepted", "repeated", "conflict", "refused")

@@ -192,9 +192,9 @@ def arguments(saves: Sequence[Save]) -> tuple[Any, ...]:
     """Return the arguments of the append function."""
     events = [event for save in saves for event in save.events]
     return (
-        array(str(index) for index, save in enumerate(saves) for _ in save.events),
+        array([str(index) for index, save in enumerate(saves) for _ in save.events]),
         _ids([event.originator_id for event in events]),
-        array(str(event.originator_version) for event in events),
+        array([str(event.originator_version) for event in events]),
         texts([event.topic for event in events]),
         [event.state for event in events],
         *_answer_columns(saves),
@@ -212,9 +212,9 @@ def _answer_columns(saves: Sequence[Save]) -> Sequence[Any]:
 
 
 def _ids(streams: Sequence[UUID | str]) -> Any:
-    if all(type(stream) is UUID for stream in streams):
+    if set(map(type, streams)) == {UUID}:
         return column(streams)
-    # Text ids of the library's.
+    # Text ids of the library's, or none.
     return texts([str(stream) for stream in streams])
 
 
@@ -382,7 +382,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         moment of the events, and what `also` reads first. A lost connection is retried for 5 s.
         """
         statement = self._load_statement(beside)
-        wanted = (array(s.hex for s, _ in streams), array(str(after) for _, after in streams))
+        wanted = (_ids([s for s, _ in streams]), array([str(after) for _, after in streams]))
         given = (*beside.given, *beside.news, *wanted)
 
         def work(conn: Connection[Any], retrying: bool) -> Loaded[T]:

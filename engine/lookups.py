@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 from psycopg import Cursor
@@ -38,6 +38,9 @@ class Lookup(ABC, Generic[F]):
         """The answer on a bus without a reader."""
 
 
+Place = tuple[type["Sum"], int]
+
+
 class Sum(Lookup[int]):
     """Asks a tally for the sum of a key."""
 
@@ -48,12 +51,24 @@ class Sum(Lookup[int]):
     def key(self) -> UUID:
         """Whose sum it is."""
 
+    @property
+    def place(self) -> Place:
+        """What stands for the sum in a table: unlike that of a UUID, its hash costs nothing."""
+        return type(self), self.key.int
+
 
 Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
 """Return the answers to lookups of one type, in their order."""
 
 
 Answers = dict[Lookup[Any], Any]
+
+
+class LookupResults(NamedTuple):
+    """What was looked up for a batch; the sums go on with what its commands add."""
+
+    answers: Answers
+    sums: dict[Place, int]
 
 
 class Tally:
@@ -65,12 +80,12 @@ class Tally:
         reached: bytes,
         sums: bytes,
         changes: Mapping[str, int],
-        key_of: Callable[[bytes], UUID],
+        key_of: Callable[[bytes], int],
         most: int = MOST_EVENTS,
     ) -> None:
         """`reached` asks how far the read model is, `sums` for an array of its sums, given an array
-        of keys. `changes` are what events add, by their topics; `key_of` reads the key from what is
-        stored of one.
+        of keys. `changes` are what events add, by their topics; `key_of` reads the key, as a
+        number, from what is stored of one.
         """
         self._reached = b"coalesce((%b), 0)" % reached
         self._columns = (self._reached, b"ARRAY(%b)" % sums)
@@ -80,8 +95,8 @@ class Tally:
         self._most = most
         # Every change behind the floor, up to the position.
         self._floor = self._position = 0
-        self._behind: deque[tuple[int, UUID, int]] = deque()
-        self._sums: dict[UUID, int] = {}
+        self._behind: deque[tuple[int, int, int]] = deque()
+        self._sums: dict[int, int] = {}
 
     @property
     def remembered(self) -> int:
@@ -94,9 +109,9 @@ class Tally:
         return Beside((*columns, *self._columns), (column(keys),), self._reached, after)
 
     def answer(
-        self, keys: Sequence[UUID], columns: Sequence[Any], news: Sequence[TupleRow], head: int
-    ) -> dict[UUID, int] | None:
-        """Return the sums of keys at the head, given what was read for `question`.
+        self, keys: Iterable[int], columns: Sequence[Any], news: Sequence[TupleRow], head: int
+    ) -> list[int] | None:
+        """Return the sums of keys, as numbers, at the head, given what was read for `question`.
 
         None where there is more to be read: once there is room for it, or where another copy of the
         read model, which is farther behind, is live now. Ask again.
@@ -117,7 +132,7 @@ class Tally:
         elif self._room:
             return None
         behind = self._sums
-        return {key: at + behind.get(key, 0) for key, at in zip(keys, sums, strict=True)}
+        return [at + behind.get(key, 0) for key, at in zip(keys, sums, strict=True)]
 
     def record(self, saves: Iterable[Save], appended: Appended) -> None:
         """Remember what this bus has recorded, unless others were in between: then it is read."""
@@ -142,23 +157,20 @@ class Tally:
         self._sums.clear()
 
     def _drop_until(self, reached: int) -> None:
-        behind = self._behind
+        behind, sums = self._behind, self._sums
         while behind and behind[0][0] <= reached:
             _, key, change = behind.popleft()
-            self._add(key, -change)
+            if left := sums.get(key, 0) - change:
+                sums[key] = left
+            else:
+                # Whatever else is behind comes to nothing, and so is as good as forgotten.
+                sums.pop(key, None)
         self._floor = reached
 
     def _remember(self, position: int, topic: str, state: bytes) -> None:
         key, change = self._key_of(state), self._changes[topic]
         self._behind.append((position, key, change))
-        self._add(key, change)
-
-    def _add(self, key: UUID, change: int) -> None:
-        total = self._sums.get(key, 0) + change
-        if total:
-            self._sums[key] = total
-        else:
-            self._sums.pop(key, None)
+        self._sums[key] = self._sums.get(key, 0) + change
 
 
 Readers = Mapping[type[Lookup[Any]], Reader | Tally]
@@ -188,23 +200,26 @@ class Lookups:
         keys: Sequence[tuple[str, str]],
         lookups: Sequence[Lookup[Any]],
         columns: tuple[bytes, ...],
-    ) -> tuple[Loaded[Answers], Answers]:
+    ) -> tuple[Loaded[Answers], LookupResults]:
         """Return what the recorder has of streams, keys and columns, and the answers to lookups."""
-        tally = self._tally
-        sums = {each: cast("Sum", each).key for each in lookups if type(each) is self._summed}
+        tally, kind = self._tally, self._summed
+        # By place: many likes of one batch ask for the same sum.
+        sums = [cast("Sum", each) for each in lookups if type(each) is kind]
+        asked = {each.place: each.key for each in sums}
 
         def load(beside: Beside) -> Loaded[Answers]:
             return recorder.fetch(streams, keys, lambda cursor: self._ask(cursor, lookups), beside)
 
-        if tally is None or not sums:
+        if tally is None or not asked:
             loaded = load(Beside(columns))
-            return loaded, loaded.extra
-        asked = list(sums.values())
+            return loaded, LookupResults(loaded.extra, {})
+        numbers = [number for _, number in asked]
         while True:
-            loaded = load(tally.question(asked, columns))
-            found = tally.answer(asked, loaded.beside[len(columns) :], loaded.news, loaded.head)
+            loaded = load(tally.question([*asked.values()], columns))
+            beside = loaded.beside[len(columns) :]
+            found = tally.answer(numbers, beside, loaded.news, loaded.head)
             if found is not None:
-                return loaded, loaded.extra | {each: found[key] for each, key in sums.items()}
+                return loaded, LookupResults(loaded.extra, dict(zip(asked, found, strict=True)))
 
     def record(self, saves: Sequence[Save], appended: Appended) -> None:
         """Take in what the bus has recorded."""
@@ -213,6 +228,8 @@ class Lookups:
 
     def _ask(self, cursor: Cursor[TupleRow], lookups: Sequence[Lookup[Any]]) -> Answers:
         found: Answers = {}
+        if not self._readers:
+            return found
         for kind in self._readers.keys() & map(type, lookups):
             asked = [each for each in lookups if type(each) is kind]
             found.update(zip(asked, self._readers[kind](cursor, asked), strict=True))

@@ -17,6 +17,10 @@ from typing import Final, Generic, TypeVar
 # as it takes to tell so many, but no longer than a commit. A lone client waits for nobody.
 GATHER_SECONDS_EACH = 0.00004
 MOST_GATHER_SECONDS = 0.002
+# After a batch of several, the next begins so much later than that one did: a batch costs a
+# millisecond or two, however much is in it. It begins sooner where as many wait again as did
+# before: else a few clients that wait for their answers would be slowed down.
+PACE_SECONDS = 0.01
 
 MOST = 64
 """So many questions are asked at once, where nothing else is said."""
@@ -73,6 +77,7 @@ class Batcher(Generic[T, R]):
         self._idle.set()
         self._gathering: asyncio.TimerHandle | None = None
         self._expected = 0
+        self._began = float("-inf")
         self._closed = False
 
     def __len__(self) -> int:
@@ -109,6 +114,7 @@ class Batcher(Generic[T, R]):
             self._gathering.cancel()
             self._gathering = None
         if self._waiting:
+            self._began = loop.time()
             self._thread.submit(self._work, loop)
         else:
             self._idle.set()
@@ -156,6 +162,8 @@ class Batcher(Generic[T, R]):
             self._start(loop)
         else:
             gather = min(GATHER_SECONDS_EACH * answered, MOST_GATHER_SECONDS)
+            if len(batch) > 1:
+                gather = max(gather, self._began + PACE_SECONDS - loop.time())
             self._gathering = loop.call_later(gather, self._start, loop)
 
 

@@ -44,19 +44,23 @@ PUBLISHED = "backlot:likes:published"
 
 # KEYS: the counter. ARGV: count, position, seconds to live. One key, so any slot of a cluster.
 PUT = """
-local held = tonumber(redis.call('HGET', KEYS[1], 'position') or '-1')
-if held >= tonumber(ARGV[2]) then return 0 end
+local held = redis.call('HMGET', KEYS[1], 'position', 'unproved')
+if tonumber(held[1] or '-1') >= tonumber(ARGV[2]) then return 0 end
 redis.call('HSET', KEYS[1], 'count', ARGV[1], 'position', ARGV[2])
-redis.call('HDEL', KEYS[1], 'unproved')
+if held[2] then redis.call('HDEL', KEYS[1], 'unproved') end
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
 # PUT at an equal position too: for a read model that was built again.
-CORRECT = PUT.replace("held >= ", "held > ")
+CORRECT = PUT.replace(">= ", "> ")
 # PUT for nobody to read before PROVE, which does nothing where another counter has come meanwhile.
-FILL = PUT.replace("'HDEL', KEYS[1], 'unproved'", "'HSET', KEYS[1], 'unproved', 1").replace(
-    "if held", "if redis.call('HEXISTS', KEYS[1], 'unproved') == 0 and held"
-)
+FILL = """
+local held = redis.call('HMGET', KEYS[1], 'position', 'unproved')
+if not held[2] and tonumber(held[1] or '-1') >= tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], 'count', ARGV[1], 'position', ARGV[2], 'unproved', 1)
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
 PROVE = """
 if redis.call('HGET', KEYS[1], 'position') == ARGV[1] then
     redis.call('HDEL', KEYS[1], 'unproved')
@@ -73,6 +77,8 @@ GONE = -1
 """The count of a removed or private video: nothing older can bring its counter back."""
 
 SCAN_KEYS = 1_000
+# Each counter costs a call of a script, and nobody waits: queries pass over those that are behind.
+GATHER_SECONDS = 0.1
 WINDOW_EVENTS = 5_000
 # Where Redis has lost the position, fills of that moment may still be on their way.
 MARGIN_EVENTS = 10_000
@@ -288,6 +294,8 @@ class CounterPublisher(Handler[None]):
         COUNTER_LAG_EVENTS.set(lag)
         if lag > 0:
             self._wake.set()
+        else:
+            await asyncio.sleep(GATHER_SECONDS)
 
     def failed(self, error: Exception) -> None:
         """Count and log what interrupted it."""

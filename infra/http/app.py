@@ -18,8 +18,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.http.auth import Authenticator, Identity, caller_of, recalled
@@ -61,10 +63,12 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REMEMBERED_BYTES = 8 * 1024 * 1024
 # About what an entry of the table takes beside its path.
 ENTRY_BYTES = 700
-# What is kept in a request's scope: the method that the client sent in place of GET.
+# What is kept in a request's scope: the method that the client sent in place of GET, and a body
+# that a shortcut has read.
 ASKED = "backlot.method"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
 FOR_RANGES = (b"range", b"if-range")
+BODY = "backlot.body"
 SHORTCUT = "backlot_shortcut"
 NOT_KEPT = ((b"cache-control", b"no-store"),)
 REVALIDATED = ((b"cache-control", PRIVATE.encode()),)
@@ -95,6 +99,7 @@ class Way(NamedTuple):
 Shortcut = Callable[..., Awaitable[Response | None]]
 """Answers a `request`, given the ids of its path by name; None: it goes through the framework."""
 
+B = TypeVar("B", bound=BaseModel)
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
@@ -304,8 +309,10 @@ class HttpApp(FastAPI):
 
     def _stamped(self, scope: Scope, own: Headers, stamp: tuple[bytes, bytes]) -> Headers:
         """Return the headers of an answer: its own, and what every answer has."""
-        added = scope.get(ADDED, {}).items()
-        headers = [*own, stamp, *added, *_storage(scope, own)]
+        headers = [*own, stamp]
+        if ADDED in scope:
+            headers += scope[ADDED].items()
+        headers += _storage(scope, own)
         return headers if self.cross_origin is None else self.cross_origin.stamped(scope, headers)
 
     def _find(self, method: str, path: str) -> Way:
@@ -368,8 +375,11 @@ class HttpApp(FastAPI):
     ) -> None:
         scope["route"] = route
         request = Request(scope, receive, send)
-        answer = await call(request=request, **ids) or super().__call__
-        await answer(scope, receive, send)
+        answer = await call(request=request, **ids)
+        if answer is not None:
+            await answer(scope, receive, send)
+        else:
+            await super().__call__(scope, _again(scope, receive), send)
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
         """Return the answer that tells of an error; what nobody foresaw is logged."""
@@ -385,6 +395,33 @@ class HttpApp(FastAPI):
         log.error("request_broke", method=scope["method"], path=_path_told(scope), exc_info=error)
         detail = "This is our fault and has been logged; please try again."
         return Problem(500, "internal", detail)
+
+
+async def body_at_once(request: Request, shape: type[B]) -> B | None:
+    """Return the body of a request to a shortcut; None for whatever is no JSON of that shape.
+
+    The framework is to tell what is wrong: it gets the same body again.
+    """
+    kind = header(request.scope, b"content-type") or ""
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        return None
+    try:
+        request.scope[BODY] = body = await request.body()
+        return shape.model_validate_json(body)
+    except (ClientDisconnect, ValueError):
+        return None
+
+
+def _again(scope: Scope, receive: Receive) -> Receive:
+    """Return what receives a body that a shortcut has read, and then what comes after it."""
+    if BODY not in scope:
+        return receive
+    read = [{"type": "http.request", "body": scope[BODY], "more_body": False}]
+
+    async def again() -> Message:
+        return read.pop() if read else await receive()
+
+    return again
 
 
 def _measure(scope: Scope, status: int, seconds: float) -> None:
@@ -417,10 +454,12 @@ def _check_host(scope: Scope, hosts: Hosts) -> None:
 
 def _storage(scope: Scope, headers: Headers) -> Sequence[tuple[bytes, bytes]]:
     """Return what an answer lacks that says who may keep it: nobody, unless it has a tag."""
-    names = {name for name, _ in headers}
-    if b"cache-control" in names:
-        return ()
-    return REVALIDATED if b"etag" in names and scope["method"] == "GET" else NOT_KEPT
+    tagged = False
+    for name, _ in headers:
+        if name == b"cache-control":
+            return ()
+        tagged |= name == b"etag"
+    return REVALIDATED if tagged and scope["method"] == "GET" else NOT_KEPT
 
 
 async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:

@@ -99,6 +99,12 @@ def check_size(scope: Scope) -> None:
         raise Problem(431, "headers-too-large", detail, headers={"Connection": "close"})
 
 
+def has_body(scope: Scope) -> bool:
+    """Return whether a request has more than its headers (RFC 9112, 6.3)."""
+    sent = scope[HEADERS]
+    return b"transfer-encoding" in sent or sent.get(b"content-length", b"0") != b"0"
+
+
 def limited(receive: Receive, scope: Scope, most: int) -> Receive:
     """Return what refuses a body of more than `most` bytes as it arrives.
 

@@ -211,6 +211,61 @@ def test_who_went_away_is_not_waited_for(worker: Worker) -> None:
     asyncio.run(scenario())
 
 
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is waited for, but batches begin longer one after the other than a test takes."""
+    for name in ("GATHER_SECONDS_EACH", "MOST_GATHER_SECONDS"):
+        monkeypatch.setattr(f"infra.batcher.{name}", 0.0)
+    monkeypatch.setattr("infra.batcher.PACE_SECONDS", 10 * DEADLINE_SECONDS)
+
+
+@pytest.mark.usefixtures("slow")
+def test_after_a_batch_of_several_others_gather_until_as_many_wait_again(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+        assert await asyncio.gather(*await submit(batches, 1, 2)) == [2, 4]
+        (first,) = await submit(batches, 3)
+        # Longer than a turn of the loop, and than a timer of no seconds.
+        await asyncio.sleep(0.01)
+        assert len(batches) == 1
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert await asyncio.gather(first, *await submit(batches, 4)) == [6, 8]
+        assert worker.batches == [[1, 2], [3, 4]]
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("slow")
+def test_who_comes_after_one_alone_is_not_held_up(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+        worker.gate.clear()
+        (first,) = await submit(batches, 1)
+        await asyncio.to_thread(worker.entered.wait)
+        (second,) = await submit(batches, 2)
+        worker.gate.set()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert (await first, await second) == (2, 4)
+            assert await batches.submit(3) == 6
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("slow")
+def test_closing_ends_the_gathering(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+        await asyncio.gather(*await submit(batches, 1, 2))
+        (last,) = await submit(batches, 3)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await batches.close()
+            assert await last == 6
+
+    asyncio.run(scenario())
+
+
 def test_an_exception_in_the_results_is_one_submitters(worker: Worker) -> None:
     async def scenario() -> None:
         batches = batcher(worker)

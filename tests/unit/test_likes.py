@@ -17,7 +17,7 @@ from domain.model import Aggregate
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
 from engine.command_bus import Aggregates, Slot
-from engine.lookups import Lookup
+from engine.lookups import LookupResults
 from infra.http.shapes import LikeState
 from tests.unit.given_when_then import by, fact, given
 
@@ -66,7 +66,7 @@ class TestDomain:
         assert stream_id(VIDEO, "ann") == UUID("b3150aa9-b06f-5296-9819-56079b8daea6")
 
 
-def known(*aggregates: Aggregate, found: dict[Lookup[Any], Any] | None = None) -> Aggregates:
+def known(*aggregates: Aggregate, found: LookupResults | None = None) -> Aggregates:
     """What a like of the video declares, as far as it is known."""
     slots = {stream: Slot(None) for stream in (VIDEO, stream_id(VIDEO, "ann"))}
     slots |= {aggregate.id: Slot(aggregate) for aggregate in aggregates}
@@ -105,7 +105,7 @@ class TestCommand:
     def test_the_answer_counts_the_callers_own_action(
         self, wishes: list[Wish], likes: int | None, expected: LikeState
     ) -> None:
-        found: dict[Lookup[Any], Any] = {} if likes is None else {LikesOf(VIDEO): likes}
+        found = None if likes is None else LookupResults({}, {LikesOf(VIDEO).place: likes})
         aggregates = known(video(), found=found)
         answers = [ChangeLike(VIDEO, "ann", w).decide(aggregates, ANN) for w in wishes]
         assert answers[-1] == expected

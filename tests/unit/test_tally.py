@@ -42,7 +42,7 @@ class World:
             reached=b"",
             sums=b"",
             changes=CHANGES,
-            key_of=lambda state: UUID(bytes=state),
+            key_of=lambda state: UUID(bytes=state).int,
             most=self.most,
         )
 
@@ -63,9 +63,10 @@ class World:
             ]
             at = self.sums(self.reached)
             columns = self.reached, [at[key] for key in KEYS]
-            answer = self.tally.answer(KEYS, columns, wanted[:most], len(self.log))
+            numbers = [key.int for key in KEYS]
+            answer = self.tally.answer(numbers, columns, wanted[:most], len(self.log))
             if answer is not None:
-                return answer
+                return dict(zip(KEYS, answer, strict=True))
 
     def record(self, events: list[tuple[str, UUID]]) -> None:
         """By this bus: one save is refused, and each of the others has one event."""
