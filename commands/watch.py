@@ -69,7 +69,7 @@ accepted: dict[str, Any] = {
     responses=problems(400, 401, 404, 409, 413, 422, 503),
     summary="Get a URL that plays, and a session",
 )
-async def watch(video_id: UUID, request: Request, body: WatchFrom | None = None) -> Response:
+async def watch_video(video_id: UUID, request: Request, body: WatchFrom | None = None) -> Response:
     execute = await viewer_executor(request)
     media = await execute.value(FindVideoFile(video_id, execute.viewer))
     given = await _list_with(video_id, body.list_id, execute) if body and body.list_id else None
@@ -90,14 +90,14 @@ async def watch(video_id: UUID, request: Request, body: WatchFrom | None = None)
 
 
 @router.post("/watch-time", summary="Report seconds watched", **accepted)
-async def watch_time(video_id: UUID, body: WatchTime, request: Request) -> Response:
+async def report_watch_time(video_id: UUID, body: WatchTime, request: Request) -> Response:
     execute = await viewer_executor(request)
     details = {"sessionId": str(body.session_id), "seconds": body.seconds}
     return await _accept(execute, WATCH_TIME, video_id, details)
 
 
 @router.post("/share", summary="Report a share", **accepted)
-async def share(video_id: UUID, request: Request, body: Share | None = None) -> Response:
+async def share_video(video_id: UUID, request: Request, body: Share | None = None) -> Response:
     execute = await viewer_executor(request)
     channel = body.channel if body else None
     if channel is not None:

@@ -17,8 +17,9 @@ from pydantic.alias_generators import to_camel
 from starlette.types import Scope
 
 from infra.cache import CachedValue
-from infra.http.app import TOKEN_OPTIONAL, hot
+from infra.http.app import hot
 from infra.http.auth import MODERATORS, Identity, MaybeCaller, require_known
+from infra.http.openapi import TOKEN_OPTIONAL
 from infra.http.problems import Problem, problems
 from infra.http.responses import NOT_MODIFIED, conditional
 from infra.http.shapes import VIDEO_ID, Position, Time, Video, Wire, rfc3339
@@ -140,7 +141,7 @@ async def show_stats(video_id: UUID, request: Request) -> Response | None:
     summary="What happened around the video: totals and a series",
 )
 @hot(show_stats)
-async def get_stats(
+async def get_video_stats(
     video_id: UUID,
     request: Request,
     queries: Read,
