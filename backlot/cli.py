@@ -225,9 +225,7 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def openapi(
-    api: Annotated[
-        Literal["all", "commands", "queries"], typer.Option(help="Which API.")
-    ] = "all",
+    api: Annotated[Literal["all", "commands", "queries"], typer.Option(help="Which API.")] = "all",
     _: Json = False,
 ) -> None:
     """Print the OpenAPI document of the API, as JSON in any case; nothing has to run."""

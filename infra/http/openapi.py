@@ -8,7 +8,7 @@ component.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi.openapi.utils import get_openapi
@@ -22,7 +22,7 @@ from infra.http.shapes import without_null
 
 Json = dict[str, Any]
 
-OF_THE_EDGE = problems(414, 421, 429, 431)
+OF_THE_EDGE = (414, 421, 429, 431)
 """What any call may answer before anybody looks what it is, but for those without limits."""
 TOKEN_OPTIONAL: Json = {"security": [{}, {"bearer": []}]}
 """`openapi_extra=` of a public call that tells a known caller more."""
@@ -51,7 +51,7 @@ IDEMPOTENCY_KEY: Json = {
 MIN_POSITION = "Backlot-Min-Position"
 ALWAYS = frozenset({"Backlot-Position", "Cache-Control", "X-Request-Id", "WWW-Authenticate"})
 """The headers that are never missing where the document has them."""
-SENT = {
+SENT: Mapping[str, str] = {
     "Accept-Ranges": "`bytes`: a `Range` may be asked for.",
     "Backlot-Position": "How much of what was recorded is in the answer. Of a command: its effect "
     "is. What `Backlot-Min-Position` takes.",
@@ -167,13 +167,18 @@ def _describe_answers(path: str, method: str, operation: Json) -> None:
     answers.setdefault("422", problems(422)[422])
     if "401" in answers:
         operation.setdefault("security", [{"bearer": []}])
-    if limited := rate_class("GET", path) is not None:
-        answers.update({str(status): told for status, told in OF_THE_EDGE.items()})
+    if limited := (rate_class("GET", path) is not None):
+        answers.update({str(status): told for status, told in problems(*OF_THE_EDGE).items()})
     waits = any(parameter["name"] == MIN_POSITION for parameter in operation["parameters"])
     for status, answer in answers.items():
         for content in answer.get("content", {}).values():
             _drop_titles(content.get("schema"))
-        names = [*_of_every_answer(status, limited=limited)]
+        if PROBLEM_JSON in answer.get("content", {}):
+            answer["headers"] = _of_problem(status)
+            continue
+        names = ["Cache-Control", "X-Request-Id"]
+        names += ["RateLimit", "RateLimit-Policy"] if limited else []
+        names += ["Retry-After"] if status == "503" else []
         if status[0] == "2" and method != "get" and "401" in answers:
             names += ["Backlot-Position", *(["Idempotency-Replayed"] if method == "post" else [])]
         if status in ("200", "304") and waits:
@@ -183,15 +188,14 @@ def _describe_answers(path: str, method: str, operation: Json) -> None:
         answer["headers"] = dict(sorted((answer.get("headers", {}) | sends(*names)).items()))
 
 
-def _of_every_answer(status: str, *, limited: bool) -> Iterator[str]:
-    """Yield the headers of an answer of this status, whatever it is about."""
-    yield from ("X-Request-Id", "Cache-Control")
-    if limited:
-        yield from ("RateLimit", "RateLimit-Policy")
-    if status == "401":
-        yield "WWW-Authenticate"
-    if status in ("409", "429", "503"):
-        yield "Retry-After"
+def _of_problem(status: str) -> Json:
+    """Return the headers of a problem, which are those of its status in all operations."""
+    names = ["Backlot-Stale-Position", "Cache-Control", "RateLimit", "RateLimit-Policy"]
+    names += ["X-Request-Id", *(["WWW-Authenticate"] if status == "401" else [])]
+    names += ["Retry-After"] if status in ("409", "429", "503") else []
+    # Queries have it here, too, once they have read something.
+    position = {**_header("Backlot-Position"), "required": False}
+    return dict(sorted({**sends(*names), "Backlot-Position": position}.items()))
 
 
 def _share_problems(answers: Json, shared: Json) -> None:

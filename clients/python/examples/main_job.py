@@ -1,4 +1,4 @@
-"""What a platform does with a film, by the generated client: upload it, like it, comment on it, read.
+"""What a platform does with a film, by the generated client: upload, like, comment, read.
 
     BACKLOT_URL=http://127.0.0.1:8000 BACKLOT_TOKEN=… .venv/bin/python -m examples.main_job film.mp4
 
@@ -15,7 +15,6 @@ from typing import TypeVar
 from uuid import UUID, uuid4
 
 import httpx
-
 from backlot_client.generated import AuthenticatedClient
 from backlot_client.generated.api.analytics import get_video_stats
 from backlot_client.generated.api.comments import list_comments, post_comment

@@ -1,5 +1,5 @@
 /**
- * What a platform does with a film, by the generated client: upload it, like it, comment on it, read.
+ * What a platform does with a film, by the generated client: upload, like, comment, read.
  *
  *     BACKLOT_URL=http://127.0.0.1:8000 BACKLOT_TOKEN=… node build/examples/main_job.js film.mp4
  *
