@@ -27,7 +27,7 @@ from engine.personal_data import Deleted, PersonalKeys
 from infra.cache import OptionalRedis
 from infra.http.app import hot
 from infra.http.auth import Identity, MaybeCaller, require_identity
-from infra.http.openapi import TOKEN_OPTIONAL, Json, sends
+from infra.http.openapi import TOKEN_OPTIONAL, Json, reads, sends
 from infra.http.problems import Problem, problems
 from infra.http.requests import header, request_id_of
 from infra.http.responses import NOT_MODIFIED, conditional, conditional_wire
@@ -350,13 +350,9 @@ async def show_comments(video_id: UUID, request: Request) -> Response | None:
 
 
 IN_A_LANGUAGE: Json = {"headers": sends("Content-Language", "Vary")}
-ACCEPT_LANGUAGE: Json = {
-    "name": "Accept-Language",
-    "in": "header",
-    "required": False,
-    "description": "Chooses the language of the translations where `lang` does not.",
-    "schema": {"type": "string"},
-}
+ACCEPT_LANGUAGE = reads(
+    "Accept-Language", "Chooses the language of the translations where `lang` does not."
+)
 
 
 @router.get(

@@ -152,7 +152,7 @@ class _Comparison:
             self.seen.add(pair)
         wide, narrow = follow(self.of_wide, wide), follow(self.of_narrow, narrow)
         if "anyOf" in wide or "anyOf" in narrow:
-            yield from self._kinds(_kinds(wide), _kinds(narrow), at)
+            yield from self._kinds(kinds(wide), kinds(narrow), at)
             return
         yield from self._values(wide, narrow, at)
         yield from self._limits(wide, narrow, at)
@@ -227,7 +227,8 @@ def follow(document: Json, schema: Json) -> Json:
     return schema
 
 
-def _kinds(schema: Json) -> list[Json]:
+def kinds(schema: Json) -> list[Json]:
+    """Return the schemas of which a value has to meet one."""
     return list(schema["anyOf"]) if "anyOf" in schema else [schema]
 
 

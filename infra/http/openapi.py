@@ -32,22 +32,29 @@ BEARER = {
     "bearerFormat": "JWT",
     "description": "`backlot token --user alice` mints one for the local secret.",
 }
-REQUEST_ID: Json = {
-    "name": "X-Request-Id",
-    "in": "header",
-    "required": False,
-    "description": "What the request is called, in up to 128 printable ASCII characters: the "
-    "correlation id of every event that follows. Without it one is made.",
-    "schema": {"type": "string"},
-}
-IDEMPOTENCY_KEY: Json = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "description": "Names the request for 24 hours: the same one under the same key is answered "
-    "as it was, and done once; another one under it is 409 `idempotency-key-reused`.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
-}
+
+
+def reads(name: str, description: str, **schema: Any) -> Json:
+    """Return a header of requests, as one of the `parameters` of `openapi_extra=`."""
+    told = {"type": "string", **schema}
+    return {
+        "name": name, "in": "header", "required": False, "description": description, "schema": told
+    }  # fmt: skip
+
+
+REQUEST_ID = reads(
+    "X-Request-Id",
+    "What the request is called, in up to 128 printable ASCII characters: the correlation id of "
+    "every event that follows. Without it one is made.",
+)
+IDEMPOTENCY_KEY = reads(
+    "Idempotency-Key",
+    "Names the request for 24 hours: the same one under the same key is answered as it was, and "
+    "done once; another one under it is 409 `idempotency-key-reused`.",
+    minLength=1,
+    maxLength=255,
+    pattern="^[ -~]+$",
+)
 MIN_POSITION = "Backlot-Min-Position"
 ALWAYS = frozenset({"Backlot-Position", "Cache-Control", "X-Request-Id", "WWW-Authenticate"})
 """The headers that are never missing where the document has them."""

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
-from infra.http.openapi import sends
+from infra.http.openapi import reads, sends
 from infra.http.problems import Problem, ProblemType, problems
 from infra.objects.disk import ChecksumMismatch, PartCutOff, PartStalled, PartTooLarge, PartTooShort
 from infra.objects.folder import BadSignature, FolderStore, ObjectFile, UrlExpired
@@ -66,14 +66,12 @@ BINARY_BODY: dict[str, Any] = {
 }
 CHECKSUMS: dict[str, Any] = {
     "parameters": [
-        {
-            "name": header,
-            "in": "header",
-            "required": False,
-            "description": "The checksum of the part's bytes, in base64; a part that has another "
-            "is refused (422 `checksum-mismatch`).",
-            "schema": {"type": "string", "contentEncoding": "base64"},
-        }
+        reads(
+            header,
+            "The checksum of the part's bytes, in base64; a part that has another is refused (422 "
+            "`checksum-mismatch`).",
+            contentEncoding="base64",
+        )
         for header in ALGORITHMS
     ]
 }
@@ -115,18 +113,9 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 RANGES: dict[str, Any] = {
     "parameters": [
-        {
-            "name": name,
-            "in": "header",
-            "required": False,
-            "description": description,
-            "schema": {"type": "string"},
-        }
-        for name, description in {
-            "If-None-Match": "An `ETag` received before: the answer is 304 while it is the same.",
-            "If-Range": "An `ETag` received before: the range is sent only while it is the same.",
-            "Range": "One range of bytes; the answer is 206. Whatever else it says is ignored.",
-        }.items()
+        reads("If-None-Match", "An `ETag` received before: 304 while it is the same."),
+        reads("If-Range", "An `ETag` received before: of another object all is sent."),
+        reads("Range", "One range of bytes; the answer is 206. Whatever else it says is ignored."),
     ]
 }
 REFUSED_PARTS = problems(
