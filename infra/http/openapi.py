@@ -163,6 +163,7 @@ def _describe_request(method: str, operation: Json) -> None:
     if body := operation.get("requestBody"):
         body.setdefault("required", False)
         for content in body["content"].values():
+            # Null is taken for no body, but generators send nothing right where it may be both.
             content["schema"] = without_null(content["schema"])
             _drop_titles(content["schema"])
 
