@@ -15,7 +15,6 @@ from uuid import UUID
 
 import httpx
 import schemathesis
-from schemathesis.core import NOT_SET
 
 from domain.moderation import case_id
 from infra.http.auth import mint_token
@@ -97,12 +96,12 @@ class World:
             case.query["wait"] = "0"
 
     def leave_out(self, case: schemathesis.Case[Any]) -> None:
-        """Send no body in place of null, which is taken for that beside what is documented.
+        """Send no null: it is taken for no body, beside what is documented.
 
         tests/e2e/test_strict_requests.py sends it.
         """
         if case.body is None and not case.operation.definition.raw["requestBody"]["required"]:
-            case.body = NOT_SET
+            case.body = {}
 
     def forget(self, case: schemathesis.Case[Any]) -> None:
         """Name users to be forgotten who were here and whom nobody needs; every other time."""
@@ -118,15 +117,15 @@ class World:
         read(self._client.get("/videos", headers={"Authorization": f"Bearer {token}"}))
         return user
 
-    def rename(self, case: schemathesis.Case[Any], kwargs: dict[str, Any]) -> None:
-        """Give each request that has a sound key one of its own: under the same it is a repeat.
+    def rename(self, case: schemathesis.Case[Any]) -> None:
+        """Give each sound request that has a key one of its own: under the same it is a repeat.
 
-        A change of the case itself would have it sent what it leaves out on purpose.
+        Others would be sent what they leave out on purpose, once their headers are changed.
         """
-        key = str((case.headers or {}).get("Idempotency-Key", ""))
-        if 1 <= len(key) <= LONGEST_KEY:
-            own = f"{next(self._keys)} {key}"[:LONGEST_KEY]
-            kwargs["headers"] = {**(kwargs.get("headers") or {}), "Idempotency-Key": own}
+        if case.meta is None or not case.meta.generation.mode.is_positive:
+            return
+        if key := (case.headers or {}).get("Idempotency-Key"):
+            case.headers["Idempotency-Key"] = f"{next(self._keys)} {key}"[:LONGEST_KEY]
 
     def recommend(self, case: schemathesis.Case[Any]) -> None:
         """Name a list that was given, and the video in it; every other time, and none too long."""
@@ -232,7 +231,7 @@ def before_call(context: schemathesis.HookContext, case: Any, kwargs: dict[str, 
     world.hurry(case)
     world.recommend(case)
     world.forget(case)
-    world.rename(case, kwargs)
+    world.rename(case)
     world.leave_out(case)
 
 
