@@ -50,7 +50,7 @@ class Page(Wire, Generic[T]):
     next_cursor: str | None = None
 
     @classmethod
-    def model_parametrized_name(cls, params: tuple[type[Any], ...]) -> str:
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
         """Return what a page of these is called in the OpenAPI document: `VideoPage`."""
         return f"{params[0].__name__}{cls.__name__}"
 

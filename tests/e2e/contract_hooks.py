@@ -124,8 +124,9 @@ class World:
         """
         if case.meta is None or not case.meta.generation.mode.is_positive:
             return
-        if key := (case.headers or {}).get("Idempotency-Key"):
-            case.headers["Idempotency-Key"] = f"{next(self._keys)} {key}"[:LONGEST_KEY]
+        headers: Any = case.headers or {}
+        if key := headers.get("Idempotency-Key"):
+            headers["Idempotency-Key"] = f"{next(self._keys)} {key}"[:LONGEST_KEY]
 
     def recommend(self, case: schemathesis.Case[Any]) -> None:
         """Name a list that was given, and the video in it; every other time, and none too long."""
