@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test chaos check format bench lock sbom audit clean
+.PHONY: help up demo test chaos check format bench lock clients sbom audit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -57,9 +57,38 @@ lock: $(STAMPS)/dev ## Resolve the dependencies into requirements*.txt; ARGS=--u
 	$(BIN)/uv pip compile $(RESOLVE) $(ARGS) pyproject.toml --group build -o requirements.txt
 	$(BIN)/uv pip compile $(RESOLVE) $(ARGS) pyproject.toml -c requirements.txt --group dev \
 		-o requirements-dev.txt
+	$(BIN)/uv pip compile $(RESOLVE) $(ARGS) clients/python/requirements.in \
+		-o clients/python/requirements.txt
 
 RESOLVE := --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header
+
+PYTHON_CLIENT := clients/python
+TYPESCRIPT_CLIENT := clients/typescript
+
+INSTALLED := $(PYTHON_CLIENT)/.venv/.installed $(TYPESCRIPT_CLIENT)/node_modules/.installed
+
+clients: $(STAMPS)/run $(INSTALLED) ## Generate and check the clients of the API, in clients/ (needs Node 20 and npm)
+	@$(BIN)/backlot openapi > clients/openapi.json
+	@cd $(PYTHON_CLIENT) && .venv/bin/openapi-python-client generate --path ../openapi.json \
+		--config generator.yaml --meta none --output-path backlot_client/generated \
+		--overwrite --fail-on-warning
+	@cd $(TYPESCRIPT_CLIENT) && npm run --silent generate -- --silent
+	@cd $(PYTHON_CLIENT) && .venv/bin/mypy --strict backlot_client examples
+	@cd $(TYPESCRIPT_CLIENT) && npm run --silent build
+
+$(PYTHON_CLIENT)/.venv/.installed: $(PYTHON_CLIENT)/requirements.txt $(STAMPS)/python
+	@echo "Installing what the Python client needs ($<) …"
+	@$(BIN)/python -m venv --clear $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(TYPESCRIPT_CLIENT)/node_modules/.installed: $(TYPESCRIPT_CLIENT)/package-lock.json
+	@command -v npm >/dev/null || { \
+		echo "npm is not installed: apt install nodejs npm" >&2; exit 1; }
+	@echo "Installing what the TypeScript client needs ($<) …"
+	@cd $(TYPESCRIPT_CLIENT) && npm ci --silent
+	@touch $@
 
 sbom: $(STAMPS)/dev ## List what Backlot is made of: build/sbom.json, CycloneDX
 	@mkdir -p build

@@ -224,6 +224,17 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
+def openapi(
+    api: Annotated[Literal["all", "commands", "queries"], typer.Option(help="Which API.")] = "all",
+    _: Json = False,
+) -> None:
+    """Print the OpenAPI document of the API, as JSON in any case; nothing has to run."""
+    from backlot.http import Api, describe
+
+    show("", describe(Api(api)), as_json=True)
+
+
+@app.command()
 def migrate(as_json: Json = False) -> None:
     """Make the tables that the databases lack, and give the running user its rights.
 

@@ -264,14 +264,19 @@ class Readiness(Wire):
     parts: dict[str, Any]
 
 
-def operations(parts: Parts) -> APIRouter:
-    """Return the routes for operators and load balancers."""
+def operations(
+    ask: Callable[[], Awaitable[Readiness]], page: Callable[[], Awaitable[bytes]]
+) -> APIRouter:
+    """Return the routes for operators and load balancers.
+
+    `ask` says whether every part answers, `page` are the metrics.
+    """
     router = APIRouter(tags=["operations"])
     # However many ask, a part that does not answer is asked once at a time.
     checks: SingleFlight[Readiness] = SingleFlight()
 
     @router.get("/healthz", summary="The process lives")
-    async def healthz() -> dict[str, str]:
+    async def get_health() -> dict[str, str]:
         return {"status": "ok"}
 
     @router.get(
@@ -280,13 +285,18 @@ def operations(parts: Parts) -> APIRouter:
         responses={503: {"model": Readiness, "description": "A part does not answer"}},
         summary="Every part answers",
     )
-    async def readyz() -> Response:
-        readiness = (await checks.join("parts", lambda: check(parts))).result
+    async def get_readiness() -> Response:
+        readiness = (await checks.join("parts", ask)).result
         return wire(readiness) if readiness.ready else wire(readiness, 503, NOT_READY)
 
-    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-    async def prometheus() -> Response:
-        return Response(await parts.page(), media_type=CONTENT_TYPE)
+    @router.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def get_metrics() -> Response:
+        return Response(await page(), media_type=CONTENT_TYPE)
 
     return router
 

@@ -5,10 +5,15 @@ A refusal or failure of the parts below becomes an answer here, of the commands 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any, NoReturn
 
 import psycopg
 import structlog
@@ -21,7 +26,7 @@ from starlette.routing import BaseRoute
 from starlette.staticfiles import StaticFiles
 
 from backlot.features import FEATURES
-from backlot.health import operations
+from backlot.health import check, operations
 from commands.comments import AuthorBlocked, CommentsClosed
 from commands.uploads import UploadFinalizing
 from domain.errors import Conflict, DomainError, Forgotten, Invalid, NotAllowed, NotFound
@@ -33,16 +38,17 @@ from infra.batcher import NotBegun, QueueFull
 from infra.http.app import HttpApp
 from infra.http.auth import required_roles
 from infra.http.cors import CrossOrigin
-from infra.http.problems import Make, Problem
+from infra.http.openapi import document
+from infra.http.problems import Make, Problem, ProblemType
 from infra.http.requests import Hosts, Proxies
 from infra.http.shapes import InvalidPosition, encode_position
 from infra.key_encryption import KeyEncryptionFailed
 from infra.metric_pages import PageUnavailable
-from infra.objects.folder import FolderStore
-from infra.objects.port import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
+from infra.objects.folder import MIN_SECRET_BYTES, FolderStore
+from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable, PartMismatch
 from infra.objects.routes import object_router, part_router
 from infra.redlock import LocksUnavailable
-from infra.settings import Role
+from infra.settings import SERVING, Role
 from projections.analytics.queries import AnalyticsUnavailable, TooManyPoints
 from readapi.audit.inspector import NotRecorded
 from readapi.pages import InvalidCursor
@@ -70,7 +76,12 @@ NO_ANALYTICS = "The database of the analytics does not answer; try again soon."
 
 
 def _refusal(
-    status: int, slug: str, detail: str | None = None, *, retry: int = 0, logged: bool = False
+    status: int,
+    slug: ProblemType,
+    detail: str | None = None,
+    *,
+    retry: int = 0,
+    logged: bool = False,
 ) -> Make:
     """Return what makes this problem of an error, in the error's words unless `detail` is given.
 
@@ -175,16 +186,55 @@ def applications(parts: Parts, lifespan: Lifespan) -> HttpApp:
     With ADMIN_PORT, another one answers at that port with what is for operators, and the one that
     is returned has only the rest.
     """
-    routes, port = _routes(parts), parts.settings.server.admin_port
-    make = partial(_application, parts, lifespan)
-    public = make([route for route in routes if port is None or not is_apart(route)])
+    server = parts.settings.server
+    of_operators = operations(partial(check, parts), parts.page)
+    routes, port = _routes(server.roles, parts.objects, of_operators), server.admin_port
+    make, title = partial(_application, parts, lifespan), _title(server.roles)
+    public = make(title, [route for route in routes if port is None or not is_apart(route)])
     if (cors := parts.settings.cors).origins:
         public.cross_origin = CrossOrigin(cors.origins, credentials=cors.credentials)
     if port is None:
         return public
     apart = [route for route in routes if is_apart(route) or _path(route) in ON_BOTH_PORTS]
-    public.serve_apart(port, make(apart))
+    public.serve_apart(port, make(f"{title}, for operators", apart))
     return public
+
+
+class Api(StrEnum):
+    """A document of its own: that of the commands, that of the queries, that of both."""
+
+    ALL = "all"
+    COMMANDS = "commands"
+    QUERIES = "queries"
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        """The roles of a process that serves it."""
+        return SERVING if self is Api.ALL else frozenset({Role(self)})
+
+
+TITLES = {
+    Api.ALL.roles: "Backlot",
+    Api.COMMANDS.roles: "Backlot commands",
+    Api.QUERIES.roles: "Backlot queries",
+}
+
+
+def _title(roles: Collection[Role]) -> str:
+    """Return what the API is called that a process with these roles serves."""
+    return TITLES.get(SERVING.intersection(roles), "Backlot operations")
+
+
+def describe(api: Api) -> dict[str, Any]:
+    """Return the OpenAPI document of an API, as a process with a folder of objects serves it."""
+    folder = FolderStore(Path(), bytes(MIN_SECRET_BYTES), timedelta(0), lambda: datetime.now(UTC))
+    routes = _routes(api.roles, folder, operations(_unasked, _unasked))
+    return document(_title(api.roles), version("backlot"), routes)
+
+
+async def _unasked() -> NoReturn:
+    """Stand in for what answers, where nobody asks."""
+    raise NotImplementedError
 
 
 def is_apart(route: BaseRoute) -> bool:
@@ -202,22 +252,25 @@ def _path(route: BaseRoute) -> str:
     return str(getattr(route, "path", ""))
 
 
-def _routes(parts: Parts) -> list[BaseRoute]:
-    roles = parts.settings.server.roles
+def _routes(
+    roles: Collection[Role], objects: ObjectStore, of_operators: APIRouter
+) -> list[BaseRoute]:
     routers: list[APIRouter] = []
     # Commands first: routes are tried in order, and likes come most.
     if Role.COMMANDS in roles:
         routers += (router for feature in FEATURES for router in feature.commands)
     if Role.QUERIES in roles:
         routers += (router for feature in FEATURES for router in feature.queries)
-    if isinstance(parts.objects, FolderStore):
+    if isinstance(objects, FolderStore):
         # Clients move bytes through this process; else they talk to S3 itself.
         moving = {Role.COMMANDS: part_router, Role.QUERIES: object_router}
-        routers += (router(parts.objects) for role, router in moving.items() if role in roles)
-    return [route for router in [*routers, operations(parts)] for route in router.routes]
+        routers += (router(objects) for role, router in moving.items() if role in roles)
+    return [route for router in [*routers, of_operators] for route in router.routes]
 
 
-def _application(parts: Parts, lifespan: Lifespan, routes: Iterable[BaseRoute]) -> HttpApp:
+def _application(
+    parts: Parts, lifespan: Lifespan, title: str, routes: Iterable[BaseRoute]
+) -> HttpApp:
     server = parts.settings.server
     roles, admin = server.roles, server.admin_host or server.host
     translate: dict[type[Exception], Make] = {PageUnavailable: _no_sum}
@@ -226,7 +279,8 @@ def _application(parts: Parts, lifespan: Lifespan, routes: Iterable[BaseRoute]) 
     if Role.QUERIES in roles:
         translate |= OF_QUERIES
     app = HttpApp(
-        title="Backlot",
+        title=title,
+        version=version("backlot"),
         authenticator=parts.authenticator,
         body_limit=server.body_limit_bytes,
         translate=translate,

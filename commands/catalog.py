@@ -123,7 +123,7 @@ def as_seen(upload: Upload, likes: int, engagement: EngagementCounts) -> Video:
         description=upload.description,
         category=upload.category,
         owner_id=upload.owner,
-        status=str(upload.status),
+        status="completed",
         visibility=upload.visibility,
         duration_seconds=upload.duration_seconds,
         spoken_language=upload.spoken_language,

@@ -60,13 +60,13 @@ answers: dict[str, Any] = {
 
 
 @router.put("/videos/{video_id}/not-interested", summary="Have it recommended no more", **answers)
-async def dismiss(video_id: UUID, request: Request) -> Response:
+async def dismiss_video(video_id: UUID, request: Request) -> Response:
     execute = await executor(request)
     return await execute(_change(execute, video_id, not_interested=True))
 
 
 @router.delete("/videos/{video_id}/not-interested", summary="Take that back", **answers)
-async def take_back(video_id: UUID, request: Request) -> Response:
+async def take_back_dismissal(video_id: UUID, request: Request) -> Response:
     execute = await executor(request)
     return await execute(_change(execute, video_id, not_interested=False))
 
@@ -79,7 +79,7 @@ async def take_back(video_id: UUID, request: Request) -> Response:
     responses=problems(400, 401, 404, 409, 413, 422, 503),
     summary="Have a video recommended no more",
 )
-async def dismiss_recommended(body: OfNoInterest, request: Request) -> Response:
+async def dismiss_recommended_video(body: OfNoInterest, request: Request) -> Response:
     execute = await executor(request)
     return await execute(_change(execute, body.video_id, not_interested=True), status=202)
 

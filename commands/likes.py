@@ -83,12 +83,12 @@ async def toggle_like(video_id: UUID, request: Request) -> Response:
 
 
 @router.put("/videos/{video_id}/like", summary="Like", **answers)
-async def like(video_id: UUID, request: Request) -> Response:
+async def like_video(video_id: UUID, request: Request) -> Response:
     return await _change(video_id, Wish.LIKE, request)
 
 
 @router.delete("/videos/{video_id}/like", summary="Take the like back", **answers)
-async def unlike(video_id: UUID, request: Request) -> Response:
+async def unlike_video(video_id: UUID, request: Request) -> Response:
     return await _change(video_id, Wish.UNLIKE, request)
 
 

@@ -136,22 +136,31 @@ class RequestOperation(Command[OperationRequested]):
 
 Name = Annotated[str, Path(max_length=63, examples=["likes"])]
 
-ROUTES: tuple[tuple[str, str, type[Wire], bool], ...] = (
-    ("replay", "Build it again beside the live copy, and switch", Replay, False),
-    ("verify", "Build it again and compare; changes nothing", Because, False),
-    ("completeness", "Prove that no event was left out", Because, False),
-    ("pause", "Let it, or its replay, rest", Halt, False),
-    ("resume", "Let it, or its replay, go on", Halt, False),
-    ("cancel", "Give its replay up", Because, False),
-    ("confirm", "Switch although the copies differ", Because, False),
-    ("rollback", "Switch back to the previous copy", Because, False),
-    ("drop-old", "Remove the previous copy", Because, False),
-    ("drop-look", "Remove a look at the past", Look, True),
-    ("park", "Set aside the event that it stopped in front of", Park, True),
-    ("retry", "Apply parked events after all", Retry, False),
-    ("discard", "Give a parked event up", Discard, True),
+ROUTES: tuple[tuple[str, str, str, type[Wire], bool], ...] = (
+    (
+        "replay",
+        "replay_projection",
+        "Build it again beside the live copy, and switch",
+        Replay,
+        False,
+    ),
+    ("verify", "verify_projection", "Build it again and compare; changes nothing", Because, False),
+    ("completeness", "prove_completeness", "Prove that no event was left out", Because, False),
+    ("pause", "pause_projection", "Let it, or its replay, rest", Halt, False),
+    ("resume", "resume_projection", "Let it, or its replay, go on", Halt, False),
+    ("cancel", "cancel_replay", "Give its replay up", Because, False),
+    ("confirm", "confirm_replay", "Switch although the copies differ", Because, False),
+    ("rollback", "roll_back_projection", "Switch back to the previous copy", Because, False),
+    ("drop-old", "drop_previous_copy", "Remove the previous copy", Because, False),
+    ("drop-look", "drop_look", "Remove a look at the past", Look, True),
+    ("park", "park_event", "Set aside the event that it stopped in front of", Park, True),
+    ("retry", "retry_parked_events", "Apply parked events after all", Retry, False),
+    ("discard", "discard_parked_event", "Give a parked event up", Discard, True),
 )
-"""Each action: its name, what it does, the shape of its body, whether it needs one."""
+"""Each action: its name, what it does, the shape of its body, whether it needs one.
+
+The second is the name of the endpoint, and so of the operation in the OpenAPI document.
+"""
 
 router = APIRouter(
     prefix="/projections/{name}", tags=["projections"], dependencies=[Depends(require_admin)]
@@ -175,12 +184,12 @@ def _endpoint(action: str, shape: Any, *, needs_body: bool) -> Callable[..., Awa
     return request_operation
 
 
-for _action, _summary, _shape, _needs_body in ROUTES:
+for _action, _name, _summary, _shape, _needs_body in ROUTES:
     router.add_api_route(
         f"/{_action}",
         _endpoint(_action, _shape, needs_body=_needs_body),
         methods=["POST"],
-        name=_action.replace("-", "_"),
+        name=_name,
         summary=_summary,
         status_code=202,
         response_model=OperationRequested,

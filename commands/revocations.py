@@ -96,7 +96,7 @@ router = APIRouter(
     responses=problems(400, 401, 403, 409, 413, 422, 503),
     summary="Revoke a token, or all tokens of a user",
 )
-async def revoke(body: Revoke, request: Request) -> Response:
+async def revoke_tokens(body: Revoke, request: Request) -> Response:
     execute = await executor(request)
     if body.user_id is not None:
         body = body.model_copy(update={"user_id": await execute.admit(body.user_id)})
@@ -111,6 +111,6 @@ async def revoke(body: Revoke, request: Request) -> Response:
     responses=problems(401, 403, 404, 409, 422, 503),
     summary="Take a revocation back",
 )
-async def withdraw(revocation_id: UUID, request: Request) -> Response:
+async def withdraw_revocation(revocation_id: UUID, request: Request) -> Response:
     execute = await executor(request)
     return await execute(WithdrawRevocation(revocation_id))

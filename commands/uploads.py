@@ -255,7 +255,7 @@ def _first_urls(facts: UploadFacts, execute: Execute) -> list[PartUrl]:
     responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
     summary="More part URLs",
 )
-async def more_part_urls(upload_id: UUID, body: PartNumbers, request: Request) -> Response:
+async def get_part_urls(upload_id: UUID, body: PartNumbers, request: Request) -> Response:
     execute = await executor(request)
     facts = await execute.value(FindUpload(upload_id))
     _require_under_way(facts)
@@ -285,12 +285,13 @@ def _require_under_way(facts: UploadFacts) -> None:
 @router.post(
     "/{upload_id}/complete",
     response_model=UploadCompleted,
-    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503, types={422: "parts-mismatch"}),
     summary="Complete the upload",
 )
 async def complete_upload(
     upload_id: UUID, request: Request, body: CompleteUploadBody | None = None
 ) -> Response:
+    """Without a body, of all parts that have arrived."""
     execute = await executor(request)
     repeated = await execute.recall()
     if repeated is not None:

@@ -77,7 +77,7 @@ async def watch_at_once(video_id: UUID, request: Request) -> Response | None:
     summary="Get a URL that plays, and a session",
 )
 @hot(watch_at_once)
-async def watch(video_id: UUID, request: Request, body: WatchFrom | None = None) -> Response:
+async def watch_video(video_id: UUID, request: Request, body: WatchFrom | None = None) -> Response:
     return await _watch(video_id, request, body)
 
 
@@ -102,14 +102,14 @@ async def _watch(video_id: UUID, request: Request, body: WatchFrom | None) -> Re
 
 
 @router.post("/watch-time", summary="Report seconds watched", **accepted)
-async def watch_time(video_id: UUID, body: WatchTime, request: Request) -> Response:
+async def report_watch_time(video_id: UUID, body: WatchTime, request: Request) -> Response:
     execute = await viewer_executor(request)
     details = {"sessionId": str(body.session_id), "seconds": body.seconds}
     return await _accept(execute, WATCH_TIME, video_id, details)
 
 
 @router.post("/share", summary="Report a share", **accepted)
-async def share(video_id: UUID, request: Request, body: Share | None = None) -> Response:
+async def share_video(video_id: UUID, request: Request, body: Share | None = None) -> Response:
     execute = await viewer_executor(request)
     channel = body.channel if body else None
     if channel is not None:

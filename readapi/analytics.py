@@ -18,8 +18,9 @@ from pydantic.alias_generators import to_camel
 from starlette.types import Scope
 
 from infra.cache import CachedValue
-from infra.http.app import TOKEN_OPTIONAL, hot
+from infra.http.app import hot
 from infra.http.auth import MODERATORS, Identity, MaybeCaller, require_known
+from infra.http.openapi import TOKEN_OPTIONAL
 from infra.http.problems import Problem, problems
 from infra.http.requests import plain_query
 from infra.http.responses import NOT_MODIFIED, conditional
@@ -205,7 +206,7 @@ async def show_stats(video_id: UUID, request: Request) -> Response | None:
     summary="What happened around the video: totals and a series",
 )
 @hot(show_stats)
-async def get_stats(
+async def get_video_stats(
     video_id: UUID,
     request: Request,
     queries: Read,

@@ -8,8 +8,9 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AfterValidator
 
-from infra.http.app import TOKEN_OPTIONAL, hot
+from infra.http.app import hot
 from infra.http.auth import Caller, Identity, MaybeCaller, person_named, require_known
+from infra.http.openapi import TOKEN_OPTIONAL
 from infra.http.problems import Problem, problems
 from infra.http.responses import NOT_MODIFIED, conditional, conditional_wire
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
@@ -137,7 +138,7 @@ async def list_newest_likes(request: Request) -> Response | None:
     summary="Videos that the caller likes, newest like first",
 )
 @hot(list_newest_likes)
-async def list_liked(
+async def list_liked_videos(
     request: Request,
     queries: Read,
     caller: Caller,

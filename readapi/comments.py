@@ -25,8 +25,9 @@ from redis.asyncio import Redis
 from domain.moderation import Standing
 from engine.personal_data import Deleted, PersonalKeys
 from infra.cache import OptionalRedis
-from infra.http.app import TOKEN_OPTIONAL, hot
+from infra.http.app import hot
 from infra.http.auth import Identity, MaybeCaller, require_identity
+from infra.http.openapi import TOKEN_OPTIONAL, Json, reads, sends
 from infra.http.problems import Problem, problems
 from infra.http.requests import header, request_id_of
 from infra.http.responses import NOT_MODIFIED, conditional, conditional_wire
@@ -348,11 +349,18 @@ async def show_comments(video_id: UUID, request: Request) -> Response | None:
     return await _list_newest(request, known, video_id, page, choice)
 
 
+IN_A_LANGUAGE: Json = {"headers": sends("Content-Language", "Vary")}
+ACCEPT_LANGUAGE = reads(
+    "Accept-Language", "Chooses the language of the translations where `lang` does not."
+)
+
+
 @router.get(
     "/videos/{video_id}/comments",
     response_model=Page[Comment],
-    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
-    openapi_extra=TOKEN_OPTIONAL,
+    responses=problems(401, 403, 404, 422, 503)
+    | {200: IN_A_LANGUAGE, 304: NOT_MODIFIED[304] | IN_A_LANGUAGE},
+    openapi_extra=TOKEN_OPTIONAL | {"parameters": [ACCEPT_LANGUAGE]},
     summary="The video's comments, newest first",
 )
 @hot(show_comments)

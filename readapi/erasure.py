@@ -24,7 +24,7 @@ from redis import RedisError
 from redis.asyncio import Redis
 
 from engine.connections import in_thread
-from engine.erasures import Erasure, find_erasure
+from engine.erasures import Erasure, ErasureStep, find_erasure
 from engine.personal_data import PersonalPlace, Unsearched, json_bytes
 from engine.persons import KnownPerson, Persons
 from infra.http.auth import Admin
@@ -46,7 +46,7 @@ class ForgettingProgress(Wire):
     user_id: str
     status: Literal["forgetting", "forgotten"]
     requested_at: Time
-    step: str | None = None
+    step: ErasureStep | None = None
     failures: int | None = None
     error: str | None = None
     counts: dict[str, int]
@@ -98,7 +98,7 @@ router = APIRouter(tags=["privacy"])
     responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="How far it is with a user who is forgotten",
 )
-async def forgetting(
+async def get_forgetting(
     user_id: Annotated[str, Path(min_length=1, max_length=128, examples=["alice"])],
     request: Request,
     caller: Admin,

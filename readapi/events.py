@@ -27,6 +27,7 @@ from psycopg_pool import ConnectionPool
 from engine.subscription import happened, woken
 from infra.errors import describe
 from infra.http.auth import Service
+from infra.http.openapi import sends
 from infra.http.problems import Problem, problems
 from infra.http.requests import client_address, header, subscriber
 from infra.http.shapes import (
@@ -310,17 +311,18 @@ async def _published(request: Request) -> PublishedMessages:
 
 
 CLOUD_EVENT = {
+    "title": "CloudEvent",
     "type": "object",
     "description": "CloudEvents 1.0. `data` is the value as in the topic of Kafka that `type` "
     "names; `partitionkey` its key, within which events keep their order.",
     "required": ["specversion", "id", "type", "source", "time", "partitionkey", "position", "data"],
     "properties": {
-        "specversion": {"const": "1.0"},
+        "specversion": {"type": "string", "const": "1.0"},
         "id": {"type": "string", "format": "uuid"},
-        "type": {"enum": sorted(TOPICS)},
+        "type": {"type": "string", "enum": sorted(TOPICS)},
         "source": {"type": "string"},
         "time": {"type": "string", "format": "date-time"},
-        "datacontenttype": {"const": "application/json"},
+        "datacontenttype": {"type": "string", "const": "application/json"},
         "partitionkey": {"type": "string"},
         "position": {"type": "string"},
         "correlationid": {"type": "string"},
@@ -332,9 +334,10 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
         "description": "The next events, none where nothing is behind the position yet; or, to "
         "whoever accepts `text/event-stream`, these and all that come, whose `id` is the position "
         "that includes them, whose `event` is the topic, and whose `data` is one CloudEvent.",
-        "headers": {
+        "headers": sends("Vary", "X-Accel-Buffering")
+        | {
             "Backlot-Position": {
-                "description": "What to send as `after` next.",
+                "description": "What to send as `after` next; a stream says that in each `id`.",
                 "schema": {"type": "string"},
             }
         },
@@ -383,7 +386,7 @@ router = APIRouter(tags=["services"])
     responses=ANSWERS,
     summary="Published events behind a position",
 )
-async def published_events(
+async def list_published_events(
     request: Request,
     caller: Service,
     after: After = None,

@@ -13,8 +13,9 @@ from fastapi import APIRouter, Request, Response
 from redis import RedisError
 
 from domain.upload import Visibility
-from infra.http.app import TOKEN_OPTIONAL, hot
+from infra.http.app import hot
 from infra.http.auth import MaybeCaller
+from infra.http.openapi import TOKEN_OPTIONAL
 from infra.http.problems import problems
 from infra.http.responses import NOT_MODIFIED, conditional
 from infra.http.shapes import LikeState

@@ -31,8 +31,8 @@ from engine.subscription import woken
 from engine.tail import LogTail
 from infra.cancellation import cancel
 from infra.errors import describe
-from infra.http.app import TOKEN_OPTIONAL
 from infra.http.auth import MaybeCaller
+from infra.http.openapi import TOKEN_OPTIONAL, sends
 from infra.http.problems import Problem, problems
 from infra.http.requests import client_address, subscriber
 from infra.http.shapes import Position, decode_position, encode_position
@@ -448,6 +448,7 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
         "everybody sees any more, by its `commentId`. `reset`: more has happened than is told; "
         "read the comments again. `removed`, the last one: the video is, or is private by now. "
         "The `id` of an event is a `Backlot-Position`.",
+        "headers": sends("X-Accel-Buffering"),
         "content": {
             "text/event-stream": {"schema": {"type": "string"}, "example": EXAMPLE},
         },
@@ -474,7 +475,7 @@ router = APIRouter(tags=["videos"])
     openapi_extra=TOKEN_OPTIONAL,
     summary="Follow likes and comments as they change",
 )
-async def follow(
+async def follow_video(
     video_id: UUID,
     request: Request,
     queries: Read,

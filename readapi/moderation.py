@@ -181,7 +181,7 @@ def present_hidden(hidden: HiddenComment, *, decides: bool) -> Comment:
     responses=problems(401, 422, 503) | NOT_MODIFIED,
     summary="Comments that wait for the caller's approval, newest first",
 )
-async def list_held(
+async def list_held_comments(
     request: Request,
     queries: Read,
     caller: Caller,
@@ -206,7 +206,7 @@ async def list_held(
     responses=problems(401, 422, 503) | NOT_MODIFIED,
     summary="Whom the caller blocks, the latest first",
 )
-async def list_blocked(
+async def list_blocked_users(
     request: Request,
     queries: Read,
     caller: Caller,

@@ -170,7 +170,7 @@ async def get_completeness(
     responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="Events that could not be applied, by position",
 )
-async def list_parked(
+async def list_parked_events(
     name: Name,
     request: Request,
     queries: Read,

@@ -9,7 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Annotated, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 from fastapi import Depends, Header, Query
 from starlette.types import Scope
@@ -48,6 +48,11 @@ class Page(Wire, Generic[T]):
 
     items: list[T]
     next_cursor: str | None = None
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """Return what a page of these is called in the OpenAPI document: `VideoPage`."""
+        return f"{params[0].__name__}{cls.__name__}"
 
 
 def page_of(items: Iterable[bytes], next_cursor: str | None) -> bytes:

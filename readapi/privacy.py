@@ -44,6 +44,7 @@ from engine.personal_data import (
 )
 from engine.purge import entries_of
 from infra.http.auth import Admin, Caller, Identity, ask, person_named
+from infra.http.openapi import sends
 from infra.http.problems import Problem, problems
 from infra.http.responses import wire
 from infra.http.shapes import Time, Wire, rfc3339
@@ -325,16 +326,20 @@ UserId = Annotated[
 ]
 
 router = APIRouter(tags=["privacy"])
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"headers": sends("Content-Disposition")},
+    **problems(401, 403, 422, 503),
+}
 
 
 # Before `/users/{user_id}/export`, which would take the word for a user id.
 @router.get(
     "/users/me/export",
     response_model=PersonalExport,
-    responses=problems(401, 403, 422, 503),
+    responses=ANSWERS,
     summary="Everything that is held about the caller, where a setting allows that",
 )
-async def export_own(request: Request, caller: Caller, data: Data) -> Response:
+async def export_own_data(request: Request, caller: Caller, data: Data) -> Response:
     if not data.self_service:
         raise Problem(403, "forbidden", "Here an operator exports personal data: ask for it.")
     names = await ask(data.persons.names, (caller.person,))
@@ -345,10 +350,12 @@ async def export_own(request: Request, caller: Caller, data: Data) -> Response:
 @router.get(
     "/users/{user_id}/export",
     response_model=PersonalExport,
-    responses=problems(401, 403, 422, 503),
+    responses=ANSWERS,
     summary="Everything that is held about a person",
 )
-async def export_person(user_id: UserId, request: Request, caller: Admin, data: Data) -> Response:
+async def export_personal_data(
+    user_id: UserId, request: Request, caller: Admin, data: Data
+) -> Response:
     subject = await person_named(request, user_id)
     return await _exported(request, data, caller, user_id, subject)
 

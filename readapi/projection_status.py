@@ -11,10 +11,11 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from pydantic import Field
 
+from engine.checkpoints import CheckpointStatus
 from engine.overview import Copy, Rates, lag_seconds, overview
 from engine.projection import Projection
 from engine.projection_subscription import why_outdated
-from engine.replay.records import Replay, newest_of_all
+from engine.replay.records import Purpose, Replay, ReplayState, newest_of_all
 from infra.http.shapes import Time, UserId, Wire
 
 Kind = Literal["live", "previous", "building", "look", "verifying", "superseded"]
@@ -34,7 +35,7 @@ class CopyStatus(Wire):
     schema_name: Annotated[str, Field(alias="schema")]
     kind: Kind
     version: int
-    status: str
+    status: CheckpointStatus
     position: int
     parked: int
 
@@ -48,8 +49,8 @@ class ReplayStatus(Wire):
 
     id: int
     operation_id: UUID
-    purpose: str
-    state: str
+    purpose: Purpose
+    state: ReplayState
     paused: bool
     schema_name: Annotated[str, Field(alias="schema")]
     version: int
@@ -79,7 +80,7 @@ class ProjectionStatus(Wire):
 
     name: str
     version: int
-    status: str
+    status: Literal["running", "paused", "stopped", "outdated"]
     active: bool
     position: int
     lag_events: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from typing import Literal
 from uuid import UUID
 
 from engine.seals.chain import Seal
@@ -47,11 +48,16 @@ class Fault:
         return {name: value for name, value in found.items() if value is not None}
 
 
+CaveatKind = Literal[
+    "accepted", "not-compared", "old-format", "rewritten", "unanchored", "unchecked", "unsigned"
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Caveat:
     """What a result can't prove: one of a few kinds, and in words."""
 
-    kind: str
+    kind: CaveatKind
     detail: str
 
 

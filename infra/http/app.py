@@ -26,15 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.http.auth import Authenticator, Identity, caller_of, recalled
 from infra.http.cors import CrossOrigin
-from infra.http.problems import (
-    FRAMEWORK,
-    Make,
-    Problem,
-    ProblemDetails,
-    explain,
-    problems,
-    unknown_parameters,
-)
+from infra.http.openapi import document
+from infra.http.problems import FRAMEWORK, Make, Problem, explain, unknown_parameters
 from infra.http.rate_limits import LimitReached, RateLimits, fields, too_many
 from infra.http.requests import (
     ADDED,
@@ -72,18 +65,6 @@ BODY = "backlot.body"
 SHORTCUT = "backlot_shortcut"
 NOT_KEPT = ((b"cache-control", b"no-store"),)
 REVALIDATED = ((b"cache-control", PRIVATE.encode()),)
-OF_THE_EDGE = problems(414, 421, 429, 431)
-"""What any call may answer before anybody looks what it is."""
-TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
-"""`openapi_extra=` of a public call that tells a known caller more."""
-REFUSED = problems(422)[422]
-BEARER = {
-    "type": "http",
-    "scheme": "bearer",
-    "bearerFormat": "JWT",
-    "description": "`backlot token --user alice` mints one for the local secret.",
-}
-
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -233,21 +214,10 @@ class HttpApp(FastAPI):
         return stack.app if isinstance(stack, ServerErrorMiddleware) else stack
 
     def openapi(self) -> dict[str, Any]:
-        """OpenAPI with the problem shape, and the token wherever a call can answer 401."""
-        document = super().openapi()
-        components = document.setdefault("components", {})
-        components["securitySchemes"] = {"bearer": BEARER}
-        components.setdefault("schemas", {})["ProblemDetails"] = ProblemDetails.model_json_schema()
-        for name, path in document.get("paths", {}).items():
-            for operation in path.values():
-                # That is how query parameters are refused which a call does not have.
-                operation["responses"].setdefault("422", REFUSED)
-                answers = operation["responses"]
-                if "401" in answers:
-                    operation.setdefault("security", [{"bearer": []}])
-                if rate_class("GET", name) is not None:
-                    answers.update({str(status): told for status, told in OF_THE_EDGE.items()})
-        return document
+        """Return the OpenAPI document, which is made once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = document(self.title, self.version, self.routes)
+        return self.openapi_schema
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

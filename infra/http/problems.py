@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from typing_extensions import TypeAliasType
 
 # What pydantic puts before the words of a rule that is our own.
 OWN_RULE = "Value error, "
@@ -17,7 +19,61 @@ NO_MEMBER = "no member of this body"
 # However many faults a request has, so many are told, and so many unknown names stand in `detail`.
 MOST_ERRORS, MOST_NAMED = 100, 10
 PROBLEM_JSON = "application/problem+json"
-TITLES = {
+ProblemType = TypeAliasType(
+    "ProblemType",
+    Literal[
+        "analytics-unavailable",
+        "blocked",
+        "checksum-mismatch",
+        "checksum-unreadable",
+        "checksum-unsupported",
+        "comments-closed",
+        "conflict",
+        "contended",
+        "cursor-invalid",
+        "forbidden",
+        "forgotten",
+        "headers-too-large",
+        "host-unknown",
+        "idempotency-key-reused",
+        "internal",
+        "invalid",
+        "keys-unavailable",
+        "locks-unavailable",
+        "method-not-allowed",
+        "not-found",
+        "object-store-unavailable",
+        "object-unknown",
+        "overloaded",
+        "part-cut-off",
+        "part-stalled",
+        "part-too-large",
+        "part-too-short",
+        "parts-mismatch",
+        "position-invalid",
+        "quota-exceeded",
+        "range-not-satisfiable",
+        "rate-limited",
+        "read-model-behind",
+        "read-model-unavailable",
+        "request-timeout",
+        "store-unavailable",
+        "stream-unreadable",
+        "too-large",
+        "too-many-streams",
+        "unauthenticated",
+        "unavailable",
+        "unreadable",
+        "unsupported-media-type",
+        "upload-finalizing",
+        "upload-gone",
+        "uri-too-long",
+        "url-expired",
+        "url-signature-wrong",
+    ],
+)
+"""What a problem is, for programs; the OpenAPI document lists these, and docs/api.md says when."""
+TITLES: Mapping[int, tuple[ProblemType, str]] = {
     400: ("unreadable", "The request can't be read"),
     401: ("unauthenticated", "A valid token is needed"),
     403: ("forbidden", "Not allowed"),
@@ -38,6 +94,34 @@ TITLES = {
     503: ("unavailable", "A needed part is down"),
 }
 
+EXAMPLES: Mapping[ProblemType, str] = MappingProxyType(
+    {
+        "conflict": "The upload is aborted, so it can't be completed.",
+        "forbidden": "This belongs to another user.",
+        "forgotten": "This user was forgotten.",
+        "headers-too-large": "The headers have more than 32768 bytes.",
+        "host-unknown": "This server is not known by that `Host`.",
+        "invalid": "`title`: String should have at least 1 character.",
+        "not-found": "There is no such video.",
+        "object-store-unavailable": "There is no room for objects.",
+        "object-unknown": "There is no such object.",
+        "part-cut-off": "The connection ended within the part; send it again.",
+        "part-too-large": "Content-Length is 11, but the URL was signed for 10 bytes.",
+        "part-too-short": "Content-Length is 9, but the URL was signed for 10 bytes.",
+        "parts-mismatch": "Part 2 is missing.",
+        "range-not-satisfiable": "The object has 10 bytes, none of them in that range.",
+        "rate-limited": "Too many requests of the class `write`; come back in 2 s.",
+        "too-large": "The body has more than 1048576 bytes.",
+        "unauthenticated": "This call needs a token: `Authorization: Bearer <token>`.",
+        "unavailable": "Tokens can't be verified right now.",
+        "unreadable": "The body is not valid JSON.",
+        "upload-gone": "The object store does not have this upload any more.",
+        "uri-too-long": "A path has at most 2048 bytes, a query 8192.",
+        "url-expired": "The URL has expired; ask for a new one.",
+    }
+)
+"""What a client may be told of a problem, for each type that is an example in the document."""
+
 DETAILS = {
     400: "The body can't be read; send JSON in UTF-8.",
     404: "There is no such path.",
@@ -51,10 +135,10 @@ class ProblemDetails(BaseModel):
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
-    type: Annotated[str, Field(examples=["not-found"])]
-    title: Annotated[str, Field(examples=["Not found"])]
-    status: Annotated[int, Field(examples=[404])]
-    detail: Annotated[str, Field(examples=["There is no such video."])]
+    type: ProblemType
+    title: str
+    status: int
+    detail: str
     request_id: Annotated[str | None, Field(alias="requestId")] = None
 
 
@@ -67,7 +151,7 @@ class Problem(Exception):
     def __init__(
         self,
         status: int,
-        slug: str,
+        slug: ProblemType,
         detail: str,
         *,
         headers: Mapping[str, str] | None = None,
@@ -85,17 +169,27 @@ Make = Callable[[Any], Problem]
 """What turns an exception of one kind into its problem."""
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problems(
+    *statuses: int, types: Mapping[int, ProblemType] = MappingProxyType({})
+) -> dict[int | str, dict[str, Any]]:
     """Return the `responses=` of a route that can answer these problems.
 
-    Whoever may be refused for their token may be told that their user was forgotten.
+    Whoever may be refused for their token may be told that their user was forgotten. `types` are
+    the examples where a status says something else here than elsewhere.
     """
     return {
-        status: {
-            "description": TITLES[status][1],
-            "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
-        }
+        status: _documented(status, types.get(status, TITLES[status][0]))
         for status in sorted({*statuses, 410} if 401 in statuses else statuses)
+    }
+
+
+def _documented(status: int, slug: ProblemType) -> dict[str, Any]:
+    title = TITLES[status][1]
+    example = {"type": slug, "title": title, "status": status, "detail": EXAMPLES[slug]}
+    schema = {"$ref": "#/components/schemas/ProblemDetails"}
+    return {
+        "description": title,
+        "content": {PROBLEM_JSON: {"schema": schema, "example": example}},
     }
 
 
@@ -140,7 +234,7 @@ def _allowed(request: Request) -> str:
 
 
 def _http_problem(error: HTTPException) -> Problem:
-    slug, title = TITLES.get(error.status_code, ("error", "Error"))
+    slug, title = TITLES.get(error.status_code, TITLES[500])
     detail = DETAILS.get(error.status_code, str(error.detail) or title)
     return Problem(error.status_code, slug, detail, headers=dict(error.headers or {}))
 

@@ -11,12 +11,14 @@ from binascii import b2a_base64
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from typing import Annotated, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from domain.comment import TranslationStatus
 from domain.moderation import ActingAs, HoldCause
@@ -57,6 +59,16 @@ class Wire(BaseModel):
     """A JSON object, camelCase on the wire."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the schema; no member of an answer is null, since that is left out."""
+        schema = handler(core_schema)
+        members = handler.resolve_ref_schema(schema).get("properties", {})
+        members.update({name: without_null(member) for name, member in members.items()})
+        return schema
 
     @classmethod
     @cache
@@ -140,10 +152,27 @@ def _shapes_in(annotation: object) -> Iterator[type[Wire]]:
         yield from _shapes_in(inner)
 
 
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema for whatever the given one admits beside null."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"]
+    if not kinds or len(kinds) == len(schema["anyOf"]):
+        return schema
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    given = {} if schema.get("default") is None else {"default": schema["default"]}
+    return {**(kinds[0] if len(kinds) == 1 else {"anyOf": kinds}), **rest, **given}
+
+
 class RequestBody(Wire):
     """What a client sends: a member that is not its own is refused."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the schema; null may be sent, and clears what can be cleared."""
+        return handler(core_schema)
 
 
 class ArrivedPart(Wire):
@@ -177,7 +206,7 @@ class Video(Wire):
     description: str | None = None
     category: str | None = None
     owner_id: UserId
-    status: str
+    status: Literal["completed"]
     visibility: Visibility
     duration_seconds: float | None = None
     spoken_language: str | None = None

@@ -20,7 +20,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
-from infra.http.problems import Problem, problems
+from infra.http.openapi import reads, sends
+from infra.http.problems import Problem, ProblemType, problems
 from infra.objects.disk import ChecksumMismatch, PartCutOff, PartStalled, PartTooLarge, PartTooShort
 from infra.objects.folder import BadSignature, FolderStore, ObjectFile, UrlExpired
 from infra.objects.port import (
@@ -40,7 +41,7 @@ RETRY_SOON = {"Retry-After": "5"}
 # A refused part is not read to its end; only closing tells the client to stop sending.
 CLOSE = {"Connection": "close"}
 
-PROBLEMS: Mapping[type[ObjectStoreError], tuple[int, str]] = MappingProxyType(
+PROBLEMS: Mapping[type[ObjectStoreError], tuple[int, ProblemType]] = MappingProxyType(
     {
         PartCutOff: (400, "part-cut-off"),
         PartStalled: (400, "part-stalled"),
@@ -65,21 +66,19 @@ BINARY_BODY: dict[str, Any] = {
 }
 CHECKSUMS: dict[str, Any] = {
     "parameters": [
-        {
-            "name": header,
-            "in": "header",
-            "required": False,
-            "description": "The checksum of the part's bytes, in base64; a part that has another "
-            "is refused (422 `checksum-mismatch`).",
-            "schema": {"type": "string", "contentEncoding": "base64"},
-        }
+        reads(
+            header,
+            "The checksum of the part's bytes, in base64; a part that has another is refused (422 "
+            "`checksum-mismatch`).",
+            contentEncoding="base64",
+        )
         for header in ALGORITHMS
     ]
 }
 STORED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The part is stored; its ETag is the MD5 of its bytes.",
-        "headers": {"ETag": {"schema": {"type": "string"}}},
+        "headers": sends("ETag"),
     }
 }
 
@@ -93,12 +92,48 @@ SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 BINARY = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
+OF_OBJECTS = sends("Accept-Ranges", "Content-Security-Policy", "ETag", "X-Content-Type-Options")
+OF_FILMS = OF_OBJECTS | sends("Content-Disposition", "Last-Modified")
 ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The whole object.", "content": BINARY},
-    206: {"description": "The range that was asked for.", "content": BINARY},
-    304: {"description": "The object still has the ETag of If-None-Match."},
-    **problems(403, 404, 416, 422, 503),
+    200: {"description": "The whole object.", "content": BINARY, "headers": OF_FILMS},
+    206: {
+        "description": "The range that was asked for.",
+        "content": BINARY,
+        "headers": OF_FILMS | sends("Content-Range"),
+    },
+    304: {"description": "The object still has the ETag of If-None-Match.", "headers": OF_OBJECTS},
+    **problems(
+        403,
+        404,
+        416,
+        422,
+        503,
+        types={403: "url-expired", 404: "object-unknown", 503: "object-store-unavailable"},
+    ),
 }
+RANGES: dict[str, Any] = {
+    "parameters": [
+        reads("If-None-Match", "An `ETag` received before: 304 while it is the same."),
+        reads("If-Range", "An `ETag` received before: of another object all is sent."),
+        reads("Range", "One range of bytes; the answer is 206. Whatever else it says is ignored."),
+    ]
+}
+REFUSED_PARTS = problems(
+    400,
+    403,
+    404,
+    413,
+    422,
+    503,
+    types={
+        400: "part-cut-off",
+        403: "url-expired",
+        404: "upload-gone",
+        413: "part-too-large",
+        422: "part-too-short",
+        503: "object-store-unavailable",
+    },
+)
 
 Key = Annotated[str, Path(examples=["videos/0b0e5b3e-59a5-4c0b-8f0e-0d6f0f1b2c3d"])]
 
@@ -130,7 +165,7 @@ def part_router(store: FolderStore, idle_seconds: float = IDLE_SECONDS) -> APIRo
         "/objects/{key:path}",
         summary="Send one part of an upload",
         response_class=Response,
-        responses=STORED | problems(400, 403, 404, 413, 422, 503),
+        responses=STORED | REFUSED_PARTS,
         openapi_extra=BINARY_BODY | CHECKSUMS,
     )
     async def put_part(
@@ -156,6 +191,7 @@ def object_router(store: FolderStore) -> APIRouter:
         summary="Play or download an object",
         response_class=Response,
         responses=ANSWERS,
+        openapi_extra=RANGES,
     )
     async def get_object(
         request: Request, key: Key, query: Annotated[ObjectQuery, Query()]

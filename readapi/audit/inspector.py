@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow
 from pydantic import Field
 from pydantic.alias_generators import to_camel
 
+from domain.model import ActorKind
 from engine.inspection import streams
 from engine.inspection.index import Audit, LogStats, Search, find, stats
 from engine.inspection.streams import (
@@ -53,7 +54,7 @@ class AuditEvent(Wire):
     aggregate: Annotated[str, Field(examples=["comment"])]
     recorded_at: Time | None = None
     actor: Annotated[str | None, Field(examples=["alice"])] = None
-    actor_kind: Annotated[str | None, Field(examples=["user"])] = None
+    actor_kind: Annotated[ActorKind | None, Field(examples=["user"])] = None
     correlation_id: str | None = None
     causation_id: str | None = None
     payload: Annotated[
@@ -140,7 +141,7 @@ class TraceNode(Wire):
     stream_id: UUID | None = None
     version: int | None = None
     actor: str | None = None
-    actor_kind: str | None = None
+    actor_kind: ActorKind | None = None
     at: Time | None = None
     note: str | None = None
     children: list[TraceNode]

@@ -25,6 +25,7 @@ from engine.seals import verification
 from engine.seals.chain import connect
 from engine.seals.places import AnchorsUnusable
 from engine.seals.proofs import Proofs
+from engine.seals.report import CaveatKind, FaultKind
 from engine.seals.verification import Verification
 from infra.http.auth import Admin, Auditor, Identity, ask, persons_of, role_refused
 from infra.http.problems import Problem, problems
@@ -183,7 +184,7 @@ async def open_inspector(
     responses=problems(401, 403, 422, 503) | NOT_MODIFIED,
     summary="Recorded events, by any of what is known of them",
 )
-async def list_events(
+async def list_audit_events(
     request: Request,
     queries: Read,
     mode: Mode,
@@ -205,7 +206,7 @@ async def list_events(
     responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="One event, with its neighbours, its cause and its effects",
 )
-async def get_event(
+async def get_audit_event(
     position: Position,
     request: Request,
     queries: Read,
@@ -225,7 +226,7 @@ async def get_event(
     responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="A stream event by event, and its aggregate's state at a version or a time",
 )
-async def get_stream(
+async def get_audit_stream(
     stream_id: Annotated[UUID, Path(examples=[VIDEO_ID])],
     request: Request,
     queries: Read,
@@ -248,7 +249,7 @@ async def get_stream(
     responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
     summary="Everything that a request led to, as a tree of cause and effect",
 )
-async def get_trace(
+async def get_audit_trace(
     correlation_id: Annotated[
         str, Path(min_length=1, max_length=MAX_NAME), AfterValidator(storable)
     ],
@@ -270,7 +271,7 @@ async def get_trace(
     responses=problems(401, 403, 422, 503) | NOT_MODIFIED,
     summary="How many events of which kinds there are, and how large the log is",
 )
-async def get_stats(
+async def get_audit_stats(
     request: Request,
     queries: Read,
     caller: Auditor,
@@ -289,7 +290,7 @@ STALE_SECONDS = 3600.0
 class LogFault(Wire):
     """The first place where the log is not what was sealed."""
 
-    kind: str
+    kind: FaultKind
     detail: str
     position: int | None = None
     stream_id: UUID | None = None
@@ -300,7 +301,7 @@ class LogFault(Wire):
 class LogCaveat(Wire):
     """What a result can't prove: one of a few kinds, such as `unsigned`, and in words."""
 
-    kind: str
+    kind: CaveatKind
     detail: str
 
 

@@ -19,6 +19,7 @@ import schemathesis
 from domain.moderation import case_id
 from infra.http.auth import mint_token
 from infra.objects.port import ALGORITHMS
+from tests.api_changes import follow
 from tests.e2e import plain
 from tests.e2e.videos import read, send_parts, start, upload
 from tests.real_inputs import real_inputs
@@ -38,6 +39,11 @@ REAL = {
 }
 # Given, because to import what it is a constant of takes longer than many calls.
 LONGEST_LIST_ID = int(os.environ["CONTRACT_LONGEST_LIST_ID"])
+LONGEST_KEY = 255
+# Those of HTTP itself, and of the server that all answers come from.
+OF_EVERY_ANSWER = frozenset(
+    {"connection", "content-length", "content-type", "date", "server", "transfer-encoding"}
+)
 # Under which everything that is made here is found in the audit.
 CONVERSATION = "contract"
 
@@ -55,7 +61,7 @@ class World:
         self._other = plain.client(base_url=os.environ["CONTRACT_URL"], headers=headers)
         self._others = upload(self._other)
         self._signed, self._listed, self._revoked = count(), count(), count()
-        self._users = count()
+        self._users, self._keys = count(), count()
         # Looks use it up no more than a video; each takes a process of its own.
         self._checked = self._operation()
 
@@ -89,6 +95,14 @@ class World:
         if case.path == "/events" and wait.isdecimal() and int(wait) <= LONGEST_WAIT_SECONDS:
             case.query["wait"] = "0"
 
+    def leave_out(self, case: schemathesis.Case[Any]) -> None:
+        """Send no null: it is taken for no body, beside what is documented.
+
+        tests/e2e/test_strict_requests.py sends it.
+        """
+        if case.body is None and not case.operation.definition.raw["requestBody"]["required"]:
+            case.body = {}
+
     def forget(self, case: schemathesis.Case[Any]) -> None:
         """Name users to be forgotten who were here and whom nobody needs; every other time."""
         about_forgetting = case.path in ("/users/{user_id}", "/users/{user_id}/forgetting")
@@ -102,6 +116,17 @@ class World:
         token = mint_token(os.environ["CONTRACT_SECRET"], user)
         read(self._client.get("/videos", headers={"Authorization": f"Bearer {token}"}))
         return user
+
+    def rename(self, case: schemathesis.Case[Any]) -> None:
+        """Give each sound request that has a key one of its own: under the same it is a repeat.
+
+        Others would be sent what they leave out on purpose, once their headers are changed.
+        """
+        if case.meta is None or not case.meta.generation.mode.is_positive:
+            return
+        headers: Any = case.headers or {}
+        if key := headers.get("Idempotency-Key"):
+            headers["Idempotency-Key"] = f"{next(self._keys)} {key}"[:LONGEST_KEY]
 
     def recommend(self, case: schemathesis.Case[Any]) -> None:
         """Name a list that was given, and the video in it; every other time, and none too long."""
@@ -207,6 +232,19 @@ def before_call(context: schemathesis.HookContext, case: Any, kwargs: dict[str, 
     world.hurry(case)
     world.recommend(case)
     world.forget(case)
+    world.rename(case)
+    world.leave_out(case)
+
+
+@schemathesis.check
+def every_header_is_documented(ctx: object, response: Any, case: schemathesis.Case[Any]) -> None:
+    """No answer has a header that the document does not give it."""
+    document = case.operation.schema.raw_schema
+    operation = document["paths"][case.path].get(case.method.lower(), {"responses": {}})
+    answer = operation["responses"].get(str(response.status_code))
+    if answer is not None:
+        documented = {name.lower() for name in follow(document, answer)["headers"]}
+        assert {*response.headers} - OF_EVERY_ANSWER - documented == set()
 
 
 @schemathesis.hook

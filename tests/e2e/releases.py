@@ -55,6 +55,7 @@ def copy_of_source(folder: Path) -> Path:
 
     def left_out(of: str, names: Iterable[str]) -> set[str]:
         hidden = {name for name in names if name.startswith(".") and name != ".env.example"}
+        hidden |= {"node_modules", "generated"}
         # What was compiled of the program stays: Python compiles again what has changed.
         of_tests = (PROJECT / "tests") in (Path(of), *Path(of).parents)
         return hidden | {"__pycache__"} if of_tests else hidden
