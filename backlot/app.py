@@ -403,6 +403,8 @@ async def _commands(
         quotas=None if buckets is None else Quotas(buckets, settings.quotas),
         reservations=await open_reservations(parts, stack),
         watched_words=WatchedWords(settings.moderation.words),
+        published=frozenset(TOPICS),
+        outbound=outbound_rules(settings.webhooks),
     )
 
 

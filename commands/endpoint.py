@@ -28,6 +28,7 @@ from infra.http.auth import (
     persons_named,
     require_identity,
 )
+from infra.http.outbound_rules import OutboundRules
 from infra.http.problems import Problem
 from infra.http.rate_limits import DECISIONS, Buckets, Limit, LimitReached
 from infra.http.requests import client_address, header, request_id_of
@@ -127,7 +128,8 @@ class Services:
     `projections` are the names of the read models. `ending` has the uploads that a request of this
     process is about to complete or abort. Without `viewers` only users may watch; without `quotas`
     and `reservations` users may do as much as they like. Comments with `watched_words` wait for
-    approval.
+    approval. Topics of webhooks are those that are `published`, their URLs those that `outbound`
+    admits.
     """
 
     bus: CommandBus
@@ -144,6 +146,8 @@ class Services:
     quotas: Quotas | None = None
     reservations: Reservations | None = None
     watched_words: WatchedWords = NO_WORDS
+    published: frozenset[str] = frozenset()
+    outbound: OutboundRules = OutboundRules()
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
 
 
