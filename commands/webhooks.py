@@ -345,9 +345,7 @@ async def test_webhook(webhook_id: UUID, request: Request) -> Response:
     responses=problems(401, 403, 404, 409, 422, 503),
     summary="Deliver once more",
 )
-async def repeat_delivery(
-    webhook_id: UUID, delivery_id: DeliveryId, request: Request
-) -> Response:
+async def repeat_delivery(webhook_id: UUID, delivery_id: DeliveryId, request: Request) -> Response:
     execute = await executor(request)
     return await execute(RepeatDelivery(webhook_id, delivery_id), status=202)
 

@@ -17,6 +17,7 @@ from uuid import UUID
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow, class_row
 
+from engine.checkpoints import SubscriptionKind
 from engine.installation import MigrationSet
 from engine.personal_data import Left, Unsearched
 from infra.postgres.connection import fetch_as
@@ -41,14 +42,14 @@ PERSONAL = (
 
 PLAN = b"""
 INSERT INTO webhooks.deliveries (webhook_id, feed, position, topic, message_id, key, recorded_at)
-SELECT %b, * FROM unnest(%b::text[], %b::bigint[], %b::text[], %b::uuid[], %b::bytea[],
-                         %b::timestamptz[])
+SELECT %s, * FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::uuid[], %s::bytea[],
+                         %s::timestamptz[])
 """
 LOSE = b"""
 INSERT INTO webhooks.deliveries
     (webhook_id, feed, position, topic, key, recorded_at, status, error, settled_at)
-SELECT %b, * FROM unnest(%b::text[], %b::bigint[], %b::text[]) AS m (feed, position, topic),
-    LATERAL (SELECT ''::bytea, now(), 'lost', %b::text, now()) AS rest
+SELECT %s, * FROM unnest(%s::text[], %s::bigint[], %s::text[]) AS m (feed, position, topic),
+    LATERAL (SELECT ''::bytea, now(), 'lost', %s::text, now()) AS rest
 """
 REPEAT = b"""
 INSERT INTO webhooks.deliveries (webhook_id, feed, position, topic, message_id, key, recorded_at)
@@ -64,6 +65,7 @@ UPDATE webhooks.deliveries SET attempts = 0, due_at = now()
 WHERE webhook_id = %s AND status = 'waiting'
 """
 REMOVE = b"DELETE FROM webhooks.deliveries WHERE webhook_id = %s"
+FORGET = b"DELETE FROM backlot_checkpoints WHERE kind = %s AND subscription = %s"
 WAITING = b"""
 SELECT delivery_id, feed, position, topic, message_id, key, recorded_at, attempts, due_at
 FROM webhooks.deliveries WHERE webhook_id = %s AND status = 'waiting' AND delivery_id > %s
@@ -206,8 +208,9 @@ def make_due(conn: Connection[Any], webhook_id: UUID) -> None:
 
 
 def remove(conn: Connection[Any], webhook_id: UUID) -> None:
-    """Forget all deliveries of a webhook."""
+    """Forget all deliveries of a webhook, and how far it was."""
     conn.execute(REMOVE, (webhook_id,))
+    conn.execute(FORGET, (SubscriptionKind.WEBHOOK, str(webhook_id)))
 
 
 def waiting(conn: Connection[Any], webhook_id: UUID, after: int = 0) -> list[Waiting]:
