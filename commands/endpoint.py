@@ -28,7 +28,7 @@ from infra.http.auth import (
     persons_named,
     require_identity,
 )
-from infra.http.outbound_rules import OutboundRules
+from infra.http.outbound_rules import INTERNET, OutboundRules
 from infra.http.problems import Problem
 from infra.http.rate_limits import DECISIONS, Buckets, Limit, LimitReached
 from infra.http.requests import client_address, header, request_id_of
@@ -147,7 +147,7 @@ class Services:
     reservations: Reservations | None = None
     watched_words: WatchedWords = NO_WORDS
     published: frozenset[str] = frozenset()
-    outbound: OutboundRules = OutboundRules()
+    outbound: OutboundRules = INTERNET
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
 
 

@@ -191,7 +191,7 @@ class RemoveWebhook(Command[WebhookRemoved]):
 
 
 @dataclass(frozen=True)
-class TestWebhook(Command[DeliveryAsked]):
+class TryWebhook(Command[DeliveryAsked]):
     """Send a message that says nothing."""
 
     webhook_id: UUID
@@ -333,9 +333,9 @@ async def rotate_secret(
     responses=problems(401, 403, 404, 409, 422, 503),
     summary="Send a message that says nothing",
 )
-async def test_webhook(webhook_id: UUID, request: Request) -> Response:
+async def try_webhook(webhook_id: UUID, request: Request) -> Response:
     execute = await executor(request)
-    return await execute(TestWebhook(webhook_id, execute.fresh_id("message")), status=202)
+    return await execute(TryWebhook(webhook_id, execute.fresh_id("message")), status=202)
 
 
 @router.post(

@@ -89,3 +89,7 @@ def is_public(address: Address) -> bool:
     if isinstance(meant, IPv6Address) and (meant not in PUBLIC6 or meant.scope_id is not None):
         return False
     return not any(meant in network for network in SPECIAL)
+
+
+INTERNET = OutboundRules()
+"""Servers on the internet, by HTTPS."""
