@@ -81,12 +81,12 @@ def _tell(text: str, wire: Wire, as_json: bool) -> None:
 @app.command(name="list")
 def list_webhooks(as_json: Json = False) -> None:
     """All webhooks, with what waits for each."""
-    from projections.webhooks import standing
+    from projections.webhooks import backlogs
     from readapi.webhooks import WebhookStatus, load_webhooks
 
     with _store() as (_, persons, recorder):
         found = load_webhooks(recorder).by_id.values()
-        waits = run(_ask(persons.database_url, standing))
+        waits = run(_ask(persons.database_url, backlogs))
     shown = [WebhookStatus.of(each, waits.get(each.id)) for each in found]
     show_table(
         ("webhook", "state", "waiting", "attempts", "url"),
@@ -214,8 +214,8 @@ def _show_secrets(
     _tell("\n".join([f"{webhook} {found.url}", *lines]), secrets, as_json)
 
 
-@app.command()
-def test(webhook: Id, as_json: Json = False) -> None:
+@app.command(name="test")
+def try_webhook(webhook: Id, as_json: Json = False) -> None:
     """Send a message that says nothing; see what came of it among the deliveries."""
     from commands.webhooks import TryWebhook
 

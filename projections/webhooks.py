@@ -89,7 +89,7 @@ DELETE FROM webhooks.deliveries WHERE status <> 'waiting' AND (settled_at < %s O
         FROM webhooks.deliveries WHERE status <> 'waiting') AS settled
     WHERE newest > %s))
 """
-STANDING = b"""
+BACKLOGS = b"""
 SELECT webhook_id, count(*) AS waiting, min(recorded_at) AS oldest_at, max(attempts) AS attempts
 FROM webhooks.deliveries WHERE status = 'waiting' GROUP BY webhook_id
 """
@@ -113,7 +113,7 @@ class DeliveryStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingDelivery:
     """A delivery that waits; `key` is the digest of what orders, `attempts` those that failed."""
 
     delivery_id: int
@@ -156,7 +156,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class DeliveryBacklog:
     """What waits for a webhook, since when, and how often the worst of that was tried."""
 
     webhook_id: UUID
@@ -213,9 +213,9 @@ def remove(conn: Connection[Any], webhook_id: UUID) -> None:
     conn.execute(FORGET, (SubscriptionKind.WEBHOOK, str(webhook_id)))
 
 
-def waiting(conn: Connection[Any], webhook_id: UUID, after: int = 0) -> list[Waiting]:
+def waiting(conn: Connection[Any], webhook_id: UUID, after: int = 0) -> list[WaitingDelivery]:
     """Return what waits for a webhook, behind a delivery."""
-    with conn.cursor(row_factory=class_row(Waiting)) as cursor:
+    with conn.cursor(row_factory=class_row(WaitingDelivery)) as cursor:
         return cursor.execute(WAITING, (webhook_id, after), prepare=True).fetchall()
 
 
@@ -234,9 +234,9 @@ def prune(conn: Connection[Any], before: datetime, most: int) -> int:
     return conn.execute(PRUNE, (before, most)).rowcount
 
 
-async def standing(conn: AsyncConnection[TupleRow]) -> dict[UUID, Standing]:
+async def backlogs(conn: AsyncConnection[TupleRow]) -> dict[UUID, DeliveryBacklog]:
     """Return what waits, by webhook; nothing for those for which nothing does."""
-    return {each.webhook_id: each for each in await fetch_as(conn, Standing, STANDING)}
+    return {each.webhook_id: each for each in await fetch_as(conn, DeliveryBacklog, BACKLOGS)}
 
 
 async def deliveries(

@@ -23,7 +23,7 @@ from infra.http.responses import NOT_MODIFIED, conditional_wire, wire
 from infra.http.shapes import Time, Wire
 from infra.key_encryption import KeyEncryptionFailed
 from infra.standard_webhooks import derive_secret, show_secret
-from projections.webhooks import Delivery, Standing, deliveries, standing
+from projections.webhooks import Delivery, DeliveryBacklog, deliveries, backlogs
 from readapi.pages import IfNoneMatch, Page, Paged, decode_cursor
 from readapi.queries import Fresh, Queries, Read, ReadModelUnavailable
 
@@ -50,9 +50,9 @@ class WebhookStatus(Wire):
     attempts: int = 0
 
     @classmethod
-    def of(cls, webhook: Webhook, standing: Standing | None) -> WebhookStatus:
+    def of(cls, webhook: Webhook, backlog: DeliveryBacklog | None) -> WebhookStatus:
         """Return a webhook with what waits for it."""
-        waits = {} if standing is None else asdict(standing)
+        waits = {} if backlog is None else asdict(backlog)
         return cls(
             **{
                 **waits,
@@ -169,7 +169,7 @@ async def list_webhooks(
 ) -> Response:
     found = (await _found(request, queries, fresh)).by_id
     async with queries.reading(fresh) as conn:
-        waits = await standing(conn)
+        waits = await backlogs(conn)
     items = [WebhookStatus.of(each, waits.get(each.id)) for each in found.values()]
     return await conditional_wire(request, Page[WebhookStatus](items=items))
 
@@ -190,7 +190,7 @@ async def get_webhook(
 ) -> Response:
     webhook = (await _found(request, queries, fresh)).get(webhook_id)
     async with queries.reading(fresh) as conn:
-        waits = await standing(conn)
+        waits = await backlogs(conn)
     return await conditional_wire(request, WebhookStatus.of(webhook, waits.get(webhook_id)))
 
 

@@ -18,7 +18,7 @@ from domain.webhooks import Webhook
 from infra.http.shapes import rfc3339
 from projections.feeds import feeds
 from projections.integration_events import Message
-from projections.webhooks import TEST, Attempt, DeliveryStatus, Waiting
+from projections.webhooks import TEST, Attempt, DeliveryStatus, WaitingDelivery
 
 SOURCE = b"/backlot/webhooks"
 
@@ -34,13 +34,13 @@ class DeliveryQueue:
     last: int = 0
     moved: float = field(default_factory=time.monotonic)
     stored: dict[str, int] = field(default_factory=dict)
-    _lines: dict[bytes, deque[Waiting]] = field(default_factory=dict)
+    _lines: dict[bytes, deque[WaitingDelivery]] = field(default_factory=dict)
     _due: list[tuple[datetime, int, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.stored = dict(self.places)
 
-    def add(self, rows: Iterable[Waiting]) -> None:
+    def add(self, rows: Iterable[WaitingDelivery]) -> None:
         """Put deliveries behind those of their keys."""
         for row in rows:
             line = self._lines.setdefault(row.key, deque())
@@ -50,7 +50,7 @@ class DeliveryQueue:
             if len(line) == 1 and row.key not in self.running:
                 self._push(row)
 
-    def take(self, now: datetime) -> Waiting | None:
+    def take(self, now: datetime) -> WaitingDelivery | None:
         """Return a delivery that is due, whose key counts as under way until it is settled."""
         if not self._due or self._due[0][0] > now:
             return None
@@ -59,7 +59,7 @@ class DeliveryQueue:
         self.running[key] = head.delivery_id
         return head
 
-    def settle(self, taken: Waiting, attempt: Attempt | None) -> None:
+    def settle(self, taken: WaitingDelivery, attempt: Attempt | None) -> None:
         """Let the key go on: behind this delivery, or with it when it is due again.
 
         Without an attempt it is due as it was.
@@ -88,12 +88,12 @@ class DeliveryQueue:
         """Return when the oldest of what waits was recorded."""
         return min((line[0].recorded_at for line in self._lines.values()), default=None)
 
-    def _push(self, head: Waiting) -> None:
+    def _push(self, head: WaitingDelivery) -> None:
         heappush(self._due, (head.due_at, head.delivery_id, head.key))
 
 
 def read_message(
-    conn: Connection[TupleRow], webhook_id: UUID, row: Waiting
+    conn: Connection[TupleRow], webhook_id: UUID, row: WaitingDelivery
 ) -> tuple[Message | None, str]:
     """Return what is to be delivered, from where it was recorded; else None, and why."""
     if row.feed == TEST:
@@ -109,7 +109,7 @@ def read_message(
     return None, "It is not there any more."
 
 
-def _test_message(webhook_id: UUID, row: Waiting) -> Message:
+def _test_message(webhook_id: UUID, row: WaitingDelivery) -> Message:
     value = {"id": row.message_id, "webhookId": webhook_id, "ts": rfc3339(row.recorded_at)}
     return Message(
         row.topic,

@@ -49,7 +49,7 @@ from infra.standard_webhooks import derive_secret, signed_headers
 from projections import webhooks as table
 from projections.feeds import Stretch, feeds
 from projections.integration_events import Message
-from projections.webhooks import Attempt, DeliveryStatus, Waiting
+from projections.webhooks import Attempt, DeliveryStatus, WaitingDelivery
 from workers.parts import Parts
 from workers.tasks import Tasks
 from workers.webhook_queue import DeliveryQueue, read_message
@@ -119,7 +119,7 @@ class Settled(NamedTuple):
     """What came of an attempt, and why the webhook is to be disabled where it is."""
 
     webhook_id: UUID
-    delivery: Waiting
+    delivery: WaitingDelivery
     attempt: Attempt | None
     disabled: DisabledBecause | None = None
 
@@ -286,7 +286,7 @@ class WebhookSender(Handler[None]):
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _attempt(self, webhook: Webhook, taken: Waiting, message: Message) -> None:
+    async def _attempt(self, webhook: Webhook, taken: WaitingDelivery, message: Message) -> None:
         try:
             settled = await self._sent(webhook, taken, message)
         except Exception as error:
@@ -295,7 +295,7 @@ class WebhookSender(Handler[None]):
         self._settled.append(settled)
         self._wake.set()
 
-    async def _sent(self, webhook: Webhook, taken: Waiting, message: Message) -> Settled:
+    async def _sent(self, webhook: Webhook, taken: WaitingDelivery, message: Message) -> Settled:
         """Send a message, and return what came of it."""
         if self._outbound is None or self._key is None:
             return Settled(webhook.id, taken, None)
@@ -323,7 +323,7 @@ class WebhookSender(Handler[None]):
     def _missed(
         self,
         webhook: Webhook,
-        taken: Waiting,
+        taken: WaitingDelivery,
         outcome: str,
         answer: int | None = None,
         asked_seconds: float | None = None,
@@ -411,7 +411,7 @@ def _forget_lag(webhook_id: UUID) -> None:
 
 
 def _attempt(
-    taken: Waiting,
+    taken: WaitingDelivery,
     status: DeliveryStatus,
     attempts: int,
     *,

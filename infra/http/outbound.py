@@ -44,7 +44,7 @@ class NoAnswer(Exception):
     """The server could not be reached, or did not answer in time, or not in HTTP."""
 
 
-class Answer(NamedTuple):
+class OutboundAnswer(NamedTuple):
     """What a server answered: its status, and `Retry-After` in seconds where it says so."""
 
     status: int
@@ -130,7 +130,7 @@ class Outbound:
             network_backend=self._network,
         )
 
-    async def post(self, url: str, headers: dict[str, str], body: bytes) -> Answer:
+    async def post(self, url: str, headers: dict[str, str], body: bytes) -> OutboundAnswer:
         """Return the answer, whatever its status; raise AddressRefused and NoAnswer."""
         times = {"connect": CONNECT_SECONDS, "read": self._seconds, "write": self._seconds}
         try:
@@ -145,7 +145,7 @@ class Outbound:
                 ) as answer,
             ):
                 await _read_short(answer)
-                return Answer(answer.status, _retry_after(answer.headers))
+                return OutboundAnswer(answer.status, _retry_after(answer.headers))
         except AddressRefused:
             raise
         except TimeoutError as error:
