@@ -23,7 +23,7 @@ from infra.http.responses import NOT_MODIFIED, conditional_wire, wire
 from infra.http.shapes import Time, Wire
 from infra.key_encryption import KeyEncryptionFailed
 from infra.standard_webhooks import derive_secret, show_secret
-from projections.webhooks import Delivery, DeliveryBacklog, deliveries, backlogs
+from projections.webhooks import Delivery, DeliveryBacklog, backlogs, deliveries
 from readapi.pages import IfNoneMatch, Page, Paged, decode_cursor
 from readapi.queries import Fresh, Queries, Read, ReadModelUnavailable
 

@@ -91,7 +91,9 @@ def assert_signed(headers: dict[str, str], body: bytes, secret: bytes) -> None:
 def test_what_happens_is_delivered_and_forgotten_persons_are_told_without_their_texts(
     make_program: Callable[..., Program], receiver: Receiver
 ) -> None:
-    program = make_program(**LOOPBACK).start()
+    program = make_program(**LOOPBACK)
+    program.module = "tests.e2e.hasty_erasure"
+    program.start()
     admin, ann = program.client("olga", admin=True), program.client("ann")
     video = upload(program.client("owner"))
     hook = added(admin, receiver.url, "comment.created", "video.liked", "user.forgotten")
@@ -101,8 +103,8 @@ def test_what_happens_is_delivered_and_forgotten_persons_are_told_without_their_
     assert_signed(headers, body, secret_of(admin, hook))
     liked = json.loads(body)
     assert (liked["type"], liked["id"]) == ("video.liked", headers["webhook-id"])
-    told = [json.loads(each) for each in published(program, "video.liked")]
-    assert liked in told
+    service = program.client("svc", roles=["service"])
+    assert liked in service.get("/events?topics=video.liked").json()
 
     # A redirect is no answer, and nobody follows it.
     receiver.status = 307
@@ -143,11 +145,6 @@ def test_what_happens_is_delivered_and_forgotten_persons_are_told_without_their_
     # No secret is anywhere in the log.
     assert secret not in admin.get("/audit/events?aggregate=webhooks&payload=full").text
     assert program.stop() == 0
-
-
-def published(program: Program, topic: str) -> list[str]:
-    service = program.client("svc", roles=["service"])
-    return [json.dumps(each) for each in read(service.get(f"/events?topics={topic}"))]
 
 
 def deliveries(admin: httpx.Client, path: str) -> list[dict[str, Any]]:
