@@ -233,17 +233,18 @@ def deliveries(
     as_json: Json = False,
 ) -> None:
     """The newest deliveries: what became of them, and what the receiver answered."""
-    from functools import partial
-
     from engine.log import END_OF_LOG
+    from projections.webhooks import Delivery
     from projections.webhooks import deliveries as newest
     from readapi.webhooks import WebhookDelivery, load_webhooks
 
     with _store() as (_, persons, recorder):
         load_webhooks(recorder).get(webhook)
-        asked = {"status": status, "before": END_OF_LOG, "limit": MOST_SHOWN}
-        question = partial(newest, webhook_id=webhook, **asked)
-        rows = [WebhookDelivery.of(row) for row in run(_ask(persons.database_url, question))]
+
+        async def ask(conn: Any) -> list[Delivery]:
+            return await newest(conn, webhook, status, END_OF_LOG, MOST_SHOWN)
+
+        rows = [WebhookDelivery.of(row) for row in run(_ask(persons.database_url, ask))]
     show_table(
         ("delivery", "topic", "status", "attempts", "answer", "error"),
         [(*_of(each), each.answer or "-", each.error or "") for each in rows],

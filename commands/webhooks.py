@@ -255,9 +255,12 @@ def checked_topics(topics: Collection[str], published: Collection[str]) -> froze
 def checked_position(token: str | None) -> tuple[int, int] | None:
     """Return the position in a token; raise Invalid."""
     try:
-        return None if token is None else tuple(decode_position(token))
+        if token is None:
+            return None
+        events, telemetry = decode_position(token)
     except InvalidPosition as error:
         raise Invalid(str(error), field="after") from error
+    return events, telemetry
 
 
 router = APIRouter(

@@ -255,9 +255,9 @@ class WebhookSender(Handler[None]):
         wanted = any(each.messages or each.unreadable for each in found.values())
         if wanted or time.monotonic() - queue.moved > MOVE_SECONDS:
             with conn.transaction(), conn.cursor() as cursor:
-                for feed, place in places.items():
-                    at = Checkpoint(SubscriptionKind.WEBHOOK, str(id_), source=feed)
-                    at.move(cursor, before.get(feed, 0), place)
+                for name, place in places.items():
+                    at = Checkpoint(SubscriptionKind.WEBHOOK, str(id_), source=name)
+                    at.move(cursor, before.get(name, 0), place)
                 for name, stretch in found.items():
                     table.plan(conn, id_, name, stretch.messages)
                     table.lose(conn, id_, name, stretch)
@@ -265,7 +265,7 @@ class WebhookSender(Handler[None]):
             queue.stored, queue.moved = dict(places), time.monotonic()
             queue.add(table.waiting(conn, id_, queue.last))
         queue.places = places
-        return any(places[feed] < self._heads[feed] for feed in FEEDS)
+        return any(places[name] < self._heads[name] for name in FEEDS)
 
     # One attempt after the other.
 
