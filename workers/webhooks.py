@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
@@ -357,6 +358,9 @@ class WebhookSender(Handler[None]):
                 queue.settle(each.delivery, each.attempt)
         for id_, reason in {s.webhook_id: s.disabled for s in settled if s.disabled}.items():
             await self._disable(id_, reason)
+            # Before its event is read: nothing more goes there.
+            if (queue := self._queues.get(id_)) is not None:
+                queue.webhook = replace(queue.webhook, disabled=reason)
 
     async def _disable(self, webhook_id: UUID, reason: DisabledBecause) -> None:
         told = {"webhook": str(webhook_id), "reason": str(reason)}

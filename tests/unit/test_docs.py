@@ -40,8 +40,8 @@ TYPES: dict[Any, str] = {
     datetime: "time",
     dict[str, object]: "object",
     dict[str, int]: "object",
-    list[str]: "list of strings",
-    list[int] | None: "list of integers?",
+    list[str]: "list",
+    list[int] | None: "list?",
 }
 
 Fields = dict[str, tuple[str, str]]
