@@ -65,6 +65,7 @@ from infra.tasks.worker import TaskWorker
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
 from projections.dismissals import Dismissals
+from projections.integration_events import TOPICS
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
@@ -78,6 +79,7 @@ from readapi.live import LiveLimits, LiveVideos
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
 from readapi.video_cache import VideoCache
+from readapi.webhooks import WebhookSource
 from workers.likes import open_counters
 from workers.parts import Parts
 from workers.recommendations import open_preparing
@@ -86,6 +88,7 @@ from workers.speech import media_urls, open_speech
 from workers.tasks import TaskMeans, Tasks, declare, give_up
 from workers.translation import open_translation
 from workers.uploads import open_reservations
+from workers.webhooks import outbound_rules
 
 log = structlog.get_logger(__name__)
 
@@ -244,6 +247,7 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
         if Role.QUERIES in roles:
             app.state.queries = await _queries(parts, stack)
             app.state.published = _published(parts, stack)
+            app.state.webhooks = WebhookSource(parts.recorder, parts.persons)
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
             stack.push_async_callback(app.state.integrity.close)
             given = (parts.settings, parts.database_url, parts.redis, parts.objects)
@@ -403,6 +407,8 @@ async def _commands(
         quotas=None if buckets is None else Quotas(buckets, settings.quotas),
         reservations=await open_reservations(parts, stack),
         watched_words=WatchedWords(settings.moderation.words),
+        published=frozenset(TOPICS),
+        outbound=outbound_rules(settings.webhooks),
     )
 
 

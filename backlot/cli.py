@@ -22,7 +22,7 @@ import structlog
 import typer
 from typer.exceptions import TyperException
 
-from backlot import keys, likes, privacy, tasks, topics
+from backlot import keys, likes, privacy, tasks, topics, webhooks
 from backlot.arguments import SIZES, CommandGroup
 from backlot.database import close_persons, signing_secret
 from backlot.events import commands
@@ -54,6 +54,7 @@ app.add_typer(projections.app, name="projections")
 app.add_typer(topics.app, name="topics")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(tasks.app, name="tasks")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 class TokenRole(StrEnum):

@@ -20,6 +20,7 @@ import commands.operations
 import commands.revocations
 import commands.uploads
 import commands.watch
+import commands.webhooks
 import engine.dead_letters
 import engine.erasures
 import engine.event_store
@@ -39,6 +40,7 @@ import projections.moderation
 import projections.operations
 import projections.recommendations.retention
 import projections.translation
+import projections.webhooks
 import readapi.analytics
 import readapi.audit.routes
 import readapi.catalog
@@ -53,6 +55,7 @@ import readapi.operations
 import readapi.privacy
 import readapi.recommendations
 import readapi.revocations
+import readapi.webhooks
 import workers.analytics
 import workers.erasure
 import workers.feedback
@@ -65,6 +68,7 @@ import workers.translation
 import workers.translation_sweep
 import workers.translator
 import workers.uploads
+import workers.webhooks
 from backlot import health
 from backlot.health import DoctorPart
 from domain.comment import Comment
@@ -76,6 +80,7 @@ from domain.person import Person
 from domain.revocations import Revocations
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
+from domain.webhooks import Webhooks
 from engine.command_bus import CommandBus
 from engine.inspection.index import Audit
 from engine.installation import MigrationSet
@@ -306,6 +311,17 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="published events",
         queries=(readapi.events.router,),
+    ),
+    Feature(
+        name="webhooks",
+        aggregates=(Webhooks,),
+        commands=(commands.webhooks.router,),
+        queries=(readapi.webhooks.router,),
+        tables=(projections.webhooks.TABLES,),
+        subscriptions=workers.webhooks.subscriptions,
+        jobs=workers.webhooks.jobs,
+        settings=(features.WebhookSettings,),
+        personal=projections.webhooks.PERSONAL,
     ),
     Feature(
         name="audit",

@@ -30,6 +30,7 @@ from infra.http.auth import (
     recalled,
     require_identity,
 )
+from infra.http.outbound_rules import INTERNET, OutboundRules
 from infra.http.problems import Problem
 from infra.http.rate_limits import DECISIONS, Buckets, Limit, LimitReached
 from infra.http.requests import client_address, header, request_id_of
@@ -129,7 +130,8 @@ class Services:
     `projections` are the names of the read models. `ending` has the uploads that a request of this
     process is about to complete or abort. Without `viewers` only users may watch; without `quotas`
     and `reservations` users may do as much as they like. Comments with `watched_words` wait for
-    approval.
+    approval. Topics of webhooks are those that are `published`, their URLs those that `outbound`
+    admits.
     """
 
     bus: CommandBus
@@ -146,6 +148,8 @@ class Services:
     quotas: Quotas | None = None
     reservations: Reservations | None = None
     watched_words: WatchedWords = NO_WORDS
+    published: frozenset[str] = frozenset()
+    outbound: OutboundRules = INTERNET
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
 
 

@@ -112,6 +112,7 @@ class SubscriptionKind(StrEnum):
     REPLAY = "replay"
     CONSUMER = "consumer"
     RELAY = "relay"
+    WEBHOOK = "webhook"
 
 
 class CheckpointStatus(StrEnum):

@@ -25,7 +25,13 @@ from psycopg.errors import ForeignKeyViolation
 from domain.errors import Forgotten
 from domain.model import FORGOTTEN, ActorKind, actor_kind
 from engine.personal_data import Left, PersonalTable
-from engine.wrapping_keys import KeyDamaged, WrappedKey, WrappingKeys, load_wrapping_keys
+from engine.wrapping_keys import (
+    KeyDamaged,
+    WrappedKey,
+    WrappingKeys,
+    load_wrapping_keys,
+    webhook_key,
+)
 from infra.key_encryption import KEY_BYTES, KeyEncryption, decrypt, encrypt
 from infra.postgres.connection import SHORT_WORK, Limits, ThreadPool, thread_pool
 from infra.pseudonyms import new_pseudonym
@@ -298,6 +304,11 @@ class Persons:
     def drop(self, pseudonym: str) -> None:
         """Know nothing more of a person in this process, until it is read again."""
         self._remembered.drop(pseudonym)
+
+    def webhook_key(self) -> bytes:
+        """Return the key from which secrets of webhooks are derived; see engine.wrapping_keys."""
+        with self._connection() as conn:
+            return webhook_key(conn, self._given[1])
 
     def _take(self, conn: Connection[Any], rows: list[Any]) -> list[Known]:
         """Return what rows say, in their order, and remember it."""

@@ -1,4 +1,6 @@
-"""The wrapping keys of a database: one finds persons by name, the others wrap persons' keys.
+"""The wrapping keys of a database: one finds persons by name, others wrap persons' keys.
+
+From one more the secrets of webhooks are derived.
 
 They lie in the database, wrapped themselves by a key-encryption key that lies elsewhere, and are
 unwrapped once for each process: so that key may be slow to ask, and changing it re-wraps a row.
@@ -29,11 +31,12 @@ from infra.key_encryption import (
 
 log = structlog.get_logger(__name__)
 
-LOOKUP, PERSONS = "lookup", "persons"
+LOOKUP, PERSONS, WEBHOOKS = "lookup", "persons", "webhooks"
 BATCH_PERSONS = 500
 FIRST_START = "this database has no wrapping keys yet: start Backlot on it once"
 
 READ = b"SELECT number, purpose, kek, wrapped FROM public.backlot_wrapping_keys ORDER BY number"
+OF_PURPOSE = b"SELECT kek, wrapped FROM public.backlot_wrapping_keys WHERE purpose = %s"
 LOCK = b"LOCK TABLE public.backlot_wrapping_keys IN SHARE ROW EXCLUSIVE MODE"
 MAKE = b"INSERT INTO public.backlot_wrapping_keys (purpose, kek, wrapped) VALUES (%s, %s, %s)"
 ARE_PERSONS = b"SELECT EXISTS (SELECT FROM public.backlot_persons)"
@@ -141,6 +144,25 @@ def load_wrapping_keys(
     return WrappingKeys(
         lookup, {number: key for (purpose, number), key in keys.items() if purpose == PERSONS}
     )
+
+
+def webhook_key(conn: Connection[Any], kek: KeyEncryption) -> bytes:
+    """Return the key from which secrets of webhooks are derived; made when it is first asked for.
+
+    Raise KeyEncryptionFailed and psycopg.Error.
+    """
+    # Where the key-encryption key is another one than that of this database, nothing is made.
+    load_wrapping_keys(conn, kek)
+    with conn.transaction():
+        rows = conn.execute(OF_PURPOSE, (WEBHOOKS,)).fetchall()
+        if not rows:
+            conn.execute(LOCK)
+            rows = conn.execute(OF_PURPOSE, (WEBHOOKS,)).fetchall()
+        if not rows:
+            _add(conn, kek, WEBHOOKS)
+            rows = conn.execute(OF_PURPOSE, (WEBHOOKS,)).fetchall()
+    ((by, wrapped),) = rows
+    return _unwrapped(kek, bytes(wrapped), WEBHOOKS, by)
 
 
 def _made(conn: Connection[Any], kek: KeyEncryption) -> list[Any]:

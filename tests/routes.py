@@ -70,6 +70,8 @@ UPLOAD = {
 }  # fmt: skip
 THERE = "{video_id}"
 LISTED = "{listed_id}"
+# A name of which a resolver says at once that it is nobody's (RFC 2606).
+WEBHOOK = {"url": "https://hooks.invalid/backlot", "topics": ["user.forgotten"]}
 REASON = {"reason": "the walk"}
 NOBODY_HERE = {"user_id": "nobody-ever"}
 UNKNOWN_NAME = 404  # Whoever may operate is told that there is no such projection.
@@ -155,6 +157,17 @@ ROUTES: tuple[Line, ...] = (
     Line("POST /admin/revocations", ADMIN, 201, body=REASON | {"jti": "of no token"}),
     Line("GET /admin/revocations", ADMIN),
     Line("DELETE /admin/revocations/{revocation_id}", ADMIN, 404),
+    Line("POST /admin/webhooks", ADMIN, 201, body=WEBHOOK),
+    Line("GET /admin/webhooks", ADMIN),
+    Line("GET /admin/webhooks/{webhook_id}", ADMIN, 404),
+    Line("PATCH /admin/webhooks/{webhook_id}", ADMIN, 404, body={"enabled": False}),
+    Line("DELETE /admin/webhooks/{webhook_id}", ADMIN, 404),
+    Line("GET /admin/webhooks/{webhook_id}/secret", ADMIN, 404),
+    Line("POST /admin/webhooks/{webhook_id}/secret", ADMIN, 404),
+    Line("POST /admin/webhooks/{webhook_id}/test", ADMIN, 404),
+    Line("GET /admin/webhooks/{webhook_id}/deliveries", ADMIN, 404),
+    Line("POST /admin/webhooks/{webhook_id}/deliveries/{delivery_id}/repeat", ADMIN, 404),
+    Line("POST /admin/webhooks/{webhook_id}/deliveries/{delivery_id}/skip", ADMIN, 404),
     # Personal data. A setting lets users export their own, and be forgotten
     # (tests/e2e/test_privacy.py, tests/e2e/test_erasure.py).
     Line("GET /users/me/export", NOBODY),

@@ -164,6 +164,7 @@ class Settings(SettingsGroup):
     recommendations: features.RecommendationSettings
     embeddings: adapters.EmbeddingSettings
     privacy: features.PrivacySettings
+    webhooks: features.WebhookSettings
 
     @model_validator(mode="after")
     def _parts_that_s3_takes(self) -> Self:

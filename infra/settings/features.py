@@ -21,7 +21,9 @@ from infra.settings.values import (
     HttpUrl,
     Languages,
     Lower,
+    Networks,
     Numbers,
+    Pauses,
     PostgresUrl,
     Rated,
     RequestRate,
@@ -258,6 +260,31 @@ class RecommendationSettings(SettingsGroup, alias_generator=variables("RECOMMEND
     half_life_days: PositiveFloat = Field(default=30.0, le=3650)
     new_share: float = Field(default=0.0, ge=0, le=0.5)
     variant_b: Annotated[Numbers, AfterValidator(within_blend)] = Field(default={})
+
+
+class WebhookSettings(SettingsGroup, alias_generator=variables("WEBHOOK_")):
+    """Whether and where webhooks may be sent, and how long one that fails is tried again.
+
+    `retry_seconds` are the pauses behind each attempt that failed; after the last one a webhook is
+    disabled.
+    """
+
+    switch: Annotated[Literal["on", "off"], Lower] = Field(default="on", alias="WEBHOOKS")
+    allow_http: bool = False
+    allowed_networks: Networks = ()
+    ca_file: UserPath | None = None
+    timeout_seconds: PositiveFloat = Field(default=15.0, le=60)
+    at_once: int = Field(default=8, ge=1, le=100)
+    retry_seconds: Pauses = (
+        *(5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0),
+        *(50_400.0, 72_000.0, 86_400.0, 86_400.0, 86_400.0),
+    )
+    keep_days: PositiveInt = Field(default=7, le=365)
+
+    @property
+    def on(self) -> bool:
+        """Whether any process here sends."""
+        return self.switch == "on"
 
 
 class PrivacySettings(SettingsGroup, alias_generator=str.upper):

@@ -334,6 +334,17 @@ def _as_browsers_send(value: str) -> str:
     return f"{parts.scheme}://{name}:{port}"
 
 
+MOST_PAUSES, MOST_PAUSE_SECONDS = 30, 7 * 86_400.0
+
+
+def pauses(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not 1 <= len(values) <= MOST_PAUSES:
+        raise ValueError(f"must name 1 to {MOST_PAUSES} pauses; these are {len(values)}")
+    if wrong := next((each for each in values if not 0 <= each <= MOST_PAUSE_SECONDS), None):
+        raise ValueError(f"a pause has 0 to {MOST_PAUSE_SECONDS:g} seconds; not {wrong:g}")
+    return values
+
+
 CommaSet = BeforeValidator(split_commas)
 Lower = BeforeValidator(lower)
 BareUrl = Annotated[str, AfterValidator(bare_url)] | None
@@ -360,6 +371,8 @@ Rated = Annotated[RequestRate, BeforeValidator(rate)]
 """A rate, as `per minute/at once`."""
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(networks)]
 """Addresses or networks, with commas between."""
+Pauses = Annotated[tuple[float, ...], CommaSet, AfterValidator(pauses)]
+"""Pauses in seconds, with commas between."""
 Origins = Annotated[frozenset[str], CommaSet, AfterValidator(origins)]
 """Origins of pages as browsers send them, or `*` alone."""
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]

@@ -64,6 +64,7 @@ class World:
         self._users, self._keys = count(), count()
         # Looks use it up no more than a video; each takes a process of its own.
         self._checked = self._operation()
+        self._kept_webhook = self._webhook()
 
     def place(self, case: schemathesis.Case[Any]) -> None:
         """Give a case that names something unknown the name of something that exists."""
@@ -152,6 +153,7 @@ class World:
             "report_id": self._report,
             "revocation_id": self._revocation,
             "stream_id": lambda: self._video,
+            "webhook_id": lambda: self._webhook() if ends else self._kept_webhook,
         }
 
     def _comment(self, client: httpx.Client) -> str:
@@ -167,6 +169,11 @@ class World:
     def _revocation(self) -> str:
         body = {"jti": f"of no token {next(self._revoked)}", "reason": "a test"}
         return str(read(self._client.post("/admin/revocations", json=body))["revocationId"])
+
+    def _webhook(self) -> str:
+        # A name that every resolver knows to be nobody's.
+        body = {"url": "https://hooks.invalid/", "topics": ["user.forgotten"]}
+        return str(read(self._client.post("/admin/webhooks", json=body))["webhookId"])
 
     def _operation(self) -> str:
         answer = self._client.post("/projections/likes/completeness")

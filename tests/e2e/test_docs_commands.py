@@ -67,6 +67,13 @@ ENDS = {
     "tasks redrive": {2},
     "topics dead discard": {2},
     "topics redrive": {2},
+    # No webhook has the id that stands for one.
+    "webhooks deliveries": {4},
+    "webhooks enable": {4},
+    "webhooks repeat": {4},
+    "webhooks rotate": {4},
+    "webhooks skip": {2},
+    "webhooks test": {4},
 }
 
 

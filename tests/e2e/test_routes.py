@@ -49,6 +49,8 @@ class Things:
             "correlation_id": "of-no-conversation",
             "operation_id": str(uuid4()),
             "revocation_id": str(uuid4()),
+            "webhook_id": str(uuid4()),
+            "delivery_id": "1",
             "report_id": str(uuid4()),
             "user_id": "mallory",
             "key:path": f"videos/{video}",

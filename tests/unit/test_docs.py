@@ -40,6 +40,8 @@ TYPES: dict[Any, str] = {
     datetime: "time",
     dict[str, object]: "object",
     dict[str, int]: "object",
+    list[str]: "list",
+    list[int] | None: "list?",
 }
 
 Fields = dict[str, tuple[str, str]]
