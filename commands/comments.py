@@ -46,6 +46,15 @@ class WriteComment(RequestBody):
     content: Content
 
 
+class NewComment(WriteComment):
+    """A comment on a video, or, with `parentId`, a reply to a comment there.
+
+    A reply to a reply belongs to the same comment as that.
+    """
+
+    parent_id: UUID | None = None
+
+
 class CommentDeleted(Wire):
     """The comment is gone from every read; removed, its author still sees it."""
 
@@ -120,18 +129,23 @@ class NewText:
 
 @dataclass(frozen=True)
 class PostComment(Command[SeenComment]):
-    """Post a comment under an id that was never used."""
+    """Post a comment under an id that was never used; with a parent, as a reply to that comment."""
 
     comment_id: UUID
     text: NewText
+    parent_id: UUID | None = None
 
     def streams(self) -> Sequence[UUID]:
-        return (self.comment_id, *self.text.streams())
+        parent = () if self.parent_id is None else (self.parent_id,)
+        return (self.comment_id, *parent, *self.text.streams())
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
+        video_id, parent_id = self.text.video_id, self.parent_id
         hold = self.text.admit(aggregates)
+        if parent_id is not None:
+            parent_id = aggregates.get(Comment, parent_id).require_thread(video_id)
         comment = aggregates.get(Comment, self.comment_id)
-        comment.post(self.text.video_id, self.text.content, origin, hold)
+        comment.post(video_id, self.text.content, origin, hold, parent_id)
         return as_seen(comment)
 
 
@@ -211,6 +225,20 @@ class FindVideoOfComment(LogQuery[UUID]):
 
 
 @dataclass(frozen=True)
+class FindThread(LogQuery[UUID]):
+    """Return to which comment on a video a reply belongs that answers this one; NotFound."""
+
+    comment_id: UUID
+    video_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> UUID:
+        return aggregates.get(Comment, self.comment_id).require_thread(self.video_id)
+
+
+@dataclass(frozen=True)
 class FindVideoOwner(LogQuery[str]):
     """Return whose video it is; refuse one that the viewer may not see."""
 
@@ -231,6 +259,7 @@ def as_seen(comment: Comment) -> SeenComment:
     return SeenComment(
         comment_id=comment.id,
         video_id=comment.video_id,
+        parent_id=comment.parent_id,
         user_id=comment.author,
         content=comment.content,
         language=comment.language,
@@ -251,9 +280,9 @@ router = APIRouter(tags=["comments"], dependencies=TOKEN_FIRST)
     status_code=201,
     response_model=SeenComment,
     responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
-    summary="Post a comment",
+    summary="Post a comment, or a reply to one",
 )
-async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> Response:
+async def post_comment(video_id: UUID, body: NewComment, request: Request) -> Response:
     """Where it has to be approved, the answer says `status: "held"`."""
     execute = await executor(request)
     if (repeated := await execute.recall()) is not None:
@@ -261,7 +290,10 @@ async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> 
     if execute.services.quotas is not None:
         await execute.services.quotas.comment(execute.actor)
     text = await _new_text(execute, video_id, body)
-    return await execute(PostComment(uuid4(), text), status=201)
+    parent_id = body.parent_id
+    if parent_id is not None:
+        parent_id = await execute.value(FindThread(parent_id, video_id))
+    return await execute(PostComment(uuid4(), text, parent_id), status=201)
 
 
 @router.patch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
@@ -38,15 +39,18 @@ class Comment(Aggregate):
     TOPIC = "comment"
 
     class Event(Aggregate.Event):
+        """Tells of a reply which comment it answers: one that is itself no reply."""
+
         video_id: UUID
         author: Annotated[str, Personal("author")]
+        parent_id: UUID | None = field(default=None, kw_only=True)
 
     class Posted(Event):
         TOPIC = "comment.posted.v1"
         content: Annotated[str, Personal("author")]
 
         def apply(self, comment: Comment) -> None:
-            comment._begin(self.video_id, self.author, self)
+            comment._begin(self)
 
     class Edited(Event):
         TOPIC = "comment.edited.v1"
@@ -72,7 +76,7 @@ class Comment(Aggregate):
         video_owner: Annotated[str, Personal("video_owner")]
 
         def apply(self, comment: Comment) -> None:
-            comment._begin(self.video_id, self.author, self)
+            comment._begin(self)
             comment._hold(self.cause)
 
     class Resubmitted(Event):
@@ -232,6 +236,7 @@ class Comment(Aggregate):
 
     def __init__(self) -> None:
         self.video_id: UUID | None = None
+        self.parent_id: UUID | None = None
         self.author = ""
         self.content = ""
         self.revision = 0
@@ -247,12 +252,20 @@ class Comment(Aggregate):
         self.removed_as: ActingAs | None = None
         self.stated_reason: str | None = None
 
-    def post(self, video_id: UUID, content: str, origin: Origin, hold: Hold | None = None) -> None:
+    def post(
+        self,
+        video_id: UUID,
+        content: str,
+        origin: Origin,
+        hold: Hold | None = None,
+        parent_id: UUID | None = None,
+    ) -> None:
         """Post or hold the comment of the actor; once that was done, this records nothing."""
         if self.version > 0:
             return
         check_text(content, "content", max_length=MAX_LENGTH)
-        written = {"video_id": video_id, "author": origin.actor, "content": content}
+        keys = {"video_id": video_id, "author": origin.actor, "parent_id": parent_id}
+        written = {**keys, "content": content}
         if hold is None:
             self.record(self.Posted, origin, **written)
         else:
@@ -442,6 +455,15 @@ class Comment(Aggregate):
             raise NotFound(UNKNOWN)
         return self.require_known()
 
+    def require_thread(self, video_id: UUID) -> UUID:
+        """Return the comment to which a reply to this one belongs: the one that is no reply itself.
+
+        Raise NotFound unless everybody sees this one, on that video.
+        """
+        if self.require_posted() != video_id:
+            raise NotFound(UNKNOWN)
+        return self.parent_id or self.id
+
     def require_known(self) -> UUID:
         """Return the video that the comment is on, whoever sees it; raise NotFound once deleted."""
         if self.video_id is None or self.standing is Standing.DELETED:
@@ -453,7 +475,8 @@ class Comment(Aggregate):
         return NotAllowed(message) if self.standing is Standing.POSTED else NotFound(UNKNOWN)
 
     def _record(self, event: type[Event], origin: Origin, **fields: Any) -> None:
-        self.record(event, origin, video_id=self.video_id, author=self.author, **fields)
+        keys = {"video_id": self.video_id, "author": self.author, "parent_id": self.parent_id}
+        self.record(event, origin, **keys, **fields)
 
     def _is_present(self, revision: int) -> bool:
         return self.standing is Standing.POSTED and revision == self.revision
@@ -476,8 +499,9 @@ class Comment(Aggregate):
     def _conflict(self, message: str, **state: Any) -> Conflict:
         return Conflict(message, commentStatus=self.standing, **state)
 
-    def _begin(self, video_id: UUID, author: str, written: Posted | Submitted) -> None:
-        self.video_id, self.author, self.content = video_id, author, written.content
+    def _begin(self, written: Posted | Submitted) -> None:
+        self.video_id, self.parent_id = written.video_id, written.parent_id
+        self.author, self.content = written.author, written.content
         self.revision, self.posted_at = 1, written.timestamp
         self.written_at = written.timestamp
         self.standing = Standing.POSTED
