@@ -28,15 +28,17 @@ CREATE TABLE {schema}.comment_counts (
     WITH (fillfactor = 50);
 CREATE INDEX comment_counts_by_video ON {schema}.comment_counts (video_id)
 """
-PERSONAL = PersonalTable(
-    name="likes.comment_likes",
-    holds="likes of comments that stand",
-    kept="follows the event log",
-    table="{schema}.comment_likes",
-    projection="likes",
-    columns=("viewer",),
-    # Their number stays, as that of likes of videos does.
-    forget=Deleted(),
+PERSONAL = (
+    PersonalTable(
+        name="likes.comment_likes",
+        holds="likes of comments that stand",
+        kept="follows the event log",
+        table="{schema}.comment_likes",
+        projection="likes",
+        columns=("viewer",),
+        # Their number stays, as that of likes of videos does.
+        forget=Deleted(),
+    ),
 )
 
 ADD: LiteralString = """

@@ -44,8 +44,8 @@ SELECT video_id, comments - coalesce((
 FROM {schema}.counts c WHERE video_id = ANY (%s)
 """
 SHOWN: LiteralString = f"""
-SELECT c.{COLUMNS.replace(", ", ", c.")}, coalesce(t.likes, 0),
-       CASE WHEN c.parent_id IS NULL THEN coalesce(t.replies, 0) END, t.score
+SELECT c.{COLUMNS.replace(", ", ", c.")}, coalesce(t.likes, 0) AS like_count,
+       CASE WHEN c.parent_id IS NULL THEN coalesce(t.replies, 0) END AS reply_count, t.score
 FROM {{schema}}.comments c LEFT JOIN {{schema}}.tallies t USING (comment_id)
 WHERE"""
 FOUND: LiteralString = SHOWN + " comment_id = ANY (%(ids)s)"

@@ -27,7 +27,7 @@ from projections.comment_likes import ADD_COMMENT_LIKES, CommentLike
 # `likes` holds a row per standing like, `counts` their number per video; the video ids of
 # `removed` get no rows any more, since a like may be recorded just after its video's removal. Those
 # of `private` keep theirs, but no counter that tells anybody who asks.
-TABLES: LiteralString = """
+FIRST_TABLES: LiteralString = """
 CREATE TABLE {schema}.likes (
     video_id uuid NOT NULL,
     viewer text COLLATE "C" NOT NULL,
@@ -39,6 +39,7 @@ CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, likes bigint NOT NULL)
 CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY);
 CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)
 """
+TABLES: LiteralString = f"{FIRST_TABLES};{ADD_COMMENT_LIKES}"
 PERSONAL = (
     PersonalTable(
         name="likes.likes",
@@ -50,7 +51,7 @@ PERSONAL = (
         # Their number stays: it is added up by the events, and never counted from the rows.
         forget=Deleted(),
     ),
-    comment_likes.PERSONAL,
+    *comment_likes.PERSONAL,
 )
 # Before there was a visibility, every video was public.
 ADD_PRIVATE: LiteralString = "CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)"
@@ -106,6 +107,9 @@ WHERE u.upload_id = %s AND u.completed_position IS NOT NULL
 COUNTS: LiteralString = "SELECT video_id, likes FROM {schema}.counts WHERE video_id = ANY (%s)"
 LIKED: LiteralString = """
 SELECT video_id FROM {schema}.likes WHERE video_id = ANY (%s) AND viewer = %s
+"""
+LIKED_COMMENTS: LiteralString = """
+SELECT comment_id FROM {schema}.comment_likes WHERE comment_id = ANY (%s) AND viewer = %s
 """
 LIKED_PAGE: LiteralString = """
 SELECT video_id, position FROM {schema}.likes WHERE viewer = %s AND position < %s
@@ -217,7 +221,7 @@ class Likes(Projection):
     # What may change a count, or whether it is told.
     counted = (VideoLikes.Liked, VideoLikes.Unliked, Upload.VisibilityChanged, Upload.Removed)
     events = (*counted, CommentLikes.Liked, CommentLikes.Unliked, Person.Forgotten)
-    tables: ClassVar[LiteralString] = ";".join((TABLES, ADD_COMMENT_LIKES))
+    tables: ClassVar[LiteralString] = TABLES
     additions: ClassVar[Mapping[int, LiteralString]] = {2: ADD_PRIVATE, 3: ADD_COMMENT_LIKES}
     by_stream = True
     absorbing = (Upload.Removed, Person.Forgotten)
@@ -285,6 +289,13 @@ class Likes(Projection):
         """Return which of these videos the viewer likes."""
         rows = await conn.execute(self.sql(LIKED), (list(videos), viewer))
         return {video for (video,) in await rows.fetchall()}
+
+    async def liked_comments(
+        self, conn: AsyncConnection[TupleRow], viewer: str, comments: Sequence[UUID]
+    ) -> set[UUID]:
+        """Return which of these comments the viewer likes."""
+        rows = await conn.execute(self.sql(LIKED_COMMENTS), (list(comments), viewer))
+        return {comment for (comment,) in await rows.fetchall()}
 
     async def liked_page(
         self, conn: AsyncConnection[TupleRow], viewer: str, before: int, limit: int

@@ -197,8 +197,8 @@ class Comment(Wire):
 
     A reply has a `parent_id`; `reply_count` tells how many replies a comment has that is none
     itself. Reads tell both counts of what everybody sees, and `has_liked` where the caller is
-    known. `status_reason` and `removed_by` tell of a removal. `held_for` and `revision`, the number of
-    its texts, are for those who may approve it.
+    known. `status_reason` and `removed_by` tell of a removal. `held_for` and `revision`, the
+    number of its texts, are for those who may approve it.
     """
 
     comment_id: UUID

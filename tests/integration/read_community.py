@@ -284,7 +284,7 @@ async def look_around(site: Site, video: UUID) -> None:
     await site.queries.cache.videos([video])
     await site.queries.comment_cache.newest(video)
     for fan in FANS:
-        await site.queries.cache.liked(fan, [video])
+        await site.queries.cache.liked.among(fan, [video])
 
 
 class HeldPool:
@@ -310,13 +310,13 @@ class Held:
         self.pool = HeldPool(site.queries.pool)
         names = OwnNames()
         self.videos = VideoCache(self.pool, self.tail, names, Likes())  # type: ignore[arg-type]
-        self.comments = CommentCache(self.pool, self.tail, names)  # type: ignore[arg-type]
+        self.comments = CommentCache(self.pool, self.tail, names, Likes())  # type: ignore[arg-type]
 
     def load(self, what: str, video: UUID, meanwhile: Callable[[], Any]) -> Any:
         """What is loaded, while something happens that the tail hears of before it ends."""
         loads: dict[str, Callable[[], Any]] = {
             "video": lambda: self.videos.videos([video]),
-            "likes": lambda: self.videos.liked("ann", [video]),
+            "likes": lambda: self.videos.liked.among("ann", [video]),
             "comments": lambda: self.comments.newest(video),
         }
 
@@ -333,7 +333,7 @@ class Held:
     def is_kept(self, what: str, video: UUID) -> bool:
         kept = {
             "video": self.videos._videos.peek(video),
-            "likes": self.videos._viewers.peek("ann"),
+            "likes": self.videos.liked.peek("ann"),
             "comments": self.comments._pages.peek(video),
         }
         return kept[what] is not None

@@ -17,7 +17,7 @@ from domain.person import stream_id as person_of
 from domain.upload import Upload, Visibility
 from infra import metrics
 from infra.pseudonyms import OwnNames
-from readapi import video_cache
+from readapi import liked_cache
 from tests.integration.event_log import rows
 from tests.integration.projection_support import origin
 from tests.integration.read_community import (
@@ -212,7 +212,7 @@ def liked_of(site: Site, user: str) -> list[UUID]:
 def test_who_likes_more_than_is_kept_is_told_the_same(
     site: Site, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video_cache, "MOST_LIKES", 3)
+    monkeypatch.setattr(liked_cache, "MOST_LIKES", 3)
     videos = [site.writer.video(OWNER).id for _ in range(6)]
     for count, video in enumerate(videos[:5], 1):
         site.writer.like(video, "ann")
