@@ -61,7 +61,8 @@ WHERE standing = 'removed'
 # `tallies` holds what other streams than a comment's own add to it, in whatever order they come:
 # likes, and replies that are posted (seen while their parent is listed). `position`, and `posted`
 # in seconds since 1970, are there while it is listed: everybody sees it, and it is no reply. There
-# is no row that tells nothing. `score` is the order of the top comments: see `CommentOrder`.
+# is no row that tells nothing. What is added to a row is one for a moment, perhaps with fewer likes
+# than none. `score` is the order of the top comments: see `CommentOrder`.
 ADD_REPLIES: LiteralString = """
 ALTER TABLE {schema}.comments ADD COLUMN parent_id uuid;
 ALTER TABLE {schema}.hidden ADD COLUMN parent_id uuid;
@@ -76,7 +77,7 @@ CREATE TABLE {schema}.tallies (
     position bigint,
     posted bigint,
     score bigint GENERATED ALWAYS AS (
-        posted + floor(2592000 * ln((1 + likes)::float8) / ln(2::float8))::bigint
+        posted + round(2592000 * ln((1 + greatest(likes, 0))::float8) / ln(2::float8))::bigint
     ) STORED)
     WITH (fillfactor = 50);
 CREATE INDEX tallies_top ON {schema}.tallies (video_id, score DESC NULLS LAST, position DESC);

@@ -29,6 +29,7 @@ from tests.integration.read_community import (
     Models,
     asked,
     change,
+    comment_paths,
     look_around,
     paths,
     shown,
@@ -75,7 +76,9 @@ def test_whatever_happens_the_answers_are_those_of_a_new_process(
         disturb(site, models, dice, video)
         about = [*paths({video})]
         others = [*paths(each.id for each in community.uploads[-6:])]
-        chosen = [*dice.sample(about, 8), *dice.sample(others, 4)]
+        chosen = [*dice.sample(about, 10), *dice.sample(others, 4)]
+        if community.comments:
+            chosen += dice.sample([*comment_paths(community.comments[-3:])], 4)
         compare(site, other, models, chosen, f"seed {seed}, {kind.TOPIC}")
 
 
@@ -177,6 +180,32 @@ def test_likes_and_views_are_added_in_memory(site: Site, models: Models) -> None
     models.advance()
     site.forget()
     assert shown(site, video, "ann")["likes"] == 1
+
+
+def test_likes_of_comments_are_added_in_memory(site: Site, models: Models) -> None:
+    """The same of comments, and of replies that nobody has in memory."""
+    video = site.writer.video(OWNER).id
+    comment, other = (site.writer.comment(video) for _ in range(2))
+    site.writer.like_comment(comment, "ann")
+    models.advance()
+
+    def told(user: str | None) -> list[tuple[int, bool | None]]:
+        items = asked(site, f"/videos/{video}/comments", user)[1]["items"]
+        return [(each["likeCount"], each.get("hasLiked")) for each in items]
+
+    assert told("ann") == [(0, False), (1, True)]
+    assert told(None) == [(0, None), (1, None)]
+    loaded = loads("comments"), loads("comment likes")
+    site.writer.like_comment(comment, "bob", "cat")
+    site.writer.like_comment(other, "ann")
+    assert told("ann") == [(1, True), (3, True)]
+    site.writer.save(site.writer.wish_comment("unlike", comment, "ann"))
+    assert told("ann") == [(1, True), (2, False)]
+    assert told(None) == [(1, None), (2, None)]
+    assert (loads("comments"), loads("comment likes")) == loaded
+    models.advance()
+    site.forget()
+    assert told("ann") == [(1, True), (2, False)]
 
 
 def loads(kind: str) -> float:
