@@ -39,10 +39,9 @@ class Comment(Aggregate):
     TOPIC = "comment"
 
     class Event(Aggregate.Event):
-        """Tells of a reply which comment it answers: one that is itself no reply."""
-
         video_id: UUID
         author: Annotated[str, Personal("author")]
+        # The comment that a reply answers, which is no reply itself.
         parent_id: UUID | None = field(default=None, kw_only=True)
 
     class Posted(Event):
@@ -237,8 +236,7 @@ class Comment(Aggregate):
     def __init__(self) -> None:
         self.video_id: UUID | None = None
         self.parent_id: UUID | None = None
-        self.author = ""
-        self.content = ""
+        self.author = self.content = ""
         self.revision = 0
         self.posted_at = self.written_at = BEGINNING
         self.language: str | None = None
@@ -264,12 +262,11 @@ class Comment(Aggregate):
         if self.version > 0:
             return
         check_text(content, "content", max_length=MAX_LENGTH)
-        keys = {"video_id": video_id, "author": origin.actor, "parent_id": parent_id}
-        written = {**keys, "content": content}
+        written = {"video_id": video_id, "author": origin.actor, "content": content}
         if hold is None:
-            self.record(self.Posted, origin, **written)
+            self.record(self.Posted, origin, **written, parent_id=parent_id)
         else:
-            self.record(self.Submitted, origin, **written, **hold._asdict())
+            self.record(self.Submitted, origin, **written, parent_id=parent_id, **hold._asdict())
 
     def edit(self, content: str, origin: Origin, hold: Hold | None = None) -> None:
         """Replace the text, and hold it if need be; the same text again records nothing.
@@ -360,15 +357,9 @@ class Comment(Aggregate):
         """
         settles = language == target_language and self.translation_status in UNSETTLED
         if self._is_present(revision) and (language != self.language or settles):
-            self._record(
-                self.LanguageDetected,
-                origin,
-                revision=revision,
-                language=language,
-                confidence=confidence,
-                detector=detector,
-                target_language=target_language,
-            )
+            known = {"revision": revision, "target_language": target_language}
+            found = {"language": language, "confidence": confidence, "detector": detector}
+            self._record(self.LanguageDetected, origin, **known, **found)
 
     def translate(
         self,
@@ -386,16 +377,10 @@ class Comment(Aggregate):
         """
         made = (target_language, model, prompt_version)
         if self._is_present(revision) and made != self.translation:
-            self._record(
-                self.Translated,
-                origin,
-                revision=revision,
-                original_language=original_language,
-                target_language=target_language,
-                translated_text=translated_text,
-                model=model,
-                prompt_version=prompt_version,
-            )
+            known = {"revision": revision, "original_language": original_language}
+            text = {"target_language": target_language, "translated_text": translated_text}
+            made_by = {"model": model, "prompt_version": prompt_version}
+            self._record(self.Translated, origin, **known, **text, **made_by)
 
     def fail_translation(self, revision: int, reason: str, origin: Origin) -> None:
         """Record that a revision could not be translated, unless that or better is known."""
@@ -405,9 +390,8 @@ class Comment(Aggregate):
     def skip_translation(self, revision: int, needed: bool, reason: str, origin: Origin) -> None:
         """Record that nobody will translate a revision, unless more is known of it."""
         if self._is_present(revision) and self.translation_status == "pending":
-            self._record(
-                self.TranslationSkipped, origin, revision=revision, needed=needed, reason=reason
-            )
+            why = {"needed": needed, "reason": reason}
+            self._record(self.TranslationSkipped, origin, revision=revision, **why)
 
     def translate_target(
         self,
@@ -421,16 +405,10 @@ class Comment(Aggregate):
     ) -> None:
         """Record a translation that readers asked for, once for a revision and a language."""
         if self._is_news(revision, target_language, "translated"):
-            self._record(
-                self.TargetTranslated,
-                origin,
-                revision=revision,
-                original_language=original_language,
-                target_language=target_language,
-                translated_text=translated_text,
-                model=model,
-                prompt_version=prompt_version,
-            )
+            known = {"revision": revision, "original_language": original_language}
+            text = {"target_language": target_language, "translated_text": translated_text}
+            made_by = {"model": model, "prompt_version": prompt_version}
+            self._record(self.TargetTranslated, origin, **known, **text, **made_by)
 
     def leave_target(
         self,

@@ -27,6 +27,8 @@ APPEARED, REPLIED, EDITED, TRANSLATED, COUNTED, REMOVED = (
     *("comment", "reply", "comment-edited"),
     *("comment-translated", "comment-counts", "comment-removed"),
 )
+# What happened to a comment meanwhile is told as one event, which shows all of it.
+MOST_NEWS_FIRST = (APPEARED, REPLIED, EDITED, TRANSLATED, COUNTED)
 # What is not here, nobody but those whom it concerns may see.
 KINDS: Mapping[str, str] = {
     topic: kind

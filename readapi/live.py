@@ -43,12 +43,9 @@ from projections.comments import Comments
 from projections.likes import Likes
 from readapi.comment_cache import CommentCache, ToldComment
 from readapi.comment_changes import (
-    APPEARED,
     COUNTED,
-    EDITED,
+    MOST_NEWS_FIRST,
     REMOVED,
-    REPLIED,
-    TRANSLATED,
     ChangesByVideo,
     CommentChange,
     CommentChanges,
@@ -70,9 +67,6 @@ RETRY_MS = 2_000
 MAX_WATCHERS = 10_000
 MOST_COMMENTS = 100
 """Of one video at once, and for one client that is slow: where there are more, it reads again."""
-
-# What happened to a comment meanwhile is told as one event, which shows all of it.
-MOST_NEWS_FIRST = (APPEARED, REPLIED, EDITED, TRANSLATED, COUNTED)
 
 LIVE_WATCHERS = gauge(
     "backlot_live_watchers", "Clients that follow a video's likes and comments as they change."
