@@ -141,7 +141,7 @@ class CommentChanges:
         if position < self._floor:
             return None
         found: defaultdict[UUID, list[CommentChange]] = defaultdict(list)
-        for changes in (self._counted.values(), self._changes):
+        for changes in (self._changes, self._counted.values()):
             for change in reversed(changes):
                 if change.position <= position:
                     break
