@@ -141,8 +141,8 @@ class CommentChanges:
         if position < self._floor:
             return None
         found: defaultdict[UUID, list[CommentChange]] = defaultdict(list)
-        for changes in (self._changes, self._counted.values()):
-            for change in reversed(changes):
+        for kept in (self._changes, self._counted.values()):
+            for change in reversed(kept):
                 if change.position <= position:
                     break
                 found[change.video_id].append(change)
