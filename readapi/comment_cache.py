@@ -25,8 +25,8 @@ from projections.comment_order import IN_THREAD
 from projections.comments import Comments
 from projections.likes import Likes
 from readapi.caches import Lru
-from readapi.liked_cache import LikedCache, likes_of_viewer
-from readapi.video_cache import MOST_CHANGES, OF_EVERYTHING
+from readapi.liked_cache import MOST_CHANGES, LikedCache, likes_of_viewer
+from readapi.video_cache import OF_EVERYTHING
 
 MOST_PAGES = 5_000
 MOST_COMMENTS = 20

@@ -144,6 +144,7 @@ async def get_comment(
     known, choice = Asked(queries, fresh, caller), queries.requests.choice(request, lang)
     models = [queries.catalog, queries.comments, *_translations(known, choice)]
     hidden: Mapping[UUID, HiddenComment] = {}
+    found: Mapping[UUID, TranslationRow] = {}
     async with queries.reading(fresh, *models) as conn:
         row = await queries.comments.shown(conn, comment_id)
         if row is None:
