@@ -71,13 +71,13 @@ from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
 from readapi.comment_cache import CommentCache
-from readapi.comments import TranslationRequests
 from readapi.erasure import ErasureSearch
 from readapi.events import PublishedMessages
 from readapi.likes import LikeCounts
 from readapi.live import LiveLimits, LiveVideos
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
+from readapi.translation import TranslationRequests
 from readapi.video_cache import VideoCache
 from readapi.webhooks import WebhookSource
 from workers.likes import open_counters
@@ -316,7 +316,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         ranking_seconds=min(1.0, settings.trending.invalidate_seconds),
         offer_seconds=settings.recommendations.invalidate_seconds,
     )
-    comments = CommentCache(pool, tail, parts.persons)
+    comments = CommentCache(pool, tail, parts.persons, likes)
     waiting = Waiting(pool, parts.models.all())
     live = LiveVideos(
         *(pool, tail, cache, comments, waiting),

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 
 import commands.catalog
+import commands.comment_likes
 import commands.comments
 import commands.dismissals
 import commands.endpoint
@@ -55,6 +56,7 @@ import readapi.operations
 import readapi.privacy
 import readapi.recommendations
 import readapi.revocations
+import readapi.translation
 import readapi.webhooks
 import workers.analytics
 import workers.erasure
@@ -72,6 +74,7 @@ import workers.webhooks
 from backlot import health
 from backlot.health import DoctorPart
 from domain.comment import Comment
+from domain.comment_likes import CommentLikes
 from domain.dismissals import Dismissal
 from domain.model import Aggregate
 from domain.moderation import ContentReport, ModerationCase, UserBlock
@@ -173,11 +176,11 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="comments",
-        aggregates=(Comment,),
-        commands=(commands.comments.router,),
+        aggregates=(Comment, CommentLikes),
+        commands=(commands.comments.router, commands.comment_likes.router),
         queries=(readapi.comments.router,),
         projections=(Comments,),
-        personal=(*projections.comment_tables.PERSONAL, *readapi.comments.PERSONAL),
+        personal=projections.comment_tables.PERSONAL,
     ),
     Feature(
         name="moderation",
@@ -196,7 +199,11 @@ FEATURES: tuple[Feature, ...] = (
         tasks=(TRANSLATE_COMMENT, TRANSLATE_ON_DEMAND),
         settings=(features.TranslationSettings,),
         checks=(health.language_model,),
-        personal=(*projections.translation.PERSONAL, *workers.translator.PERSONAL),
+        personal=(
+            *projections.translation.PERSONAL,
+            *workers.translator.PERSONAL,
+            *readapi.translation.PERSONAL,
+        ),
     ),
     Feature(
         name="speech",

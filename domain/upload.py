@@ -390,9 +390,13 @@ class Upload(Aggregate):
         """Return whether the viewer may see what this is or will be."""
         return is_visible(self.visibility, self.owner, viewer)
 
+    def is_there_for(self, viewer: VideoViewer) -> bool:
+        """Return whether this is a video that the viewer may see."""
+        return self.status is Status.COMPLETED and self.visible_to(viewer)
+
     def require_visible(self, viewer: VideoViewer) -> None:
         """Raise NotFound unless this is a video that the viewer may see."""
-        if self.status is not Status.COMPLETED or not self.visible_to(viewer):
+        if not self.is_there_for(viewer):
             raise NotFound("There is no such video.")
 
     def require_known(self) -> None:

@@ -41,12 +41,11 @@ from infra.settings import Settings
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
-from readapi.comment_cache import CommentCache
+from readapi.comment_cache import CommentCache, ToldComment
 from readapi.comment_changes import (
-    APPEARED,
-    EDITED,
+    COUNTED,
+    MOST_NEWS_FIRST,
     REMOVED,
-    TRANSLATED,
     ChangesByVideo,
     CommentChange,
     CommentChanges,
@@ -324,7 +323,7 @@ class LiveVideos:
         missed = {each: self._changes.since(each) for each in positions}
         news = {(each, video): _news(missed[each], video) for each, video in alike}
         changes = [change for each in news.values() for change in each or ()]
-        comments: Mapping[UUID, bytes] = {}
+        comments: Mapping[UUID, ToldComment] = {}
         if changes:
             found = await self._found(changes)
             if found is None:
@@ -338,7 +337,7 @@ class LiveVideos:
             watch.tell(pieces[watch.position or 0, watch.video_id], now)
         return True
 
-    async def _found(self, changes: Sequence[CommentChange]) -> dict[UUID, bytes] | None:
+    async def _found(self, changes: Sequence[CommentChange]) -> dict[UUID, ToldComment] | None:
         """Return those of the comments that everybody sees; None where that is not known yet."""
         ids = list({change.comment_id for change in changes})
         wanted = max(change.position for change in changes)
@@ -365,7 +364,7 @@ def _news(missed: ChangesByVideo | None, video_id: UUID) -> Sequence[CommentChan
 
 
 def _pieces(
-    changes: Sequence[CommentChange], comments: Mapping[UUID, bytes], position: int
+    changes: Sequence[CommentChange], comments: Mapping[UUID, ToldComment], position: int
 ) -> list[bytes]:
     """Return the events of a stretch that ends at a position: one for each comment, as it is now.
 
@@ -380,17 +379,24 @@ def _pieces(
     if first:
         first[next(reversed(first))] = position
     return [
-        b"id: %b\n%b"
-        % (encode_position(at).encode(), _piece(kinds[each], each, comments.get(each)))
+        b"id: %b\n%b" % (encode_position(at).encode(), piece)
         for each, at in first.items()
+        if (piece := _piece(kinds[each], each, comments.get(each)))
     ]
 
 
-def _piece(kinds: set[str], comment_id: UUID, comment: bytes | None) -> bytes:
-    kind = next((each for each in (APPEARED, EDITED, TRANSLATED) if each in kinds), REMOVED)
+def _piece(kinds: set[str], comment_id: UUID, comment: ToldComment | None) -> bytes:
+    """Return what is told of a comment; nothing of counts that nobody sees."""
+    kind = next((each for each in MOST_NEWS_FIRST if each in kinds), REMOVED)
+    if comment is None and kinds == {COUNTED}:
+        return b""
     if comment is None or kind == REMOVED:
-        kind, comment = REMOVED, orjson.dumps({"commentId": comment_id})
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), comment)
+        kind, told = REMOVED, orjson.dumps({"commentId": comment_id})
+    elif kind == COUNTED:
+        told = comment.counts()
+    else:
+        told = comment.told()
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), told)
 
 
 def reset(video_id: UUID, position: int) -> bytes:
@@ -442,10 +448,12 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Server-sent events. `likes`: how many like the video, in `likesCount`; at "
         "once, then whenever that changes. `comment`: one that everybody sees from now on, posted, "
-        "approved or restored; `comment-edited`; `comment-translated`: what is known of its "
-        "language and translation is new. Their data are the `Comment` as `GET "
-        "/videos/{video_id}/comments` shows it to everybody. `comment-removed`: one that not "
-        "everybody sees any more, by its `commentId`. `reset`: more has happened than is told; "
+        "approved or restored; `reply`: the same of a reply to one; `comment-edited`; "
+        "`comment-translated`: what is known of its language and translation is new. Their data "
+        "are the `Comment` as `GET /videos/{video_id}/comments` shows it to everybody. "
+        "`comment-counts`: likes and replies of one, `likeCount` and `replyCount`, by its "
+        "`commentId`. `comment-removed`: one that not everybody sees any more, and no reply to it, "
+        "by its `commentId`. `reset`: more has happened than is told; "
         "read the comments again. `removed`, the last one: the video is, or is private by now. "
         "The `id` of an event is a `Backlot-Position`.",
         "headers": sends("X-Accel-Buffering"),

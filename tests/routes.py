@@ -87,6 +87,11 @@ ROUTES: tuple[Line, ...] = (
     # Comments.
     Line("POST /videos/{video_id}/comments", TOKEN, 201, body={"content": "Nice rain"}),
     Line("GET /videos/{video_id}/comments", ANYBODY),
+    Line("GET /comments/{comment_id}", ANYBODY),
+    Line("GET /comments/{comment_id}/replies", ANYBODY),
+    Line("PUT /comments/{comment_id}/like", TOKEN),
+    Line("DELETE /comments/{comment_id}/like", TOKEN),
+    Line("GET /comments/{comment_id}/like", ANYBODY),
     Line("PATCH /comments/{comment_id}", OWNER, body={"content": "Nicer rain"}),
     Line("DELETE /comments/{comment_id}", OWNER | MODERATORS, spends=True),
     # Moderation.

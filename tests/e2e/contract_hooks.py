@@ -90,6 +90,11 @@ class World:
         if "correlation_id" in names and len(names["correlation_id"]) == 1:
             names["correlation_id"] = CONVERSATION
 
+    def answer(self, case: schemathesis.Case[Any]) -> None:
+        """Have a comment reply to one that exists."""
+        if isinstance(case.body, dict) and _is_uuid(case.body.get("parentId")):
+            case.body["parentId"] = self._comment(self._client)
+
     def hurry(self, case: schemathesis.Case[Any]) -> None:
         """Wait for nothing: at the end of the log a wait takes as long as it says."""
         wait = str((case.query or {}).get("wait", ""))
@@ -236,6 +241,7 @@ def before_add_examples(context: schemathesis.HookContext, examples: list[Any]) 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: Any, kwargs: dict[str, Any]) -> None:
     world.place(case)
+    world.answer(case)
     world.hurry(case)
     world.recommend(case)
     world.forget(case)
