@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +404,8 @@ async def _commands(
         quotas=None if buckets is None else Quotas(buckets, settings.quotas),
         reservations=await open_reservations(parts, stack),
         watched_words=WatchedWords(settings.moderation.words),
+        upload_idle=timedelta(days=settings.uploads.idle_days),
+        upload_longest=timedelta(days=settings.uploads.longest_days),
     )
 
 

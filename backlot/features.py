@@ -18,6 +18,7 @@ import commands.likes
 import commands.moderation
 import commands.operations
 import commands.revocations
+import commands.tus
 import commands.uploads
 import commands.watch
 import engine.dead_letters
@@ -237,7 +238,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="uploads",
         aggregates=(Upload,),
-        commands=(commands.catalog.router, commands.uploads.router),
+        commands=(commands.catalog.router, commands.uploads.router, commands.tus.router),
         queries=(readapi.catalog.router, readapi.catalog.uploads),
         lookups=workers.uploads.lookups,
         projections=(Catalog,),
