@@ -80,24 +80,32 @@ def _parameter(name: str, about: str, required: bool, **schema: Any) -> dict[str
     }  # fmt: skip
 
 
-PARAMETERS = {
-    "Tus-Resumable": _parameter("Tus-Resumable", "The protocol's version.", True, enum=[VERSION]),
-    "Upload-Length": _parameter(
-        "Upload-Length", "The exact size of the file in bytes.", True, pattern="^[0-9]{1,15}$"
-    ),
-    "Upload-Metadata": _parameter(
-        "Upload-Metadata",
-        "Pairs of a name and its value in base64, with commas: `filename`, `filetype`, `title`, "
-        "`description`, `category`, `visibility`, `commentPolicy`; others are ignored.",
-        True,
-        examples=["filename cmFpbi5tcDQ=,filetype dmlkZW8vbXA0"],
-    ),
-    "Upload-Offset": _parameter(
-        "Upload-Offset", "Where within the file the bytes belong.", True, pattern="^[0-9]{1,15}$"
-    ),
-    "Upload-Checksum": _parameter(
-        "Upload-Checksum", f"One of {', '.join(CHECKSUMS)}, a space, the digest in base64.", False
-    ),
+PARAMETERS: dict[str, dict[str, Any]] = {
+    each["name"]: each
+    for each in (
+        _parameter("Tus-Resumable", "The protocol's version.", True, enum=[VERSION]),
+        _parameter(
+            "Upload-Length", "The exact size of the file in bytes.", True, pattern="^[0-9]{1,15}$"
+        ),
+        _parameter(
+            "Upload-Metadata",
+            "Pairs of a name and its value in base64, with commas: `filename`, `filetype`, `title`, "
+            "`description`, `category`, `visibility`, `commentPolicy`; others are ignored.",
+            True,
+            examples=["filename cmFpbi5tcDQ=,filetype dmlkZW8vbXA0"],
+        ),
+        _parameter(
+            "Upload-Offset",
+            "Where within the file the bytes belong.",
+            True,
+            pattern="^[0-9]{1,15}$",
+        ),
+        _parameter(
+            "Upload-Checksum",
+            f"One of {', '.join(CHECKSUMS)}, a space, the digest in base64.",
+            False,
+        ),
+    )
 }
 BODY: dict[str, Any] = {
     "requestBody": {
