@@ -18,6 +18,7 @@ import commands.likes
 import commands.moderation
 import commands.operations
 import commands.revocations
+import commands.s3_uploads
 import commands.tus
 import commands.uploads
 import commands.watch
@@ -238,7 +239,12 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="uploads",
         aggregates=(Upload,),
-        commands=(commands.catalog.router, commands.uploads.router, commands.tus.router),
+        commands=(
+            commands.catalog.router,
+            commands.uploads.router,
+            commands.s3_uploads.router,
+            commands.tus.router,
+        ),
         queries=(readapi.catalog.router, readapi.catalog.uploads),
         lookups=workers.uploads.lookups,
         projections=(Catalog,),

@@ -23,14 +23,7 @@ from pydantic import ValidationError
 from commands.endpoint import Execute, executor
 from commands.upload_queries import FindUploadDetails, UploadDetails
 from commands.upload_shapes import StartUpload, UploadBegun
-from commands.uploads import (
-    AbortUpload,
-    UploadFinalizing,
-    alone,
-    begin_upload,
-    complete,
-    drop,
-)
+from commands.uploads import UploadFinalizing, begin_upload, complete, give_up
 from domain.upload import Status
 from infra.http.problems import Problem, problems
 from infra.http.requests import add_header, header
@@ -89,8 +82,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         ),
         _parameter(
             "Upload-Metadata",
-            "Pairs of a name and its value in base64, with commas: `filename`, `filetype`, `title`, "
-            "`description`, `category`, `visibility`, `commentPolicy`; others are ignored.",
+            "Pairs of a name and its value in base64, with commas: `filename`, `filetype`, "
+            "`title`, `description`, `category`, `visibility`, `commentPolicy`. "
+            "Others are ignored.",
             True,
             examples=["filename cmFpbi5tcDQ=,filetype dmlkZW8vbXA0"],
         ),
@@ -230,10 +224,7 @@ async def send_bytes(upload_id: UUID, request: Request) -> Response:
 )
 async def terminate_upload(upload_id: UUID, request: Request) -> Response:
     async with _speaking(request):
-        execute = await executor(request)
-        async with alone(execute, upload_id) as held:
-            answer = await execute(AbortUpload(upload_id))
-            await drop(execute.services.objects, held.facts.object_key, held.facts.store_upload_id)
+        answer = await give_up(upload_id, await executor(request))
         return Response(status_code=204, headers=_position(answer))
 
 

@@ -329,7 +329,11 @@ async def complete(upload_id: UUID, named: Sequence[UploadedPart], execute: Exec
     summary="Abort the upload",
 )
 async def abort_upload(upload_id: UUID, request: Request) -> Response:
-    execute = await executor(request)
+    return await give_up(upload_id, await executor(request))
+
+
+async def give_up(upload_id: UUID, execute: Execute) -> Response:
+    """Abort an upload, and free what the store has of it; raise what `alone` raises, Conflict."""
     # Under the lock too, so that no parts are taken from under a completion.
     async with alone(execute, upload_id) as held:
         answer = await execute(AbortUpload(upload_id))

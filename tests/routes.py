@@ -111,6 +111,10 @@ ROUTES: tuple[Line, ...] = (
     # Nothing has arrived that could be completed.
     Line("POST /uploads/{upload_id}/complete", OWNER, 422),
     Line("DELETE /uploads/{upload_id}", OWNER, spends=True),
+    # Their ends as S3 has them: nothing has arrived here either.
+    Line("GET /uploads/{upload_id}/s3", OWNER_OR_ADMIN),
+    Line("POST /uploads/{upload_id}/s3", OWNER, 422),
+    Line("DELETE /uploads/{upload_id}/s3", OWNER, 204, spends=True),
     # The same by tus.
     Line("OPTIONS /tus/uploads", ANYBODY, 204),
     Line("POST /tus/uploads", TOKEN, 201, headers=TUS_BEGUN),

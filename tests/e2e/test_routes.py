@@ -146,7 +146,7 @@ OF_THE_PROCESS = {
 # told to the security log each time, lists that are named when something of them is chosen, and
 # how far an upload is.
 NOT_KEPT = {
-    *("GET /events", "GET /tus/uploads/{upload_id}"),
+    *("GET /events", "GET /tus/uploads/{upload_id}", "GET /uploads/{upload_id}/s3"),
     *("GET /videos/{video_id}/events", "GET /recommendations", "GET /videos/recommendations"),
     *("GET /users/{user_id}/export", "GET /users/{user_id}/pseudonym"),
 }
