@@ -15,7 +15,7 @@ from infra.http.problems import Problem, problems
 from infra.http.responses import NOT_MODIFIED, conditional, conditional_wire
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
-from infra.objects.s3_xml import S3Response, documented
+from infra.objects.s3_xml import Field, S3Response, documented
 from projections.catalog import UploadRow
 from readapi.caches import Listed, ListSegment
 from readapi.pages import (
@@ -229,11 +229,15 @@ async def list_parts_as_s3(
     upload_id: UUID, queries: Read, caller: Caller, fresh: Fresh
 ) -> Response:
     found = await _own_upload(upload_id, queries, caller, fresh)
-    parts = [
+    parts: list[Field] = [
         ("Part", [("PartNumber", part.number), ("ETag", f'"{part.etag}"'), ("Size", part.size)])
         for part in await _arrived_parts(found, queries.objects)
     ]
-    upload = [("Key", found.object_key), ("UploadId", str(upload_id)), ("IsTruncated", "false")]
+    upload: list[Field] = [
+        ("Key", found.object_key),
+        ("UploadId", str(upload_id)),
+        ("IsTruncated", "false"),
+    ]
     return S3Response.of("ListPartsResult", [*upload, *parts])
 
 

@@ -233,8 +233,9 @@ class _Incoming:
                 raise PartTooLarge("More bytes came than this request may send.")
 
     async def _next(self, most: int) -> bytes:
-        chunk = self._left or await anext(self._chunks, None)
-        if chunk is None:
+        try:
+            chunk = self._left or await anext(self._chunks)
+        except StopAsyncIteration:
             self.ended = True
             return b""
         self._left = chunk[most:]
@@ -244,7 +245,7 @@ class _Incoming:
 def _new_file() -> BinaryIO:
     """Return an unnamed temporary file. Raise ObjectStoreUnavailable."""
     try:
-        return TemporaryFile()  # type: ignore[return-value]  # a wrapper elsewhere than on POSIX
+        return TemporaryFile()
     except OSError as error:
         raise _no_room(error) from error
 

@@ -11,7 +11,8 @@ from fastapi import Response
 MEDIA_TYPE = "application/xml"
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
-Fields = Iterable[tuple[str, "str | int | Fields"]]
+Field = tuple[str, "str | int | Iterable[Field]"]
+"""An element's name and its text, or the elements in it."""
 
 
 class S3Response(Response):
@@ -20,7 +21,9 @@ class S3Response(Response):
     media_type = MEDIA_TYPE
 
     @classmethod
-    def of(cls, name: str, fields: Fields, headers: Mapping[str, str] | None = None) -> Self:
+    def of(
+        cls, name: str, fields: Iterable[Field], headers: Mapping[str, str] | None = None
+    ) -> Self:
         """Return the answer that is one element of this name, with these fields in it."""
         root = Element(name, xmlns=NAMESPACE)
         _fill(root, fields)
@@ -32,7 +35,7 @@ def documented(about: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": about, "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}}
 
 
-def _fill(element: Element, fields: Fields) -> None:
+def _fill(element: Element, fields: Iterable[Field]) -> None:
     for name, value in fields:
         inner = SubElement(element, name)
         if isinstance(value, str | int):

@@ -83,13 +83,13 @@ def test_what_the_server_can_is_told_to_anybody(server: Program) -> None:
 
 @pytest.mark.parametrize("step", [PART // 3, PART, 2 * PART + 5, len(FILM)])
 def test_a_film_arrives_in_requests_of_any_size(tus: httpx.Client, step: int) -> None:
-    url = create(tus)
+    url, answers = create(tus), []
     for at in range(0, len(FILM), step):
         assert offset(tus, url) == at
-        answer = patch(tus, url, at, FILM[at : at + step])
-        assert answer.status_code == 204, answer.text
-        assert answer.headers["Upload-Offset"] == str(min(at + step, len(FILM)))
-    assert played(tus, url, answer) == FILM
+        answers.append(patch(tus, url, at, FILM[at : at + step]))
+        assert answers[-1].status_code == 204, answers[-1].text
+        assert answers[-1].headers["Upload-Offset"] == str(min(at + step, len(FILM)))
+    assert played(tus, url, answers[-1]) == FILM
     assert offset(tus, url) == len(FILM)
     # A repeat of the last request, whose answer was lost, changes nothing.
     assert patch(tus, url, len(FILM), b"").status_code == 204

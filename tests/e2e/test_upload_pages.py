@@ -102,7 +102,8 @@ def begin(page: Page, where: str, server: str, token: str, film: Path) -> None:
 def finished(page: Page) -> str:
     """The video's id, once the page tells it."""
     output = page.locator("output")
-    told = eventually(lambda: found if ":" in (found := output.inner_text()) else "")
+    under_way = ("", "sending", "resuming")
+    told = eventually(lambda: "" if (found := output.inner_text()) in under_way else found)
     assert told.startswith("done: "), told
     return told.removeprefix("done: ")
 
