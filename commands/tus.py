@@ -150,9 +150,10 @@ async def tell_protocol(request: Request) -> Response:
 async def create_upload(request: Request) -> Response:
     """With a body, that is the first of its bytes."""
     async with _speaking(request):
-        length, told = _number(request, "Upload-Length"), _text(request, "Upload-Metadata")
-        asks = f"{length}\n{told}".encode()
+        told = _text(request, "Upload-Metadata")
+        asks = f"{_text(request, 'Upload-Length')}\n{told}".encode()
         execute = await executor(request, asks)
+        length = _number(request, "Upload-Length")
         if length > (most := execute.services.max_upload_bytes):
             raise Problem(413, "too-large", f"A file has at most {most} bytes.")
         has_bytes = _has_bytes(request)
@@ -206,10 +207,10 @@ async def tell_offset(upload_id: UUID, request: Request) -> Response:
 )
 async def send_bytes(upload_id: UUID, request: Request) -> Response:
     async with _speaking(request):
-        offset = _number(request, "Upload-Offset")
+        execute, offset = await executor(request), _number(request, "Upload-Offset")
         if not _has_bytes(request):
             raise Problem(415, "unsupported-media-type", f"Send bytes, as `{BYTES}`.")
-        headers = await _take(request, await executor(request), upload_id, offset)
+        headers = await _take(request, execute, upload_id, offset)
         return Response(status_code=204, headers=headers)
 
 

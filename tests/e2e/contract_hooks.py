@@ -28,6 +28,8 @@ ENDLESS = "/videos/{video_id}/events"
 LONGEST_WAIT_SECONDS = 30
 # What is sent to signed URLs, which take a part of this size only.
 PART = b"0"
+# As which tus sends bytes of a file.
+BYTES = "application/offset+octet-stream"
 # Members of bodies, and the kinds of real inputs that are tried in each.
 REAL = {
     "title": ["texts"],
@@ -181,6 +183,7 @@ def _is_uuid(text: object) -> bool:
     return True
 
 
+schemathesis.serializer.alias(BYTES, "application/octet-stream")
 world = World()
 
 

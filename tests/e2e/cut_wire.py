@@ -20,7 +20,6 @@ class CutWire:
         self._open: list[socket.socket] = []
         self._threads: list[Thread] = []
         self.left = NO_LIMIT
-        self.carried = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
@@ -32,9 +31,9 @@ class CutWire:
                 self._connect(client)
 
     def mend(self) -> None:
-        """Carry whatever comes from now on, and count it anew."""
+        """Carry whatever comes from now on."""
         with self._lock:
-            self.left, self.carried = NO_LIMIT, 0
+            self.left = NO_LIMIT
 
     def close(self) -> None:
         """End everything."""
@@ -70,7 +69,6 @@ class CutWire:
     def _spend(self, size: int) -> bool:
         with self._lock:
             self.left -= size
-            self.carried += size
             return self.left <= 0
 
     def _cut(self) -> None:
