@@ -78,7 +78,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     for each in (
         _parameter("Tus-Resumable", "The protocol's version.", True, enum=[VERSION]),
         _parameter(
-            "Upload-Length", "The exact size of the file in bytes.", True, pattern="^[0-9]{1,15}$"
+            "Upload-Length",
+            "The exact size of the file in bytes.",
+            True,
+            pattern="^[0-9]{1,15}$",
+            examples=["10"],
         ),
         _parameter(
             "Upload-Metadata",
