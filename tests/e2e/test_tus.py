@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import socket
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -14,7 +16,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from commands.tus import MOST_BODIES_OF_ONE
 from tests.e2e import plain
+from tests.e2e.conftest import SMALL_PARTS
 from tests.e2e.program import Program
 from tests.e2e.videos import MP4, problem, read, see, start
 from tests.support import eventually
@@ -233,17 +237,23 @@ def test_what_belongs_to_others_or_is_gone(tus: httpx.Client, bob: httpx.Client)
     problem(tus.delete(done), 409, "conflict")
 
 
-def break_off(tus: httpx.Client, server: Program, url: str, stop: int) -> None:
-    """Announce the rest of the film, send what lies before `stop`, and lose the connection."""
-    at = offset(tus, url)
+def announce(tus: httpx.Client, server: Program, url: str, at: int) -> socket.socket:
+    """A connection on which the program waits for the rest of the film."""
     head = {**VERSION, **BYTES, "Upload-Offset": str(at), "Expect": "100-continue"}
     head |= {"Host": "127.0.0.1", "Content-Length": str(len(FILM) - at)}
     head["Authorization"] = tus.headers["Authorization"]
     lines = "".join(f"{name}: {text}\r\n" for name, text in head.items())
-    with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(f"PATCH {urlsplit(url).path} HTTP/1.1\r\n{lines}\r\n".encode())
-        # Said once the program waits for the first byte.
-        assert connection.recv(100).startswith(b"HTTP/1.1 100")
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(f"PATCH {urlsplit(url).path} HTTP/1.1\r\n{lines}\r\n".encode())
+    # Said once the program waits for the first byte.
+    assert connection.recv(100).startswith(b"HTTP/1.1 100")
+    return connection
+
+
+def break_off(tus: httpx.Client, server: Program, url: str, stop: int) -> None:
+    """Send what lies before `stop`, and lose the connection."""
+    at = offset(tus, url)
+    with announce(tus, server, url, at) as connection:
         connection.sendall(FILM[at:stop])
 
 
@@ -258,3 +268,32 @@ def test_what_came_before_a_connection_was_lost_is_kept(tus: httpx.Client, serve
 
     eventually(arrived)
     assert played(tus, url, patch(tus, url, stop, FILM[stop:])) == FILM
+
+
+def test_one_user_has_so_many_bodies_taken_in_at_once(server: Program) -> None:
+    eve = server.client("eve")
+    eve.headers.update(VERSION)
+    with ExitStack() as stack:
+        for _ in range(MOST_BODIES_OF_ONE):
+            stack.enter_context(announce(eve, server, create(eve), 0))
+        url = create(eve)
+        answer = patch(eve, url, 0, FILM)
+        assert problem(answer, 503, "overloaded")
+        assert answer.headers["Retry-After"] == "2"
+    eventually(lambda: patch(eve, url, offset(eve, url), FILM).status_code == 204)
+
+
+@pytest.mark.chaos
+def test_what_was_acknowledged_outlives_a_kill(make_program: Callable[..., Program]) -> None:
+    program = make_program(**SMALL_PARTS).start()
+    tus = program.client("alice")
+    tus.headers.update(VERSION)
+    url, at = create(tus), 0
+    for stop in (100, PART + 50, 2 * PART, len(FILM)):
+        answer = patch(tus, url, at, FILM[at:stop])
+        assert answer.status_code == 204
+        at = stop
+        program.kill()
+        program.start()
+        assert offset(tus, url) == at
+    assert played(tus, url, answer) == FILM
