@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test chaos check format bench lock clients sbom audit clean
+.PHONY: help up demo test chaos check format examples bench lock clients sbom audit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -48,6 +48,11 @@ check: $(STAMPS)/dev ## Lint, formatting, types, import rules: what CI runs befo
 format: $(STAMPS)/dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+examples: ## Build the example pages of tus and Uppy; needs Node and npm
+	@for page in tus uppy; do \
+		npm --prefix examples/$$page ci --silent && npm --prefix examples/$$page run --silent build \
+		|| exit 1; done
 
 bench: $(STAMPS)/dev ## Measure; prints a table and keeps it as JSON
 	@exec $(BIN)/backlot bench $(ARGS)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +410,8 @@ async def _commands(
         watched_words=WatchedWords(settings.moderation.words),
         published=frozenset(TOPICS),
         outbound=outbound_rules(settings.webhooks),
+        upload_idle=timedelta(days=settings.uploads.idle_days),
+        upload_longest=timedelta(days=settings.uploads.longest_days),
     )
 
 

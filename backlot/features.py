@@ -19,6 +19,8 @@ import commands.likes
 import commands.moderation
 import commands.operations
 import commands.revocations
+import commands.s3_uploads
+import commands.tus
 import commands.uploads
 import commands.watch
 import commands.webhooks
@@ -249,7 +251,12 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="uploads",
         aggregates=(Upload,),
-        commands=(commands.catalog.router, commands.uploads.router),
+        commands=(
+            commands.catalog.router,
+            commands.uploads.router,
+            commands.s3_uploads.router,
+            commands.tus.router,
+        ),
         queries=(readapi.catalog.router, readapi.catalog.uploads),
         lookups=workers.uploads.lookups,
         projections=(Catalog,),

@@ -284,7 +284,7 @@ def _application(
         authenticator=parts.authenticator,
         body_limit=server.body_limit_bytes,
         translate=translate,
-        unlimited=("/objects/",),
+        unlimited=("/objects/", "/tus/"),
         proxies=Proxies(server.trusted_proxies),
         hosts=Hosts([server.host, admin]) if server.configured_public_url is None else None,
         lifespan=lifespan,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Self, TypeVar
 from uuid import UUID
 
@@ -66,6 +67,31 @@ class FindUpload(UploadQuery[UploadFacts]):
 
     def answer(self, upload: Upload, origin: Origin) -> UploadFacts:
         return UploadFacts.of(_owned(upload, origin))
+
+
+@dataclass(frozen=True)
+class UploadDetails:
+    """An upload with what its owner said of it, and when it began."""
+
+    facts: UploadFacts
+    title: str
+    filename: str
+    content_type: str
+    started_at: datetime | None
+
+
+class FindUploadDetails(UploadQuery[UploadDetails]):
+    """Return an upload's facts and details to its owner; refuse anybody else."""
+
+    def answer(self, upload: Upload, origin: Origin) -> UploadDetails:
+        found = _owned(upload, origin)
+        return UploadDetails(
+            UploadFacts.of(found),
+            found.title,
+            found.filename,
+            found.content_type,
+            found.started_at,
+        )
 
 
 class FindCompletion(UploadQuery[UploadCompleted]):

@@ -46,6 +46,7 @@ USERS, OWN = "/users/", "/users/me/"
 # Whoever watches over the program asks these, and may not be told to come back later.
 UNLIMITED = frozenset({"/healthz", "/readyz"})
 WATCHING = ("/watch", "/watch-time", "/share", "/shown", "/chosen")
+UPLOADS = frozenset({"uploads", "tus"})
 LIVE = "/events"
 # Signed URLs are their own permission: whoever has one was somebody when it was made.
 OBJECTS = "/objects/"
@@ -144,7 +145,7 @@ def rate_class(method: str, path: str) -> str | None:
         return "admin"
     if method in READING:
         return "live" if path.endswith(LIVE) and first == "videos" else "read"
-    if first == "uploads":
+    if first in UPLOADS:
         return "upload"
     return "watch" if path.endswith(WATCHING) else "write"
 

@@ -17,6 +17,7 @@ from domain.moderation import ActingAs
 from domain.upload import Upload, Visibility
 from domain.video_likes import stream_id
 from engine.command_bus import Aggregates, Slot
+from engine.lookups import LookupResults
 from infra.http.shapes import LikeState
 from tests.unit.given_when_then import by, fact, given
 
@@ -66,7 +67,9 @@ class World:
         slots = {each.id: Slot(each) for each in there}
         command = ChangeCommentLike(COMMENT, Place(VIDEO, PARENT), "ann", Wish.LIKE)
         assert set(command.streams()) == set(slots)
-        return command.decide(Aggregates(slots, {LikesOf(COMMENT): 4}), ANN)
+        return command.decide(
+            Aggregates(slots, LookupResults({}, {LikesOf(COMMENT).place: 4})), ANN
+        )
 
 
 def test_the_answer_counts_the_callers_own() -> None:
