@@ -45,6 +45,8 @@ MOST_RANKINGS = 500
 MOST_STATS_BYTES = 48 * 2**20
 # So many videos are read with one statement: each of them keeps the event loop busy.
 MOST_AT_ONCE = 250
+# So many viewers' likes are read with one statement, for the same reason.
+MOST_VIEWERS_AT_ONCE = 16
 # Of one viewer; who likes more is asked about each time.
 MOST_LIKES = 1_000
 # Of all videos, viewers and comments that changed while the read models were behind.
@@ -99,11 +101,16 @@ LEFT JOIN (
     WHERE u.upload_id = ANY (%(ids)b::uuid[]) AND u.completed_position IS NOT NULL) AS shown ON true
 """
 LIKED: LiteralString = """
-SELECT at.position, l.video_id, l.position
+SELECT at.position, l.videos, l.positions
 FROM (SELECT position FROM backlot_checkpoints
       WHERE kind = 'projection' AND subscription = %(likes)s) AS at
-LEFT JOIN (SELECT video_id, position FROM likes.likes WHERE viewer = %(viewer)s
-           ORDER BY position DESC LIMIT %(limit)s) AS l ON true
+RIGHT JOIN unnest(%(viewers)s::text[]) WITH ORDINALITY AS asked (viewer, place) ON true
+CROSS JOIN LATERAL (
+    SELECT array_agg(video_id ORDER BY position DESC) AS videos,
+           array_agg(position ORDER BY position DESC) AS positions
+    FROM (SELECT video_id, position FROM likes.likes WHERE viewer = asked.viewer
+          ORDER BY position DESC LIMIT %(limit)s) AS newest) AS l
+ORDER BY asked.place
 """
 
 
@@ -123,10 +130,19 @@ class CachedVideo:
     comments_at: int
     views_at: int
     json: bytes | None = field(default=None)
+    _described: DescribedVideo | None = field(default=None, init=False)
 
     def visible_to(self, viewer: VideoViewer) -> bool:
         """Return whether there is such a video, for this viewer."""
         return self.row.visible_to(viewer)
+
+    @property
+    def described(self) -> DescribedVideo | None:
+        """Title and category, None where it is not public."""
+        row = self.row
+        if self._described is None and row.is_public:
+            self._described = DescribedVideo(row.video_id, row.title, None, row.category)
+        return self._described
 
     def told(self, liked: bool | None) -> bytes:
         """Return the video as JSON, with whether the caller likes it where that is known."""
@@ -172,6 +188,13 @@ class Liked(NamedTuple):
     behind: Mapping[str, int] = NOTHING
 
 
+class LoadedLikes(NamedTuple):
+    """What a viewer likes, and whether that is all."""
+
+    liked: Liked
+    whole: bool
+
+
 @dataclass(slots=True, eq=False)
 class ViewerLikes:
     """What a viewer likes, by video the position of the like; newest first."""
@@ -209,6 +232,9 @@ class VideoCache:
         self._telemetry = LastSeen(MOST_CHANGES)
         self._viewer_likes = LastSeen(MOST_CHANGES)
         self._loader: BatchLoader[UUID, LoadedVideo] = BatchLoader(self._read, MOST_AT_ONCE)
+        self._likes_loader: BatchLoader[str, LoadedLikes] = BatchLoader(
+            self._read_likes, MOST_VIEWERS_AT_ONCE
+        )
         self.changes = 0
         """Another number whenever more than the counts of a video changed."""
         self.lists = VideoLists()
@@ -377,11 +403,10 @@ class VideoCache:
     async def described(self, ids: Sequence[UUID]) -> dict[UUID, DescribedVideo]:
         """Return title and category of those that are public; raise as `videos` does."""
         found = {}
-        for each in await self.videos(ids):
+        for video_id, each in zip(ids, await self.videos(ids), strict=True):
             video = each.video if isinstance(each, LoadedVideo) else each
-            if video is not None and video.row.is_public:
-                row = video.row
-                found[row.video_id] = DescribedVideo(row.video_id, row.title, None, row.category)
+            if video is not None and (described := video.described) is not None:
+                found[video_id] = described
         return found
 
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, LoadedVideo]:
@@ -439,7 +464,7 @@ class VideoCache:
         cached = self._viewers.get(viewer)
         if cached is not None:
             return Liked(cached.videos)
-        found, whole = await self._read_likes(viewer)
+        found, whole = await self._likes_loader.ask(viewer)
         if whole:
             return found
         async with self._pool.connection() as conn:
@@ -451,21 +476,24 @@ class VideoCache:
         cached = self._viewers.get(viewer)
         if cached is not None:
             return Liked(cached.videos)
-        found, whole = await self._read_likes(viewer)
+        found, whole = await self._likes_loader.ask(viewer)
         return found if whole else None
 
-    async def _read_likes(self, viewer: str) -> tuple[Liked, bool]:
-        """Return a viewer's likes and whether these are all; keep all that lack nothing."""
+    async def _read_likes(self, viewers: Sequence[str]) -> dict[str, LoadedLikes]:
+        """Return the likes of viewers; keep those of which all are there and nothing lacks."""
         epoch = self._epoch
-        given = {"likes": Likes.name, "viewer": viewer, "limit": MOST_LIKES + 1}
+        given = {"likes": Likes.name, "viewers": list(viewers), "limit": MOST_LIKES + 1}
         async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
-            await cursor.execute(LIKED.encode(), given)
+            await cursor.execute(LIKED.encode(), given, prepare=True)
             rows = await cursor.fetchall()
-        reached = rows[0][0] or 0
-        likes = {video: position for _, video, position in rows if video is not None}
-        changed = self._viewer_likes.get(viewer)
-        behind = {Likes.name: changed} if changed > reached else {}
-        whole = len(likes) <= MOST_LIKES
-        if whole and not behind and epoch == self._epoch:
-            self._viewers.put(viewer, ViewerLikes(likes, reached))
-        return Liked(likes, behind), whole
+        found = {}
+        for viewer, (at, videos, positions) in zip(viewers, rows, strict=True):
+            reached = at or 0
+            likes = dict(zip(videos or (), positions or (), strict=True))
+            changed = self._viewer_likes.get(viewer)
+            behind = {Likes.name: changed} if changed > reached else {}
+            whole = len(likes) <= MOST_LIKES
+            if whole and not behind and epoch == self._epoch:
+                self._viewers.put(viewer, ViewerLikes(likes, reached))
+            found[viewer] = LoadedLikes(Liked(likes, behind), whole)
+        return found
