@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, compress, count, islice
+from itertools import chain, count, islice
 from math import exp, fsum, inf
 from operator import mul
 from typing import NamedTuple, TypeVar
@@ -71,15 +71,17 @@ class Neighbourhood(NamedTuple):
     pairs: float
     as_of: float
 
-    def closest(self, wanted: Collection[VideoFacts]) -> dict[VideoFacts, UUID]:
+    def closest(self, wanted: set[VideoFacts]) -> dict[VideoFacts, UUID]:
         """Return of which video of the profile each is the closest neighbour."""
-        best: dict[VideoFacts, tuple[float, UUID]] = {}
+        closest: dict[VideoFacts, UUID] = {}
+        strongest: dict[VideoFacts, float] = {}
         for (seed, _, near), pull in zip(self.around.seeds, self.pulls, strict=True):
-            is_wanted = map(wanted.__contains__, near.videos)
-            for facts, weight in compress(zip(near.videos, near.weights, strict=True), is_wanted):
-                if facts not in best or pull * weight > best[facts][0]:
-                    best[facts] = pull * weight, seed.video_id
-        return {facts: seed for facts, (_, seed) in best.items()}
+            # Few are, and to look for these takes less than to look at all.
+            for facts in wanted.intersection(near.videos):
+                strength = pull * near.weights[near.videos.index(facts)]
+                if facts not in closest or strength > strongest[facts]:
+                    closest[facts], strongest[facts] = seed.video_id, strength
+        return closest
 
     def sure(self, latest: float, weighing: Weighing) -> float:
         """Return how sure neighbours are, as of `latest`, when somebody was last engaged."""
@@ -197,7 +199,7 @@ def material_of(
     alike = {video.bytes: min(max(value, 0.0), 1.0) for video, value in similar}
     signals = _signals(found, [*near.values()], alike, around.categories, attention, latest)
     sources: list[Sequence[VideoFacts]] = [
-        _best(near, signals.neighbour.shares(range(len(near))), limit),
+        _best(near, signals.neighbour.shares(), limit),
         tops,
         [others[key] for key in sorted(alike, key=lambda key: (-alike[key], key)) if key in others],
         [others[key] for key in trends.candidates if key in others],
@@ -219,7 +221,7 @@ def material_of(
             popular_,
         )
         for facts, neighbour, same_category, alike_, popular_ in zip(
-            chosen, *(signal.shares(places) for signal in signals), strict=True
+            chosen, *(signal.shares_of(places) for signal in signals), strict=True
         )
     ]
     telling = weighing.telling(latest - profile.latest.timestamp()) if profile.latest else 0.0
@@ -277,11 +279,12 @@ def _best(
     """Return the videos with the highest scores, in their order; equal ones are ordered by key."""
     # To sort numbers takes a tenth of the time.
     least = sorted(scores, reverse=True)[most - 1] if len(scores) > most else -inf
-    best = sorted(
+    best = [
         (-score, each.key, each)
         for score, each in zip(scores, videos, strict=True)
         if score >= least
-    )
+    ]
+    best.sort()
     return [each for *_, each in best[:most]]
 
 
@@ -295,11 +298,16 @@ class SignalValues(NamedTuple):
     def of(cls, values: Sequence[float]) -> SignalValues:
         return cls(values, fsum(values))
 
-    def shares(self, places: Iterable[int]) -> list[float]:
-        """Return what the videos of these places have, divided by what all have."""
+    def shares(self) -> list[float]:
+        """Return what each has, divided by what all have."""
+        total = self.total
+        return [value / total for value in self.values] if total else [0.0] * len(self.values)
+
+    def shares_of(self, places: Sequence[int]) -> list[float]:
+        """Return the same of the videos at these places."""
         values, total, most = self.values, self.total, len(self.values)
         if not total:
-            return [0.0 for _ in places]
+            return [0.0] * len(places)
         return [values[place] / total if place < most else 0.0 for place in places]
 
 
@@ -324,8 +332,7 @@ def _signals(
 
     Ages count up to `latest`, when somebody was last engaged.
     """
-    ages, going_on = attention.columns()
-    going_on.insert(0, going_on[0])
+    ages, going_on = attention.by_age
     left = [going_on[bisect_right(ages, latest - each.completed)] for each in found]
     most = max([each.mass for each in found], default=-inf)
     if most == -inf:

@@ -136,7 +136,7 @@ class RankedRecommendations:
             return self
         items = self.items[:most]
         named = {video for each in items for video in (each.video_id, each.because) if video}
-        told = {video: self.told[video] for video in named if video in self.told}
+        told = {video: each for video in named if (each := self.told.get(video)) is not None}
         return replace(self, items=items, told=told)
 
     @property

@@ -364,14 +364,17 @@ class Recommender:
             )
         telling = own.dismissed[:TELLING]
         offered = (each.video_id for one in materials for each in one.candidates)
-        described = await self._described([*videos, *telling, *offered])
+        asked_about = [*videos, *telling, *offered]
+        described = await self._described(asked_about)
+        complete = {"described": described, "interest": interest(telling, described)}
+        if len(described) == len(asked_about):
+            return [replace(one, **complete) for one in materials]
         # What the catalog no longer lists, the analytics may not have heard of.
         return [
             replace(
                 one,
                 candidates=[each for each in one.candidates if each.video_id in described],
-                described=described,
-                interest=interest(telling, described),
+                **complete,
             )
             for one in materials
         ]
