@@ -71,16 +71,17 @@ class Neighbourhood(NamedTuple):
     pairs: float
     as_of: float
 
-    def closest(self, wanted: set[VideoFacts]) -> dict[VideoFacts, UUID]:
+    def closest(self, wanted: Iterable[VideoFacts]) -> dict[VideoFacts, UUID]:
         """Return of which video of the profile each is the closest neighbour."""
         closest: dict[VideoFacts, UUID] = {}
-        strongest: dict[VideoFacts, float] = {}
+        strongest = dict.fromkeys(wanted, -1.0)
+        strongest_of = strongest.get
         for (seed, _, near), pull in zip(self.around.seeds, self.pulls, strict=True):
-            # Few are, and to look for these takes less than to look at all.
-            for facts in wanted.intersection(near.videos):
-                strength = pull * near.weights[near.videos.index(facts)]
-                if facts not in closest or strength > strongest[facts]:
-                    closest[facts], strongest[facts] = seed.video_id, strength
+            video_id = seed.video_id
+            for facts, weight in zip(near.videos, near.weights, strict=True):
+                least = strongest_of(facts)
+                if least is not None and pull * weight > least:
+                    closest[facts], strongest[facts] = video_id, pull * weight
         return closest
 
     def sure(self, latest: float, weighing: Weighing) -> float:
@@ -206,7 +207,7 @@ def material_of(
         popular,
     ]
     chosen = take_turns(sources, limit)
-    because = neighbourhood.closest({each for each in chosen if each in near})
+    because = neighbourhood.closest([each for each in chosen if each in near])
     place_of = dict(zip(found, count())).__getitem__
     places = [place_of(facts) for facts in chosen]
     candidates = [
