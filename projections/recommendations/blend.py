@@ -143,9 +143,7 @@ def _scored(material: Material, weights: Mapping[str, float]) -> list[Scored]:
     return scored
 
 
-def _vary(
-    scored: Sequence[Scored], repeat: float
-) -> Iterator[tuple[float, Candidate, Signal]]:
+def _vary(scored: Sequence[Scored], repeat: float) -> Iterator[tuple[float, Candidate, Signal]]:
     """Yield all with lowered scores, best first; those without a category repeat nothing."""
     queues: dict[str | int, list[Scored]] = defaultdict(list)
     for each in scored:

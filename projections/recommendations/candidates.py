@@ -274,9 +274,7 @@ def _nearest(
     return {each: near[each] for each in best}
 
 
-def _best(
-    videos: Collection[VideoFacts], scores: Sequence[float], most: int
-) -> list[VideoFacts]:
+def _best(videos: Collection[VideoFacts], scores: Sequence[float], most: int) -> list[VideoFacts]:
     """Return the videos with the highest scores, in their order; equal ones are ordered by key."""
     # To sort numbers takes a tenth of the time.
     least = sorted(scores, reverse=True)[most - 1] if len(scores) > most else -inf

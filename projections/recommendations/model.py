@@ -178,7 +178,6 @@ class Material:
     sure: float = 1.0
 
 
-
 class EngagementKind(StrEnum):
     """How a viewer engaged with a video: who stays has watched it for `Weighing.long_enough`.
 
