@@ -183,7 +183,7 @@ class _Reasons:
     def of(self, candidate: Candidate, signal: Signal) -> str:
         if signal is NEIGHBOUR:
             because = candidate.because
-            number = because and because.int
+            number = None if because is None else because.int
             reason = self._neighbours.get(number)
             if reason is None:
                 reason = self._neighbours[number] = self._because(because)

@@ -366,15 +366,16 @@ class Recommender:
         offered = (each.video_id for one in materials for each in one.candidates)
         asked_about = [*videos, *telling, *offered]
         described = await self._described(asked_about)
-        complete = {"described": described, "interest": interest(telling, described)}
-        if len(described) == len(asked_about):
-            return [replace(one, **complete) for one in materials]
         # What the catalog no longer lists, the analytics may not have heard of.
+        all_are_there = len(described) == len(asked_about)
         return [
             replace(
                 one,
-                candidates=[each for each in one.candidates if each.video_id in described],
-                **complete,
+                candidates=one.candidates
+                if all_are_there
+                else [each for each in one.candidates if each.video_id in described],
+                described=described,
+                interest=interest(telling, described),
             )
             for one in materials
         ]
