@@ -24,7 +24,7 @@ from infra.pseudonyms import Pseudonyms
 from projections.comment_order import IN_THREAD
 from projections.comments import Comments
 from projections.likes import Likes
-from readapi.liked_cache import MOST_CHANGES, LikedCache, likes_of_viewer
+from readapi.liked_cache import MOST_CHANGES, LikedCache, likes_of_viewers
 from readapi.video_cache import OF_EVERYTHING
 
 MOST_PAGES = 5_000
@@ -152,7 +152,7 @@ class CommentCache:
         self.liked = LikedCache(
             pool,
             "comment likes",
-            likes_of_viewer("likes.comment_likes", "comment_id"),
+            likes_of_viewers("likes.comment_likes", "comment_id"),
             likes.liked_comments,
         )
         # Another number whenever everything was dropped: what was read before is not kept.

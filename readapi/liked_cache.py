@@ -13,9 +13,12 @@ from psycopg.rows import TupleRow
 
 from engine.checkpoints import Pool
 from engine.tail import LastSeen, Lru
+from infra.batcher import BatchLoader
 from projections.likes import Likes
 
 MOST_VIEWERS = 5_000
+# So many viewers' likes are read with one statement: each of them keeps the event loop busy.
+MOST_VIEWERS_AT_ONCE = 16
 # Of one viewer; who likes more is asked about each time.
 MOST_LIKES = 1_000
 # Of all viewers that liked something while the read model was behind.
@@ -33,6 +36,13 @@ class Liked(NamedTuple):
     behind: Mapping[str, int] = NOTHING
 
 
+class LoadedLikes(NamedTuple):
+    """What a viewer likes, and whether that is all."""
+
+    liked: Liked
+    whole: bool
+
+
 @dataclass(slots=True, eq=False)
 class ViewerLikes:
     """What a viewer likes, by its id the position of the like; newest first."""
@@ -41,14 +51,19 @@ class ViewerLikes:
     at: int
 
 
-def likes_of_viewer(table: LiteralString, thing: LiteralString) -> bytes:
-    """Return the statement that reads all likes of a viewer, and how far that is."""
+def likes_of_viewers(table: LiteralString, thing: LiteralString) -> bytes:
+    """Return the statement that reads all likes of each viewer, and how far these are."""
     return f"""
-    SELECT at.position, l.{thing}, l.position
+    SELECT at.position, l.things, l.positions
     FROM (SELECT position FROM backlot_checkpoints
           WHERE kind = 'projection' AND subscription = %(likes)s) AS at
-    LEFT JOIN (SELECT {thing}, position FROM {table} WHERE viewer = %(viewer)s
-               ORDER BY position DESC LIMIT %(limit)s) AS l ON true
+    RIGHT JOIN unnest(%(viewers)s::text[]) WITH ORDINALITY AS asked (viewer, place) ON true
+    CROSS JOIN LATERAL (
+        SELECT array_agg({thing} ORDER BY position DESC) AS things,
+               array_agg(position ORDER BY position DESC) AS positions
+        FROM (SELECT {thing}, position FROM {table} WHERE viewer = asked.viewer
+              ORDER BY position DESC LIMIT %(limit)s) AS newest) AS l
+    ORDER BY asked.place
     """.encode()
 
 
@@ -56,7 +71,7 @@ class LikedCache:
     """The likes of the viewers who asked last; whoever follows the log tells it of each event."""
 
     def __init__(self, pool: Pool, kind: str, all_of: bytes, read_some: ReadSome) -> None:
-        """`all_of` reads the likes of a viewer, `read_some` which of some things they like.
+        """`all_of` reads the likes of viewers, `read_some` which of some things one of them likes.
 
         `kind` names it in the metrics.
         """
@@ -65,6 +80,7 @@ class LikedCache:
         self._read_some = read_some
         self._viewers: Lru[str, ViewerLikes] = Lru(MOST_VIEWERS, kind)
         self._changes = LastSeen(MOST_CHANGES)
+        self._loader: BatchLoader[str, LoadedLikes] = BatchLoader(self._read, MOST_VIEWERS_AT_ONCE)
         # Another number whenever everything was dropped: what was read before is not kept.
         self._epoch = 0
 
@@ -108,7 +124,7 @@ class LikedCache:
         cached = self._viewers.get(viewer)
         if cached is not None:
             return Liked(cached.things)
-        found, whole = await self._read(viewer)
+        found, whole = await self._loader.ask(viewer)
         if whole:
             return found
         async with self._pool.connection() as conn:
@@ -120,21 +136,24 @@ class LikedCache:
         cached = self._viewers.get(viewer)
         if cached is not None:
             return Liked(cached.things)
-        found, whole = await self._read(viewer)
+        found, whole = await self._loader.ask(viewer)
         return found if whole else None
 
-    async def _read(self, viewer: str) -> tuple[Liked, bool]:
-        """Return a viewer's likes and whether these are all; keep all that lack nothing."""
+    async def _read(self, viewers: Sequence[str]) -> dict[str, LoadedLikes]:
+        """Return the likes of viewers; keep those of which all are there and nothing lacks."""
         epoch = self._epoch
-        given = {"likes": Likes.name, "viewer": viewer, "limit": MOST_LIKES + 1}
+        given = {"likes": Likes.name, "viewers": list(viewers), "limit": MOST_LIKES + 1}
         async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
-            await cursor.execute(self._all_of, given)
+            await cursor.execute(self._all_of, given, prepare=True)
             rows = await cursor.fetchall()
-        reached = rows[0][0] or 0
-        likes = {thing: position for _, thing, position in rows if thing is not None}
-        changed = self._changes.get(viewer)
-        behind = {Likes.name: changed} if changed > reached else {}
-        whole = len(likes) <= MOST_LIKES
-        if whole and not behind and epoch == self._epoch:
-            self._viewers.put(viewer, ViewerLikes(likes, reached))
-        return Liked(likes, behind), whole
+        found = {}
+        for viewer, (at, things, positions) in zip(viewers, rows, strict=True):
+            reached = at or 0
+            likes = dict(zip(things or (), positions or (), strict=True))
+            changed = self._changes.get(viewer)
+            behind = {Likes.name: changed} if changed > reached else {}
+            whole = len(likes) <= MOST_LIKES
+            if whole and not behind and epoch == self._epoch:
+                self._viewers.put(viewer, ViewerLikes(likes, reached))
+            found[viewer] = LoadedLikes(Liked(likes, behind), whole)
+        return found

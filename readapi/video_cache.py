@@ -36,7 +36,7 @@ from projections.likes import Likes
 from projections.recommendations.model import DescribedVideo
 from projections.trending import Ranking
 from readapi.caches import OfferCache, VideoLists
-from readapi.liked_cache import MOST_CHANGES, NOTHING, LikedCache, likes_of_viewer
+from readapi.liked_cache import MOST_CHANGES, NOTHING, LikedCache, likes_of_viewers
 
 if TYPE_CHECKING:
     from readapi.analytics import CachedStats
@@ -116,10 +116,19 @@ class CachedVideo:
     comments_at: int
     views_at: int
     json: bytes | None = field(default=None)
+    _described: DescribedVideo | None = field(default=None, init=False)
 
     def visible_to(self, viewer: VideoViewer) -> bool:
         """Return whether there is such a video, for this viewer."""
         return is_visible(self.row.visibility, self.row.owner, viewer)
+
+    @property
+    def described(self) -> DescribedVideo | None:
+        """Title and category, None where it is not public."""
+        row = self.row
+        if self._described is None and row.is_public:
+            self._described = DescribedVideo(row.video_id, row.title, None, row.category)
+        return self._described
 
     def told(self, liked: bool | None) -> bytes:
         """Return the video as JSON, with whether the caller likes it where that is known."""
@@ -181,7 +190,7 @@ class VideoCache:
         self._persons = persons
         self._videos: Lru[UUID, CachedVideo] = Lru(MOST_VIDEOS, "video")
         self.liked = LikedCache(
-            pool, "viewer", likes_of_viewer("likes.likes", "video_id"), likes.liked
+            pool, "viewer", likes_of_viewers("likes.likes", "video_id"), likes.liked
         )
         self._catalog, self._likes = LastSeen(MOST_CHANGES), LastSeen(MOST_CHANGES)
         self._comments, self._views = LastSeen(MOST_CHANGES), LastSeen(MOST_CHANGES)
@@ -341,11 +350,10 @@ class VideoCache:
     async def described(self, ids: Sequence[UUID]) -> dict[UUID, DescribedVideo]:
         """Return title and category of those that are public; raise as `videos` does."""
         found = {}
-        for each in await self.videos(ids):
+        for video_id, each in zip(ids, await self.videos(ids), strict=True):
             video = each.video if isinstance(each, LoadedVideo) else each
-            if video is not None and video.row.is_public:
-                row = video.row
-                found[row.video_id] = DescribedVideo(row.video_id, row.title, None, row.category)
+            if video is not None and (described := video.described) is not None:
+                found[video_id] = described
         return found
 
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, LoadedVideo]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -237,6 +238,34 @@ def liked_of(site: Site, user: str) -> list[UUID]:
         if "nextCursor" not in page:
             return found
         query = f"/videos/liked?limit=2&cursor={page['nextCursor']}"
+
+
+def test_what_several_viewers_like_is_read_with_one_statement(
+    site: Site, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gets their own, newest first: whoever likes nothing, or too much to keep, among them."""
+    monkeypatch.setattr(video_cache, "MOST_LIKES", 3)
+    videos = [site.writer.video(OWNER).id for _ in range(5)]
+    likes = {"ann": videos[:3], 'b"o,b}': [videos[2], videos[0]], "eve": [], "zoe": videos}
+    for viewer, liked in likes.items():
+        for video in liked:
+            site.writer.like(video, viewer)
+    models.advance()
+    pool, lent = site.queries.pool, []
+
+    def counted() -> Any:
+        lent.append(1)
+        return type(pool).connection(pool)
+
+    async def ask() -> list[Any]:
+        await site.queries.tail.confirm()
+        monkeypatch.setattr(pool, "connection", counted)
+        return await asyncio.gather(*map(site.queries.cache.newest_likes, likes))
+
+    found = site.run(ask())
+    assert len(lent) == 1
+    told = [None if each is None else [*each.videos] for each in found]
+    assert told == [videos[2::-1], [videos[0], videos[2]], [], None]
 
 
 def test_who_likes_more_than_is_kept_is_told_the_same(
