@@ -25,6 +25,7 @@ from commands.upload_queries import FindUploadDetails, UploadDetails
 from commands.upload_shapes import StartUpload, UploadBegun
 from commands.uploads import UploadFinalizing, begin_upload, complete, give_up
 from domain.upload import Status
+from infra.http.openapi import sends
 from infra.http.problems import Problem, problems
 from infra.http.requests import add_header, header
 from infra.objects.appender import Appender, UploadPlace
@@ -114,8 +115,7 @@ BODY: dict[str, Any] = {
 
 
 def _answers(status: int, about: str, *names: str) -> dict[int | str, dict[str, Any]]:
-    headers = {name: {"schema": {"type": "string"}} for name in ("Tus-Resumable", *names)}
-    return {status: {"description": about, "headers": headers}}
+    return {status: {"description": about, "headers": sends("Tus-Resumable", *names)}}
 
 
 router = APIRouter(prefix="/tus/uploads", tags=["tus"])
@@ -126,7 +126,12 @@ router = APIRouter(prefix="/tus/uploads", tags=["tus"])
     status_code=204,
     response_class=Response,
     responses=_answers(
-        204, "What this server can.", "Tus-Version", "Tus-Extension", "Tus-Max-Size"
+        204,
+        "What this server can.",
+        "Tus-Version",
+        "Tus-Extension",
+        "Tus-Max-Size",
+        "Tus-Checksum-Algorithm",
     ),
     summary="What of tus this server can",
 )

@@ -51,6 +51,7 @@ ProblemType = TypeAliasType(
         "part-too-short",
         "parts-mismatch",
         "position-invalid",
+        "precondition-failed",
         "quota-exceeded",
         "range-not-satisfiable",
         "rate-limited",
@@ -99,6 +100,7 @@ TITLES: Mapping[int, tuple[ProblemType, str]] = {
 
 EXAMPLES: Mapping[ProblemType, str] = MappingProxyType(
     {
+        "checksum-mismatch": "These are not the bytes of the checksum.",
         "conflict": "The upload is aborted, so it can't be completed.",
         "forbidden": "This belongs to another user.",
         "forgotten": "This user was forgotten.",
@@ -112,12 +114,15 @@ EXAMPLES: Mapping[ProblemType, str] = MappingProxyType(
         "part-too-large": "Content-Length is 11, but the URL was signed for 10 bytes.",
         "part-too-short": "Content-Length is 9, but the URL was signed for 10 bytes.",
         "parts-mismatch": "Part 2 is missing.",
+        "precondition-failed": "Send `Tus-Resumable: 1.0.0`: this is the protocol tus.",
         "range-not-satisfiable": "The object has 10 bytes, none of them in that range.",
         "rate-limited": "Too many requests of the class `write`; come back in 2 s.",
         "too-large": "The body has more than 1048576 bytes.",
         "unauthenticated": "This call needs a token: `Authorization: Bearer <token>`.",
         "unavailable": "Tokens can't be verified right now.",
         "unreadable": "The body is not valid JSON.",
+        "unsupported-media-type": "Send `application/offset+octet-stream`.",
+        "upload-finalizing": "The upload is being completed; ask again.",
         "upload-gone": "The object store does not have this upload any more.",
         "uri-too-long": "A path has at most 2048 bytes, a query 8192.",
         "url-expired": "The URL has expired; ask for a new one.",

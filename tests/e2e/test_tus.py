@@ -108,6 +108,7 @@ def test_many_small_requests_are_kept_as_few_fragments(tus: httpx.Client, server
     folder = server.data / "objects" / "fragments" / url.rpartition("/")[2]
     assert 0 < len(list(folder.iterdir())) <= 33
     answer = patch(tus, url, 40, FILM[40 : PART + 1])
+    assert answer is not None
     assert played(tus, url, answer) == FILM[: PART + 1]
     assert not folder.exists()
 
@@ -288,7 +289,7 @@ def test_what_was_acknowledged_outlives_a_kill(make_program: Callable[..., Progr
     program = make_program(**SMALL_PARTS).start()
     tus = program.client("alice")
     tus.headers.update(VERSION)
-    url, at = create(tus), 0
+    url, at, answer = create(tus), 0, None
     for stop in (100, PART + 50, 2 * PART, len(FILM)):
         answer = patch(tus, url, at, FILM[at:stop])
         assert answer.status_code == 204
@@ -296,4 +297,5 @@ def test_what_was_acknowledged_outlives_a_kill(make_program: Callable[..., Progr
         program.kill()
         program.start()
         assert offset(tus, url) == at
+    assert answer is not None
     assert played(tus, url, answer) == FILM

@@ -244,7 +244,7 @@ def test_what_several_viewers_like_is_read_with_one_statement(
     site: Site, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each gets their own, newest first: whoever likes nothing, or too much to keep, among them."""
-    monkeypatch.setattr(video_cache, "MOST_LIKES", 3)
+    monkeypatch.setattr(liked_cache, "MOST_LIKES", 3)
     videos = [site.writer.video(OWNER).id for _ in range(5)]
     likes = {"ann": videos[:3], 'b"o,b}': [videos[2], videos[0]], "eve": [], "zoe": videos}
     for viewer, liked in likes.items():
@@ -260,11 +260,11 @@ def test_what_several_viewers_like_is_read_with_one_statement(
     async def ask() -> list[Any]:
         await site.queries.tail.confirm()
         monkeypatch.setattr(pool, "connection", counted)
-        return await asyncio.gather(*map(site.queries.cache.newest_likes, likes))
+        return await asyncio.gather(*map(site.queries.cache.liked.all, likes))
 
     found = site.run(ask())
     assert len(lent) == 1
-    told = [None if each is None else [*each.videos] for each in found]
+    told = [None if each is None else [*each.things] for each in found]
     assert told == [videos[2::-1], [videos[0], videos[2]], [], None]
 
 
