@@ -53,6 +53,7 @@ import readapi.operations
 import readapi.privacy
 import readapi.recommendations
 import readapi.revocations
+import readapi.stats
 import workers.analytics
 import workers.erasure
 import workers.feedback
@@ -252,7 +253,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="analytics",
-        queries=(readapi.analytics.router,),
+        queries=(readapi.stats.router, readapi.analytics.router),
         rebuilt=(ANALYTICS,),
         subscriptions=workers.analytics.subscriptions,
         jobs=workers.analytics.jobs,
