@@ -169,6 +169,7 @@ def test_roles_with_a_password_come_in_where_it_listens(disk_dir: Path, free_por
         assert running_url(cluster) == server.url
         with psycopg.connect(server.url, autocommit=True) as root:
             root.execute("CREATE ROLE reader LOGIN PASSWORD 'right'; CREATE ROLE open LOGIN")
+            root.execute("ALTER ROLE postgres PASSWORD 'right'")
             root.execute("CREATE DATABASE other")
         found = psycopg.connect(**over_tcp, user="reader", password="right")
         with found as reader:
