@@ -77,7 +77,7 @@ def expect(found: PeriodStats, deeds: Sequence[Deed], period: Period, *, viewers
         assert point == counted(here, point.at, viewers=viewers)
 
 
-@pytest.mark.parametrize(("seed", "zone"), enumerate(ZONES))
+@pytest.mark.parametrize(("seed", "zone"), list(enumerate(ZONES)))
 def test_it_agrees_with_the_events_themselves(
     both_shapes: Connection[TupleRow], seed: int, zone: str
 ) -> None:
