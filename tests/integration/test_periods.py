@@ -39,6 +39,8 @@ ZONES = [
     "Pacific/Kiritimati",
 ]  # fmt: skip
 DAY = timedelta(days=1)
+# One whose history has events in hours that midnights of the zones off the hour cut.
+SEED = 1
 # In New York a day of 23 hours.
 SPRING = date(2026, 3, 8)
 T = TypeVar("T")
@@ -77,12 +79,10 @@ def expect(found: PeriodStats, deeds: Sequence[Deed], period: Period, *, viewers
         assert point == counted(here, point.at, viewers=viewers)
 
 
-@pytest.mark.parametrize(("seed", "zone"), list(enumerate(ZONES)))
-def test_it_agrees_with_the_events_themselves(
-    both_shapes: Connection[TupleRow], seed: int, zone: str
-) -> None:
-    now = NOW + random.Random(seed).choice([0, 1, 9, 33]) * HOUR / 2
-    films, deeds = random_history(seed, now)
+@pytest.mark.parametrize("zone", ZONES)
+def test_it_agrees_with_the_events_themselves(both_shapes: Connection[TupleRow], zone: str) -> None:
+    now = NOW + random.Random(SEED).choice([0, 1, 9, 33]) * HOUR / 2
+    films, deeds = random_history(SEED, now)
     write(both_shapes, films, deeds)
     asked = [
         last_hours(168, ZoneInfo(zone), now, by_days=True),
