@@ -203,7 +203,8 @@ def _database(
     if settings.database.url is None:
         beside = (settings.server.processes - 1) * CONNECTIONS_EACH
         most = {"max_connections": str(int(SETTINGS["max_connections"]) + beside)}
-        server = EmbeddedPostgres(folder.postgres, settings=most, gives_up=gives_up)
+        listen = settings.database.listen
+        server = EmbeddedPostgres(folder.postgres, settings=most, listen=listen, gives_up=gives_up)
         stack.enter_context(last_word(server.part_with))
         return stack.enter_context(server).url
     url = settings.database.url.get_secret_value()

@@ -58,6 +58,7 @@ import readapi.operations
 import readapi.privacy
 import readapi.recommendations
 import readapi.revocations
+import readapi.stats
 import readapi.translation
 import readapi.webhooks
 import workers.analytics
@@ -271,7 +272,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="analytics",
-        queries=(readapi.analytics.router,),
+        queries=(readapi.stats.router, readapi.analytics.router),
         rebuilt=(ANALYTICS,),
         subscriptions=workers.analytics.subscriptions,
         jobs=workers.analytics.jobs,

@@ -145,6 +145,8 @@ ROUTES: tuple[Line, ...] = (
     Line("POST /videos/{video_id}/share", TOKEN, 202),
     # Analytics and recommendations.
     Line("GET /videos/{video_id}/stats", OWNER | MODERATORS | AUDITORS),
+    Line("GET /videos/{video_id}/stats/channels", OWNER | MODERATORS | AUDITORS),
+    Line("GET /users/{user_id}/stats", OWNER | MODERATORS | AUDITORS, names={"user_id": "ann"}),
     Line("GET /analytics/trending", ANYBODY),
     Line("GET /analytics/recommendations", ADMIN),
     Line("GET /recommendations", OWNER_OR_ADMIN, query={"userId": "ann"}),

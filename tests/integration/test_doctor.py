@@ -27,12 +27,13 @@ from infra.data_folder import DataFolder
 from infra.http.keys import read_or_make_secret
 from infra.postgres.connection import breaker_of
 from infra.postgres.server import EmbeddedPostgres
+from infra.settings.values import TcpAddress
 from projections.analytics.schema import migrate
 from projections.recommendations import embeddings
 from projections.recommendations.embeddings import Embedded
 from tests.kafka_cluster import kafka_cluster
 from tests.kafka_topics import topic_broker
-from tests.support import hung
+from tests.support import hung, unused_port
 from tests.two_users import as_user
 
 FIELDS = [field.name for field in fields(DoctorPart)]
@@ -53,11 +54,16 @@ def part(name: str) -> DoctorPart:
     return found
 
 
-def test_a_running_embedded_database(folder: Path) -> None:
-    with DataFolder(folder) as data, EmbeddedPostgres(data.postgres) as server:
+@pytest.mark.parametrize("host", [None, "0.0.0.0"])
+def test_a_running_embedded_database(folder: Path, host: str | None) -> None:
+    port = unused_port()
+    listen = None if host is None else TcpAddress(host, port)
+    with DataFolder(folder) as data, EmbeddedPostgres(data.postgres, listen=listen) as server:
         database, api = part("database"), part("api")
         assert (database.kind, database.url, database.ok) == ("embedded", server.url, True)
         assert "PostgreSQL 18" in database.detail
+        assert (f"at {host}:{port}" in database.detail) is (host is not None)
+        assert ("without TLS" in database.detail) is (host == "0.0.0.0")
         # The folder is held, so something should answer; it does not.
         assert not api.ok
     assert "not running" in part("database").detail

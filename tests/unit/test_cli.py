@@ -59,7 +59,7 @@ def backlot(
     return Run(capsys, monkeypatch)
 
 
-GROUPS = ["events", "likes", "projections", "projections parked", "tasks", "topics"]
+GROUPS = ["analytics", "events", "likes", "projections", "projections parked", "tasks", "topics"]
 
 
 @pytest.mark.parametrize("path", sorted(words for words, _ in every_command()))
