@@ -16,7 +16,7 @@ from backlot.http import Api, describe
 from infra.data_folder import secret_path
 from infra.http.auth import mint_token
 from tests.e2e.program import Program
-from tests.support import PROJECT, unavailable
+from tests.support import DEADLINE_SECONDS, PROJECT, unavailable
 
 CLIENT = PROJECT / "clients" / "python"
 PYTHON = CLIENT / ".venv" / "bin" / "python"
@@ -67,5 +67,6 @@ def test_its_own_tests_hold_against_the_program(package: Path, server: Program) 
         check=False,
         capture_output=True,
         text=True,
+        timeout=2 * DEADLINE_SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr

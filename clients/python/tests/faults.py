@@ -13,7 +13,8 @@ Fault = Callable[[httpx.Request], bool]
 class Faults(httpx.BaseTransport):
     """A real connection that loses answers, breaks streams and meets proxies that say 503.
 
-    Each list holds which requests that happens to: what is in it is used up, one by one.
+    Each list holds which requests that happens to: what is in it is used up, one by one. What is
+    sent while the network is down does not arrive.
     """
 
     def __init__(self) -> None:
@@ -22,6 +23,7 @@ class Faults(httpx.BaseTransport):
         self.sent: list[httpx.Request] = []
         self.lose_answer: list[Fault] = []
         self.busy: list[tuple[Fault, dict[str, str]]] = []
+        self.down: Fault = lambda _: False
         self.break_stream_after = -1
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -29,6 +31,8 @@ class Faults(httpx.BaseTransport):
             # As it is now: it is completed further when it is sent again.
             headers = request.headers.copy()
             self.sent.append(httpx.Request(request.method, request.url, headers=headers))
+            if self.down(request):
+                raise httpx.ConnectError("network unreachable", request=request)
             busy = next((each for each in self.busy if each[0](request)), None)
             lost = next((each for each in self.lose_answer if each(request)), None)
             if busy is not None:
@@ -68,7 +72,7 @@ class Breaking(httpx.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         for chunk in self._stream:
             yield chunk
-            self._events -= chunk.count(b"\n\n")
+            self._events -= chunk.count(b"data: ")
             if self._events <= 0:
                 yield b"event: comm"
                 raise httpx.ReadError("connection reset")

@@ -25,7 +25,7 @@ def test_a_service_reads_on_from_where_it_was(client: MakeClient, video_id: UUID
         if page.events
     ]
     assert [each.id for each in again.events] == [found[1].events[0].id]
-    waiting = service.published(after=found[1].position, topics=["video.liked"])
+    waiting = service.published(after=found[1].position, topics=["video.unliked"])
     bob.unlike(video_id)
     page = next(page for page in waiting if page.events)
     assert page.events[0].data["videoId"] == str(video_id)
