@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 import pytest
 from backlot_client import Backlot, RetryPolicy
 from backlot_client.session import Token
@@ -51,12 +50,13 @@ def client(url: str, tokens: dict[str, str], slept: list[float]) -> Iterator[Mak
             who: str | None = "alice",
             *,
             token: Token = None,
-            transport: httpx.BaseTransport | None = None,
+            transport: Faults | None = None,
             **policy: float,
         ) -> Backlot:
             retries = RetryPolicy(sleep=slept.append, **policy)  # type: ignore[arg-type]
             token = token or (tokens[who] if who else None)
-            return stack.enter_context(Backlot(url, token, retries=retries, transport=transport))
+            sender = transport or Faults()
+            return stack.enter_context(Backlot(url, token, retries=retries, transport=sender))
 
         yield make
 
