@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from uuid import UUID, uuid4
 
 import pytest
-from backlot_client import CommentRemoved, CommentShown, LikesCounted, Problem, VideoRemoved
+from backlot_client import (
+    Backlot,
+    CommentRemoved,
+    CommentShown,
+    LikesCounted,
+    LiveEvent,
+    Problem,
+    VideoRemoved,
+)
 from backlot_client.event_stream import ServerSentEvent, decode_events
 from backlot_client.generated.api.videos import remove_video
 
 from .conftest import MakeClient
 from .faults import Faults
+
+
+def first_comment(client: Backlot, events: Iterator[LiveEvent], video_id: UUID) -> UUID:
+    """The first comment that is told from here on, the one that is posted now at the latest."""
+    told = next(events)
+    client.comment(video_id, "Later")
+    shown = (each for each in chain([told], events) if isinstance(each, CommentShown))
+    return next(shown).comment.comment_id
 
 
 def test_a_video_is_followed_to_its_end(client: MakeClient, video_id: UUID) -> None:
@@ -46,9 +64,7 @@ def test_what_happened_while_the_connection_was_broken_is_told(
     first = next(events)
     # Not read yet: it breaks off behind the first event.
     comment = client("alice").comment(video_id, "Missed")
-    missed = next(each for each in events if isinstance(each, CommentShown))
-    assert missed.comment.comment_id == comment.comment_id
-    events.close()  # type: ignore[attr-defined]  # a generator
+    assert first_comment(client("alice"), events, video_id) == comment.comment_id
     before, after = faults.sent_to("GET", "/events")
     assert "Last-Event-ID" not in before.headers
     assert after.headers["Last-Event-ID"] == first.id
@@ -61,8 +77,7 @@ def test_one_who_comes_back_begins_where_it_was(client: MakeClient, video_id: UU
     position = bob.position
     comment = bob.comment(video_id, "Missed")
     events = bob.follow(video_id, after=position)
-    missed = next(each for each in events if isinstance(each, CommentShown))
-    assert missed.comment.comment_id == comment.comment_id
+    assert first_comment(bob, events, video_id) == comment.comment_id
 
 
 def test_a_video_that_never_was_is_not_followed(client: MakeClient) -> None:
