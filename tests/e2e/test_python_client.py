@@ -59,11 +59,13 @@ def test_its_own_tests_hold_against_the_program(package: Path, server: Program) 
     own = {"BACKLOT_URL": server.url, "BACKLOT_TOKENS": json.dumps(tokens)}
     # Nothing of Backlot itself, and of the client what was built.
     own["PYTHONPATH"] = str(package)
+    # Options of this run are not those of the client's.
+    foreign = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")}
     command = [str(PYTHON), "-m", "pytest", "-q", "-o", "pythonpath=", "-p", "no:cacheprovider"]
     done = subprocess.run(
         command,
         cwd=CLIENT,
-        env={**os.environ, **own},
+        env={**foreign, **own},
         check=False,
         capture_output=True,
         text=True,
