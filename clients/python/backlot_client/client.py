@@ -52,8 +52,8 @@ class Backlot:
 
     `token` is a token, or a function that returns one: it is called at first, and again when a
     token is refused. `transport` sends the requests, such as an `httpx.HTTPTransport` with a proxy
-    or certificates of one's own. `position` is that of another client whose writes should be seen. Every call
-    may raise Problem, or httpx.TransportError where nobody answers.
+    or certificates of one's own. `position` is that of another client whose writes should be seen.
+    Every call may raise Problem, or httpx.TransportError where nobody answers.
 
     Calls that have no method here are made by the generated functions, with `api` as their client:
     tokens, repeats, keys and positions are the same.
