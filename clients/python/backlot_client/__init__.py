@@ -1,5 +1,6 @@
 """A client of Backlot's API; `backlot_client.generated` is made by `make clients`."""
 
+from backlot_client.async_client import AsyncBacklot
 from backlot_client.client import Backlot
 from backlot_client.live import (
     CommentRemoved,
@@ -16,6 +17,7 @@ from backlot_client.uploads import FileChanged, Progress, Upload, UploadEnded
 from backlot_client.webhooks import InvalidSignature, verify_webhook
 
 __all__ = [
+    "AsyncBacklot",
     "Backlot",
     "CommentRemoved",
     "CommentShown",

@@ -19,26 +19,34 @@ class ServerSentEvent:
     id: str
 
 
-def decode_events(chunks: Iterable[bytes]) -> Iterator[ServerSentEvent]:
-    """Return the events of a stream; one that breaks off in the middle is left out."""
-    fields: dict[str, list[str]] = {}
-    last_id = ""
-    for line in decode_lines(chunks):
-        name, _, value = line.partition(":")
-        if line == "":
-            last_id = fields.get("id", [last_id])[-1]
-            if fields:
-                kind = fields.get("event", ["message"])[-1]
-                yield ServerSentEvent(kind, "\n".join(fields.get("data", [])), last_id)
-            fields = {}
-        elif name:
-            fields.setdefault(name, []).append(value.removeprefix(" "))
+class EventDecoder:
+    """Reads a stream chunk by chunk; an event that breaks off in the middle is left out."""
 
+    def __init__(self) -> None:
+        self._rest = b""
+        self._fields: dict[str, list[str]] = {}
+        self._last_id = ""
 
-def decode_lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Return the whole lines of a stream, without their ends."""
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = END_OF_LINE.split(rest + chunk)
+    def decode(self, chunk: bytes) -> Iterator[ServerSentEvent]:
+        """Return the events that end in the next chunk."""
+        *lines, self._rest = END_OF_LINE.split(self._rest + chunk)
         for line in lines:
-            yield line.decode()
+            name, _, value = line.decode().partition(":")
+            if line == b"":
+                yield from self._event()
+            elif name:
+                self._fields.setdefault(name, []).append(value.removeprefix(" "))
+
+    def _event(self) -> Iterator[ServerSentEvent]:
+        fields, self._fields = self._fields, {}
+        self._last_id = fields.get("id", [self._last_id])[-1]
+        if fields:
+            kind = fields.get("event", ["message"])[-1]
+            yield ServerSentEvent(kind, "\n".join(fields.get("data", [])), self._last_id)
+
+
+def decode_events(chunks: Iterable[bytes]) -> Iterator[ServerSentEvent]:
+    """Return the events of a stream."""
+    decoder = EventDecoder()
+    for chunk in chunks:
+        yield from decoder.decode(chunk)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -75,7 +76,7 @@ def follow_video(
     while True:
         for each in _stream(http, video_id, after):
             after, in_vain = each.id or after, 0
-            event = _live_event(each)
+            event = live_event(each)
             if event is not None:
                 yield event
             if isinstance(event, VideoRemoved):
@@ -84,14 +85,21 @@ def follow_video(
         in_vain += 1
 
 
-def _stream(http: httpx.Client, video_id: UUID, after: str | None) -> Iterator[ServerSentEvent]:
-    """Return the events of one connection, however it ends; raise where there is none."""
+def stream_request(
+    http: httpx.Client | httpx.AsyncClient, video_id: UUID, after: str | None
+) -> httpx.Request:
+    """Return the request of a video's live events behind one of them."""
     headers = {"Accept": EVENT_STREAM}
     if after is not None:
         headers["Last-Event-ID"] = after
     timeout = httpx.Timeout(http.timeout.connect, read=SILENCE_SECONDS)
-    path = f"/videos/{video_id}/events"
-    with http.stream("GET", path, headers=headers, timeout=timeout) as stream:
+    return http.build_request("GET", f"/videos/{video_id}/events", headers=headers, timeout=timeout)
+
+
+def _stream(http: httpx.Client, video_id: UUID, after: str | None) -> Iterator[ServerSentEvent]:
+    """Return the events of one connection, however it ends; raise where there is none."""
+    request = stream_request(http, video_id, after)
+    with closing(http.send(request, stream=True)) as stream:
         try:
             yield from decode_events(stream.iter_bytes())
         except UNANSWERED:
@@ -114,7 +122,7 @@ MAKERS: dict[str, Maker] = {
 }
 
 
-def _live_event(told: ServerSentEvent) -> LiveEvent | None:
+def live_event(told: ServerSentEvent) -> LiveEvent | None:
     """Return what was told; None for what this release does not know."""
     make = MAKERS.get(told.kind)
     return make(told.id, json.loads(told.data)) if make and told.data else None

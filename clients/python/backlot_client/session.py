@@ -97,34 +97,47 @@ class Session(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Return the answer; raise Problem for one that is none."""
-        self._complete(request)
+        complete(request, self._positions.position)
         token = self._tokens.current()
         response = self._send(request, token)
         if response.status_code == httpx.codes.UNAUTHORIZED:
             renewed = self._tokens.after(token)
             if renewed != token:
                 response = self._send(request, renewed)
-        if response.is_error:
-            raise Problem.of(response)
-        if request.method not in ("GET", "HEAD") and "Backlot-Position" in response.headers:
-            self._positions.see(response.headers["Backlot-Position"])
-        return response
-
-    def _complete(self, request: httpx.Request) -> None:
-        position = self._positions.position
-        if request.method == "POST":
-            request.headers.setdefault("Idempotency-Key", str(uuid4()))
-        elif request.method == "GET" and position and not _is_stream(request):
-            request.headers.setdefault("Backlot-Min-Position", position)
+        return accept(request, response, self._positions)
 
     def _send(self, request: httpx.Request, token: str | None) -> httpx.Response:
-        if token is not None:
-            request.headers["Authorization"] = f"Bearer {token}"
+        authorize(request, token)
         return self._transport.handle_request(request)
 
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
+
+
+def complete(request: httpx.Request, position: str | None) -> None:
+    """Add a key to repeat a POST by, and to a query the position that it has to include."""
+    if request.method == "POST":
+        request.headers.setdefault("Idempotency-Key", str(uuid4()))
+    elif request.method == "GET" and position and not _is_stream(request):
+        request.headers.setdefault("Backlot-Min-Position", position)
+
+
+def authorize(request: httpx.Request, token: str | None) -> None:
+    """Add the token; nobody in particular has none."""
+    if token is not None:
+        request.headers["Authorization"] = f"Bearer {token}"
+
+
+def accept(
+    request: httpx.Request, response: httpx.Response, positions: Positions
+) -> httpx.Response:
+    """Return the answer, and keep the position of a command; raise Problem for a refusal."""
+    if response.is_error:
+        raise Problem.of(response)
+    if request.method not in ("GET", "HEAD") and "Backlot-Position" in response.headers:
+        positions.see(response.headers["Backlot-Position"])
+    return response
 
 
 def _is_stream(request: httpx.Request) -> bool:
