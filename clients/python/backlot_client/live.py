@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,13 +74,14 @@ def follow_video(
     """
     in_vain = 0
     while True:
-        for each in _stream(http, video_id, after):
-            after, in_vain = each.id or after, 0
-            event = live_event(each)
-            if event is not None:
-                yield event
-            if isinstance(event, VideoRemoved):
-                return
+        with closing(_stream(http, video_id, after)) as stream:
+            for each in stream:
+                after, in_vain = each.id or after, 0
+                event = live_event(each)
+                if event is not None:
+                    yield event
+                if isinstance(event, VideoRemoved):
+                    return
         policy.sleep(policy.pause(in_vain))
         in_vain += 1
 
@@ -96,7 +97,9 @@ def stream_request(
     return http.build_request("GET", f"/videos/{video_id}/events", headers=headers, timeout=timeout)
 
 
-def _stream(http: httpx.Client, video_id: UUID, after: str | None) -> Iterator[ServerSentEvent]:
+def _stream(
+    http: httpx.Client, video_id: UUID, after: str | None
+) -> Generator[ServerSentEvent, None, None]:
     """Return the events of one connection, however it ends; raise where there is none."""
     request = stream_request(http, video_id, after)
     with closing(http.send(request, stream=True)) as stream:
