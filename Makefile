@@ -79,7 +79,7 @@ clients: $(STAMPS)/run $(INSTALLED) ## Generate and check the clients of the API
 		--config generator.yaml --meta none --output-path backlot_client/generated \
 		--overwrite --fail-on-warning
 	@cd $(TYPESCRIPT_CLIENT) && npm run --silent generate -- --silent
-	@cd $(PYTHON_CLIENT) && .venv/bin/mypy --strict backlot_client examples
+	@cd $(PYTHON_CLIENT) && .venv/bin/mypy --strict backlot_client examples tests
 	@cd $(TYPESCRIPT_CLIENT) && npm run --silent build
 
 $(PYTHON_CLIENT)/.venv/.installed: $(PYTHON_CLIENT)/requirements.txt $(STAMPS)/python
