@@ -15,6 +15,7 @@ import commands.endpoint
 import commands.erasure
 import commands.feedback
 import commands.likes
+import commands.live
 import commands.moderation
 import commands.operations
 import commands.revocations
@@ -160,7 +161,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="likes",
         aggregates=(VideoLikes,),
-        commands=(commands.likes.router,),
+        commands=(commands.likes.router, commands.live.router),
         queries=(readapi.likes.router, readapi.live.router),
         lookups=workers.likes.lookups,
         projections=(Likes,),
