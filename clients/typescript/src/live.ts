@@ -1,6 +1,6 @@
 import { parseEvents, type StreamState } from './events.js';
 import type { Client } from './generated/client/index.js';
-import { getLiveTicket } from './generated/sdk.gen.js';
+import { getLiveTicket, getVideo } from './generated/sdk.gen.js';
 import type { Comment } from './generated/types.gen.js';
 import { Problem } from './problem.js';
 import { sleep } from './retries.js';
@@ -152,7 +152,7 @@ export function listen(
   let failures = 0;
 
   const connect = async (): Promise<void> => {
-    const url = await addressed(client, transport, videoId, after);
+    const url = await addressed(client, transport, videoId, after, failures > 0);
     if (ended.signal.aborted) {
       return;
     }
@@ -175,8 +175,11 @@ export function listen(
     };
   };
   const again = async (): Promise<void> => {
+    // At once after what has worked till now: a ticket ends after a minute.
+    if (failures > 0) {
+      await pause(RETRY_MS, failures, undefined, ended.signal);
+    }
     failures += 1;
-    await pause(RETRY_MS, failures, undefined, ended.signal);
     await begin();
   };
   const begin = async (): Promise<void> => {
@@ -197,17 +200,21 @@ export function listen(
   return stop;
 }
 
+/** Return the URL of a stream; throw a Problem where a refusal was for good. */
 async function addressed(
   client: Client,
   transport: Transport,
   videoId: string,
   after: string,
+  wasRefused: boolean,
 ): Promise<string> {
   const path = { video_id: videoId };
   const query: Record<string, string> = after === '' ? {} : { after };
   if ((await transport.tokens.current()) !== undefined) {
     const { data } = await getLiveTicket({ client, throwOnError: true, path });
     query['ticket'] = data.ticket;
+  } else if (wasRefused) {
+    await getVideo({ client, throwOnError: true, path });
   }
   return client.buildUrl({ url: '/videos/{video_id}/events', path, query });
 }
