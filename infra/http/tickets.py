@@ -38,20 +38,20 @@ HEAD = Struct(">q?")
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class StreamTicket:
     """A ticket as its holder gets it."""
 
     text: str
     expires_at: datetime
 
 
-def seal(key: bytes, video_id: UUID, holder: Identity, now: float) -> Ticket:
+def seal(key: bytes, video_id: UUID, holder: Identity, now: float) -> StreamTicket:
     """Return a ticket for the stream of a video, valid for a minute from `now` (Unix seconds)."""
     issued, nonce = int(now), token_bytes(NONCE_BYTES)
     plain = HEAD.pack(issued, holder.is_moderator) + holder.person.encode()
     sealed = nonce + AESGCM(key).encrypt(nonce, plain, video_id.bytes)
     expires_at = datetime.fromtimestamp(issued + TICKET_SECONDS, UTC)
-    return Ticket(urlsafe_b64encode(sealed).decode().rstrip("="), expires_at)
+    return StreamTicket(urlsafe_b64encode(sealed).decode().rstrip("="), expires_at)
 
 
 def unseal(key: bytes, video_id: UUID, ticket: str, now: float) -> tuple[Identity, int]:
@@ -69,7 +69,7 @@ def unseal(key: bytes, video_id: UUID, ticket: str, now: float) -> tuple[Identit
     return Identity(person, MODERATORS if is_moderator else frozenset()), issued
 
 
-async def issue(request: Request, video_id: UUID, holder: Identity) -> Ticket:
+async def issue(request: Request, video_id: UUID, holder: Identity) -> StreamTicket:
     """Return a ticket for the stream of a video; raise Problem 503."""
     authenticator: Authenticator = request.app.state.authenticator
     return seal(await ask(authenticator.persons.ticket_key), video_id, holder, time.time())

@@ -39,7 +39,10 @@ def test_the_client_in_node(about: str, server: Program) -> None:
         "BACKLOT_TOKENS": json.dumps({user: server.token(user) for user in USERS}),
     }
     done = subprocess.run(
-        [requires("node"), "--test", f"build/tests/{about}.test.js"],
+        [
+            *(requires("node"), "--test", f"--test-timeout={1000 * DEADLINE_SECONDS:.0f}"),
+            f"build/tests/{about}.test.js",
+        ],
         cwd=TYPESCRIPT,
         env={**os.environ, **own},
         check=False,
@@ -97,7 +100,8 @@ FOLLOW = """
   const told = (window.events = []);
   const note = (event) => told.push([event.kind, event.data.content ?? event.data.likesCount]);
   if (way === 'EventSource') {
-    window.stop = backlot.listen(video, note, { onError: (error) => told.push(['error', error.type]) });
+    const onError = (error) => told.push(['error', error.type]);
+    window.stop = backlot.listen(video, note, { onError });
     return;
   }
   const leave = new AbortController();

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from infra.http.auth import Identity, InvalidToken
-from infra.http.tickets import MAX_TICKET_LENGTH, TICKET_SECONDS, Ticket, seal, unseal
+from infra.http.tickets import MAX_TICKET_LENGTH, TICKET_SECONDS, StreamTicket, seal, unseal
 
 KEY, OTHER_KEY = bytes(32), bytes([1]) * 32
 VIDEO = uuid4()
@@ -17,7 +17,7 @@ NOW = 1_800_000_000.5
 ANN = Identity("a" * 32, frozenset({"service"}))
 
 
-def issued(holder: Identity = ANN) -> Ticket:
+def issued(holder: Identity = ANN) -> StreamTicket:
     return seal(KEY, VIDEO, holder, NOW)
 
 

@@ -80,22 +80,6 @@ function cuttable(
   });
 }
 
-test('a connection on which nothing comes is left', async () => {
-  const alice = clientOf('alice');
-  const video = await newVideo(alice);
-  const silent = (): Promise<Response> => {
-    const body = new ReadableStream({
-      start: (told) => told.enqueue(new TextEncoder().encode('retry: 1\n\n')),
-    });
-    return Promise.resolve(new Response(body, { headers: { 'Content-Type': 'text/event-stream' } }));
-  };
-  const network = new Network().fault(isStream, silent);
-  const feed = clientOf('bob', { fetch: network.fetch }).live(video, { silenceMs: 500 });
-  await next(feed, 'likes');
-  assert.ok(network.sent.filter(isStream).length >= 2);
-  await feed.return();
-});
-
 test('a token that has ended is replaced when a feed is opened', async () => {
   const given: string[] = [];
   const token = (): string => {

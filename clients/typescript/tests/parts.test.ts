@@ -4,6 +4,7 @@ import { test } from 'node:test';
 
 import { parseEvents, type StreamState } from '../src/events.js';
 import { merged } from '../src/index.js';
+import { Retries } from '../src/retries.js';
 
 const token = (text: string): string => Buffer.from(text).toString('base64url');
 
@@ -58,4 +59,26 @@ test('events are read as the standard has them, wherever they are cut', async ()
     ]);
     assert.deepEqual(state, { id: '3', retryMs: 1500 });
   }
+});
+
+test('a stream on which nothing comes counts as broken', async () => {
+  let left = false;
+  const body = new ReadableStream<Uint8Array>({
+    cancel: () => {
+      left = true;
+    },
+  });
+  await assert.rejects(parseEvents(body, { id: '' }, 1).next(), /nothing came for 1 ms/);
+  assert.ok(left);
+});
+
+test('pauses double, up to the longest, and a server may ask for more', async () => {
+  const answer = (seconds: string): Response =>
+    new Response(null, { headers: { 'Retry-After': seconds } });
+  const retries = new Retries({ firstPauseMs: 1, longestPauseMs: 2_000 });
+  assert.ok(retries.admits(answer('2')) && !retries.admits(answer('3')));
+  // No number of seconds, as a date, asks for nothing.
+  assert.ok(retries.admits(answer('Wed, 21 Oct 2026 07:28:00 GMT')));
+  const stopped = AbortSignal.abort(new Error('enough'));
+  await assert.rejects(retries.pause(1, answer('60'), stopped), /enough/);
 });
