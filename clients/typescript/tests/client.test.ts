@@ -130,6 +130,7 @@ test('reads see own writes: their positions are sent, of any call', async () => 
   const options = { client: alice.client, throwOnError: true, path, headers } as const;
   const { totals } = (await getVideoStats(options)).data;
   assert.deepEqual([totals.likes, totals.comments, totals.views], [1, 1, 1]);
+  assert.equal((await alice.stats(own)).totals.likes, 1);
   await bob.video(own);
   const read = network.of('GET', /videos/).at(-1);
   assert.equal(read?.headers.get('Backlot-Min-Position'), bob.position);
