@@ -75,9 +75,10 @@ from readapi.comment_cache import CommentCache
 from readapi.erasure import ErasureSearch
 from readapi.events import PublishedMessages
 from readapi.likes import LikeCounts
-from readapi.live import LiveLimits, LiveVideos
+from readapi.live import LiveVideos
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
+from readapi.stream_slots import LiveLimits
 from readapi.translation import TranslationRequests
 from readapi.video_cache import VideoCache
 from readapi.webhooks import WebhookSource

@@ -16,6 +16,7 @@ import commands.endpoint
 import commands.erasure
 import commands.feedback
 import commands.likes
+import commands.live
 import commands.moderation
 import commands.operations
 import commands.revocations
@@ -166,7 +167,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="likes",
         aggregates=(VideoLikes,),
-        commands=(commands.likes.router,),
+        commands=(commands.likes.router, commands.live.router),
         queries=(readapi.likes.router, readapi.live.router),
         lookups=workers.likes.lookups,
         projections=(Likes,),

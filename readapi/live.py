@@ -19,7 +19,7 @@ from uuid import UUID
 
 import orjson
 import structlog
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from psycopg import Error
 from psycopg_pool import PoolTimeout
@@ -36,8 +36,8 @@ from infra.http.openapi import TOKEN_OPTIONAL, sends
 from infra.http.problems import Problem, problems
 from infra.http.requests import client_address, subscriber
 from infra.http.shapes import Position, decode_position, encode_position
+from infra.http.tickets import MAX_TICKET_LENGTH, holder_of
 from infra.metrics import gauge
-from infra.settings import Settings
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
@@ -51,6 +51,7 @@ from readapi.comment_changes import (
     CommentChanges,
 )
 from readapi.queries import MAX_TOKEN_LENGTH, Fresh, Read, viewer_of
+from readapi.stream_slots import MAX_WATCHERS, LiveLimits, StreamSlots
 from readapi.video_cache import LoadedVideo, VideoCache
 
 log = structlog.get_logger(__name__)
@@ -64,58 +65,12 @@ WAIT_SECONDS = 1.0
 # So that proxies and clients know a silent connection from a dead one.
 HEARTBEAT_SECONDS = 15.0
 RETRY_MS = 2_000
-MAX_WATCHERS = 10_000
 MOST_COMMENTS = 100
 """Of one video at once, and for one client that is slow: where there are more, it reads again."""
 
 LIVE_WATCHERS = gauge(
     "backlot_live_watchers", "Clients that follow a video's likes and comments as they change."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LiveLimits:
-    """How many streams one user, and one address, may have open in this process."""
-
-    per_user: int = MAX_WATCHERS
-    per_address: int = MAX_WATCHERS
-
-    @classmethod
-    def of(cls, settings: Settings) -> LiveLimits:
-        """Return the limits of these settings; none where they limit nothing."""
-        quotas = settings.quotas
-        if not settings.rate_limits.on:
-            return cls()
-        return cls(quotas.live_streams_per_user, quotas.live_streams_per_address)
-
-
-class StreamSlots:
-    """Counts the open streams of each user and each address."""
-
-    def __init__(self, limits: LiveLimits) -> None:
-        self._limits = limits
-        self._taken: dict[str, int] = {}
-
-    def take(self, person: str | None, address: str) -> tuple[str, ...]:
-        """Return the names under which one more stream is counted; `free` has to be given them.
-
-        Raise Problem 429 when the user or the address has as many streams as one may.
-        """
-        slots = {f"address {address}": self._limits.per_address}
-        if person is not None:
-            slots[f"user {person}"] = self._limits.per_user
-        if any(self._taken.get(name, 0) >= most for name, most in slots.items()):
-            detail = "So many streams are open already from here; close some, or share one."
-            raise Problem(429, "too-many-streams", detail, headers={"Retry-After": "30"})
-        for name in slots:
-            self._taken[name] = self._taken.get(name, 0) + 1
-        return tuple(slots)
-
-    def free(self, slots: Iterable[str]) -> None:
-        for name in slots:
-            self._taken[name] -= 1
-            if not self._taken[name]:
-                del self._taken[name]
 
 
 @dataclass(eq=False)
@@ -472,6 +427,23 @@ LastEventId = Annotated[
         max_length=MAX_TOKEN_LENGTH,
     ),
 ]
+After = Annotated[
+    str | None,
+    Query(
+        description="The same, for clients that can't send the header with their first request; "
+        "with both, the header counts.",
+        max_length=MAX_TOKEN_LENGTH,
+    ),
+]
+TicketOf = Annotated[
+    str | None,
+    Query(
+        description="Stands for a token where none can be sent: of `POST "
+        "/videos/{video_id}/events/ticket`.",
+        min_length=1,
+        max_length=MAX_TICKET_LENGTH,
+    ),
+]
 
 router = APIRouter(tags=["videos"])
 
@@ -490,9 +462,14 @@ async def follow_video(
     fresh: Fresh,
     caller: MaybeCaller,
     last_event_id: LastEventId = None,
+    after: After = None,
+    ticket: TicketOf = None,
 ) -> EventStream:
     """An event that is told twice changes nothing more: comments are told as they are then."""
-    position = decode_position(last_event_id).events if last_event_id else None
+    since = last_event_id or after
+    position = decode_position(since).events if since else None
+    if caller is None and ticket is not None:
+        caller = await holder_of(request, ticket, video_id)
     await queries.require(fresh, video_id, caller)
     live = queries.live
     address = subscriber(client_address(request.scope))

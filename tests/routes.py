@@ -88,6 +88,7 @@ ROUTES: tuple[Line, ...] = (
     Line("DELETE /videos/{video_id}/like", TOKEN),
     Line("GET /videos/{video_id}/like", ANYBODY),
     Line("GET /videos/{video_id}/events", ANYBODY),
+    Line("POST /videos/{video_id}/events/ticket", TOKEN),
     Line("GET /videos/liked", TOKEN),
     # Comments.
     Line("POST /videos/{video_id}/comments", TOKEN, 201, body={"content": "Nice rain"}),

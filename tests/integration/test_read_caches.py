@@ -321,6 +321,7 @@ class Names(OwnNames):
     """User ids, which a test may forget."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.known: dict[str, str] = {}
 
     def recall(self, pseudonyms: Iterable[str]) -> dict[str, str]:
