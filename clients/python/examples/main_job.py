@@ -21,7 +21,7 @@ from backlot_client.generated.api.comments import list_comments, post_comment
 from backlot_client.generated.api.likes import like_video
 from backlot_client.generated.api.uploads import complete_upload, get_upload, start_upload
 from backlot_client.generated.api.videos import get_video
-from backlot_client.generated.models import ProblemDetails, StartUpload, NewComment
+from backlot_client.generated.models import NewComment, ProblemDetails, StartUpload
 
 T = TypeVar("T")
 
