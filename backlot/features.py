@@ -331,6 +331,7 @@ FEATURES: tuple[Feature, ...] = (
         aggregates=(Webhooks,),
         commands=(commands.webhooks.router,),
         queries=(readapi.webhooks.router,),
+        lookups=workers.webhooks.lookups,
         tables=(projections.webhooks.TABLES,),
         subscriptions=workers.webhooks.subscriptions,
         jobs=workers.webhooks.jobs,

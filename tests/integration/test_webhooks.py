@@ -18,6 +18,7 @@ from commands.webhooks import (
     SkipDelivery,
     TryWebhook,
 )
+from domain.errors import Conflict, NotFound
 from engine.persons import Persons
 from infra import metrics
 from infra.http.shapes import BEGINNING
@@ -210,6 +211,12 @@ def test_deliveries_are_tried_repeated_skipped_and_forgotten(
             await until(lambda: len(receiver.taken) == 2)
             await until(lambda: len(desk.deliveries("delivered")) == 2)
             _, (liked, *_) = desk.deliveries("delivered")
+            with pytest.raises(Conflict):
+                await desk.do(SkipDelivery(webhook, liked))
+            for asks in (RepeatDelivery, SkipDelivery):
+                for where in ((webhook, liked + 1_000), (uuid4(), liked)):
+                    with pytest.raises(NotFound):
+                        await desk.do(asks(*where))
             await desk.do(RepeatDelivery(webhook, liked))
             await until(lambda: receiver.ids[1:] == [receiver.ids[1]] * 2)
             poison, behind = (
@@ -219,6 +226,8 @@ def test_deliveries_are_tried_repeated_skipped_and_forgotten(
             writer.save(*(writer.wish("like", video, viewer) for viewer in ("bob", "eve")))
             await until(lambda: any(each[3] == 422 for each in desk.deliveries("waiting")))
             (stuck, *_), *_ = desk.deliveries("waiting")
+            with pytest.raises(Conflict):
+                await desk.do(RepeatDelivery(webhook, stuck))
             await desk.do(SkipDelivery(webhook, stuck))
             await desk.until_taken(receiver, [event_name(behind)])
             assert [each[0] for each in desk.deliveries("skipped")] == [stuck]
