@@ -332,6 +332,7 @@ FEATURES: tuple[Feature, ...] = (
         commands=(commands.webhooks.router,),
         queries=(readapi.webhooks.router,),
         lookups=workers.webhooks.lookups,
+        checks=(health.webhooks,),
         tables=(projections.webhooks.TABLES,),
         subscriptions=workers.webhooks.subscriptions,
         jobs=workers.webhooks.jobs,

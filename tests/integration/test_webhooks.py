@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -136,6 +137,29 @@ def test_a_restart_delivers_nothing_again_and_a_crash_what_was_under_way(
         assert positions == sorted(positions)
         assert len(receiver.taken) == 7
         assert receiver.ids[4] == receiver.ids[5]
+
+    run(scenario)
+
+
+def test_another_process_takes_over_where_one_ends(
+    database_url: str, writer: Writer, persons: Persons
+) -> None:
+    async def scenario() -> None:
+        video = uuid4()
+        async with receiving() as receiver, AsyncExitStack() as others:
+            async with sending(database_url, persons) as desk:
+                await desk.add(receiver.url, VIDEO_LIKED)
+                likes_of(writer, 3, video)
+                await until(lambda: len(desk.deliveries("delivered")) == 3)
+                other = await others.enter_async_context(sending(database_url, persons))
+                writer.like(video, "side by side")
+                await until(lambda: len(desk.deliveries("delivered")) == 4)
+            writer.like(video, "late")
+            await until(lambda: len(other.deliveries("delivered")) == 5)
+        (positions,) = receiver.by_key().values()
+        assert positions == sorted(positions)
+        # Neither has sent what the other had.
+        assert len(receiver.taken) == len(positions) == 5
 
     run(scenario)
 
