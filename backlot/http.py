@@ -294,6 +294,7 @@ def _application(
         body_limit=server.body_limit_bytes,
         translate=translate,
         unlimited=("/objects/", "/tus/"),
+        overridden=("/tus/",),
         proxies=Proxies(server.trusted_proxies),
         hosts=Hosts([server.host, admin]) if server.configured_public_url is None else None,
         lifespan=lifespan,

@@ -13,7 +13,6 @@ from commands.endpoint import executor
 from commands.likes import LikesOf, Wish, answers
 from domain.comment import UNKNOWN, Comment
 from domain.comment_likes import CommentLikes
-from domain.errors import NotFound
 from domain.model import Origin
 from domain.upload import NOBODY, Upload, VideoViewer
 from domain.video_likes import stream_id
@@ -67,8 +66,7 @@ class ChangeCommentLike(Command[LikeState]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> LikeState:
         video_id = self.place.video_id
-        if not aggregates.get(Upload, video_id).is_there_for(self.seen_by):
-            raise NotFound(UNKNOWN)
+        aggregates.get(Upload, video_id).require_visible(self.seen_by, UNKNOWN)
         for each in self._comments():
             aggregates.get(Comment, each).require_posted()
         likes = aggregates.get(CommentLikes, self.likes_id)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from commands.endpoint import TOKEN_FIRST, Execute, executor
-from domain.comment import Comment
+from domain.comment import UNKNOWN, Comment
 from domain.errors import Conflict, NotAllowed
 from domain.model import Origin
 from domain.moderation import (
@@ -28,7 +28,7 @@ from domain.moderation import (
     case_id,
     mentions,
 )
-from domain.upload import CommentPolicy, Upload, VideoViewer
+from domain.upload import UNKNOWN_VIDEO, CommentPolicy, Upload, VideoViewer
 from engine.command_bus import Aggregates, Command
 from engine.command_bus import Query as LogQuery
 from infra.http.app import body_at_once, hot
@@ -161,6 +161,7 @@ class EditComment(Command[SeenComment]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
         comment = aggregates.get(Comment, self.comment_id)
+        aggregates.get(Upload, self.text.video_id).require_visible(self.text.viewer, UNKNOWN)
         comment.require_author(origin)
         hold = self.text.admit(aggregates)
         comment.edit(self.text.content, origin, hold)
@@ -203,7 +204,7 @@ def capacity(
     Raise NotFound where there is nothing that they could see, and NotAllowed.
     """
     upload = aggregates.get(Upload, comment.require_known())
-    upload.require_visible(viewer)
+    upload.require_visible(viewer, UNKNOWN)
     if viewer.sees_all:
         return ActingAs.MODERATOR
     if origin.actor != upload.owner:
@@ -240,17 +241,21 @@ class FindThread(LogQuery[UUID]):
 
 @dataclass(frozen=True)
 class FindVideoOwner(LogQuery[str]):
-    """Return whose video it is; refuse one that the viewer may not see."""
+    """Return whose video it is; refuse one that the viewer may not see.
+
+    `told` is what is said then of what was asked for, where that is a comment there.
+    """
 
     video_id: UUID
     viewer: VideoViewer
+    told: str = UNKNOWN_VIDEO
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> str:
         upload = aggregates.get(Upload, self.video_id)
-        upload.require_visible(self.viewer)
+        upload.require_visible(self.viewer, self.told)
         return upload.owner
 
 
@@ -297,7 +302,8 @@ async def post_comment(video_id: UUID, body: NewComment, request: Request) -> Re
         return repeated
     if execute.services.quotas is not None:
         await execute.services.quotas.comment(execute.actor)
-    text = await _new_text(execute, video_id, body)
+    video_owner = await execute.value(FindVideoOwner(video_id, execute.viewer))
+    text = await _new_text(execute, video_id, video_owner, body)
     parent_id = body.parent_id
     if parent_id is not None:
         parent_id = await execute.value(FindThread(parent_id, video_id))
@@ -313,13 +319,17 @@ async def post_comment(video_id: UUID, body: NewComment, request: Request) -> Re
 async def edit_comment(comment_id: UUID, body: WriteComment, request: Request) -> Response:
     execute = await executor(request)
     video_id = await execute.value(FindVideoOfComment(comment_id))
-    return await execute(EditComment(comment_id, await _new_text(execute, video_id, body)))
+    video_owner = await execute.value(FindVideoOwner(video_id, execute.viewer, UNKNOWN))
+    text = await _new_text(execute, video_id, video_owner, body)
+    return await execute(EditComment(comment_id, text))
 
 
-async def _new_text(execute: Execute, video_id: UUID, body: WriteComment) -> NewText:
+async def _new_text(
+    execute: Execute, video_id: UUID, video_owner: str, body: WriteComment
+) -> NewText:
     return NewText(
         video_id,
-        await execute.value(FindVideoOwner(video_id, execute.viewer)),
+        video_owner,
         execute.actor,
         body.content,
         execute.viewer,

@@ -15,7 +15,7 @@ from uuid import UUID
 from commands.upload_shapes import UploadCompleted
 from domain.errors import NotFound
 from domain.model import Origin
-from domain.upload import NOBODY, Status, Upload, VideoViewer
+from domain.upload import NOBODY, UNKNOWN_VIDEO, Status, Upload, VideoViewer
 from engine.command_bus import Aggregates, Query
 
 R = TypeVar("R")
@@ -142,7 +142,7 @@ class FindVisible(Query[list[UUID]]):
             video for video in self.videos if aggregates.get(Upload, video).visible_to(self.viewer)
         ]
         if not found:
-            raise NotFound("There is no such video.")
+            raise NotFound(UNKNOWN_VIDEO)
         return found
 
 

@@ -36,6 +36,7 @@ ALLOWED = (
     "X-Amz-Checksum-Crc32",
     "X-Amz-Checksum-Sha1",
     "X-Amz-Checksum-Sha256",
+    "X-HTTP-Method-Override",
     "X-Request-Id",
 )
 """What a page may send beside what every page may: all that a call reads."""

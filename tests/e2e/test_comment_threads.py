@@ -92,10 +92,21 @@ def test_what_is_private_is_not_told_of(server: Program) -> None:
         told = [eve.get(f"/comments/{each}{path}") for each in (comment, unknown)]
         assert [each.status_code for each in told] == [404, 404]
         assert told[0].json()["detail"] == told[1].json()["detail"]
-    told = [eve.put(f"/comments/{each}/like") for each in (comment, unknown)]
-    assert [(each.status_code, each.json()["detail"]) for each in told] == [
-        (404, "There is no such comment.")
-    ] * 2
+    for method, path, body in (
+        ("PUT", "/like", None),
+        ("DELETE", "/like", None),
+        ("PATCH", "", {"content": "hers"}),
+        ("DELETE", "", None),
+        ("POST", "/report", {"reason": "spam"}),
+        ("POST", "/approve", None),
+        ("POST", "/restore", None),
+    ):
+        told = [
+            eve.request(method, f"/comments/{each}{path}", json=body) for each in (comment, unknown)
+        ]
+        assert [(each.status_code, each.json()["detail"]) for each in told] == [
+            (404, "There is no such comment.")
+        ] * 2, (method, path)
 
 
 def follow(told: Iterator[Told], comment: str, counts: tuple[int, int], *others: Any) -> None:

@@ -85,6 +85,24 @@ def test_what_the_server_can_is_told_to_anybody(server: Program) -> None:
     assert told["Tus-Max-Size"] == str(10_000 * PART)
 
 
+def test_a_post_may_stand_for_any_method_here_and_nowhere_else(tus: httpx.Client) -> None:
+    url = create(tus)
+
+    def posted(method: str, path: str = url, **headers: str) -> httpx.Response:
+        content = FILM[:10] if method == "PATCH" else b""
+        sent = {"X-HTTP-Method-Override": method, **headers}
+        return tus.post(path, headers=sent, content=content)
+
+    assert posted("PATCH", **{"Upload-Offset": "0"}, **BYTES).status_code == 204
+    told = posted("HEAD")
+    assert (told.status_code, told.headers["Upload-Offset"], told.content) == (200, "10", b"")
+    assert posted("BREW").status_code == 405
+    own = url.replace("/tus/", "/")
+    assert posted("DELETE", own).status_code == 405
+    assert posted("DELETE").status_code == 204
+    assert tus.head(url).status_code == 404
+
+
 @pytest.mark.parametrize("step", [PART // 3, PART, 2 * PART + 5, len(FILM)])
 def test_a_film_arrives_in_requests_of_any_size(tus: httpx.Client, step: int) -> None:
     url, answers = create(tus), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -18,6 +19,7 @@ from commands.webhooks import (
     SkipDelivery,
     TryWebhook,
 )
+from domain.errors import Conflict, NotFound
 from engine.persons import Persons
 from infra import metrics
 from infra.http.shapes import BEGINNING
@@ -145,6 +147,29 @@ def test_a_restart_delivers_nothing_again_and_a_crash_what_was_under_way(
     run(scenario)
 
 
+def test_another_process_takes_over_where_one_ends(
+    database_url: str, writer: Writer, persons: Persons
+) -> None:
+    async def scenario() -> None:
+        video = uuid4()
+        async with receiving() as receiver, AsyncExitStack() as others:
+            async with sending(database_url, persons) as desk:
+                await desk.add(receiver.url, VIDEO_LIKED)
+                likes_of(writer, 3, video)
+                await until(lambda: len(desk.deliveries("delivered")) == 3)
+                other = await others.enter_async_context(sending(database_url, persons))
+                writer.like(video, "side by side")
+                await until(lambda: len(desk.deliveries("delivered")) == 4)
+            writer.like(video, "late")
+            await until(lambda: len(other.deliveries("delivered")) == 5)
+        (positions,) = receiver.by_key().values()
+        assert positions == sorted(positions)
+        # Neither has sent what the other had.
+        assert len(receiver.taken) == len(positions) == 5
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(("status", "reason"), [(410, "gone"), (500, "failing")])
 def test_it_is_disabled_and_goes_on_where_it_was_once_enabled(
     database_url: str, writer: Writer, persons: Persons, status: int, reason: str
@@ -216,6 +241,12 @@ def test_deliveries_are_tried_repeated_skipped_and_forgotten(
             await until(lambda: len(receiver.taken) == 2)
             await until(lambda: len(desk.deliveries("delivered")) == 2)
             _, (liked, *_) = desk.deliveries("delivered")
+            with pytest.raises(Conflict):
+                await desk.do(SkipDelivery(webhook, liked))
+            for asks in (RepeatDelivery, SkipDelivery):
+                for where in ((webhook, liked + 1_000), (uuid4(), liked)):
+                    with pytest.raises(NotFound):
+                        await desk.do(asks(*where))
             await desk.do(RepeatDelivery(webhook, liked))
             await until(lambda: receiver.ids[1:] == [receiver.ids[1]] * 2)
             poison, behind = (
@@ -225,6 +256,8 @@ def test_deliveries_are_tried_repeated_skipped_and_forgotten(
             writer.save(*(writer.wish("like", video, viewer) for viewer in ("bob", "eve")))
             await until(lambda: any(each[3] == 422 for each in desk.deliveries("waiting")))
             (stuck, *_), *_ = desk.deliveries("waiting")
+            with pytest.raises(Conflict):
+                await desk.do(RepeatDelivery(webhook, stuck))
             await desk.do(SkipDelivery(webhook, stuck))
             await desk.until_taken(receiver, [event_name(behind)])
             assert [each[0] for each in desk.deliveries("skipped")] == [stuck]

@@ -346,6 +346,7 @@ def test_the_doctor_of_a_fresh_machine_finds_nothing_to_mend(
         "llm",
         "embeddings",
         "erasure",
+        "webhooks",
         "seals",
         "keys",
         "auth",
