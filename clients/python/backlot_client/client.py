@@ -25,6 +25,7 @@ from backlot_client.generated.models import (
     Comment,
     CommentPage,
     LikeState,
+    NewComment,
     StartUpload,
     UploadCompleted,
     Video,
@@ -107,14 +108,20 @@ class Backlot:
         return answered(unlike_video.sync_detailed(video_id, client=self.api))
 
     def comment(
-        self, video_id: UUID, content: str, *, idempotency_key: str | None = None
+        self,
+        video_id: UUID,
+        content: str,
+        *,
+        parent_id: UUID | None = None,
+        idempotency_key: str | None = None,
     ) -> Comment:
-        """Post a comment: once under one key, whoever sends it again. Without one, it gets its own.
+        """Post a comment, or a reply to the one with `parent_id`.
 
-        With `status` "held" it waits for approval.
+        It is posted once under one key, whoever sends it again; without one, it gets its own. With
+        `status` "held" it waits for approval.
         """
         key = UNSET if idempotency_key is None else idempotency_key
-        body = WriteComment(content)
+        body = NewComment(content, UNSET if parent_id is None else parent_id)
         return answered(
             post_comment.sync_detailed(video_id, client=self.api, body=body, idempotency_key=key)
         )

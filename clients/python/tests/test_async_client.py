@@ -10,7 +10,7 @@ import httpx
 from backlot_client import AsyncBacklot, CommentShown, LikesCounted
 from backlot_client.generated.api.comments import list_comments, post_comment
 from backlot_client.generated.api.likes import like_video
-from backlot_client.generated.models import Comment, CommentPage, LikeState, WriteComment
+from backlot_client.generated.models import Comment, CommentPage, LikeState, NewComment
 
 
 class LosesAnswers(httpx.AsyncBaseTransport):
@@ -79,7 +79,7 @@ def test_calls_are_repeated_with_a_new_token_and_read_back(
             assert isinstance(liked, LikeState)
             assert liked.likes_count == 1
             assert bob.position is not None
-            body = WriteComment("Once")
+            body = NewComment("Once")
             posted = await post_comment.asyncio(video_id, client=bob.api, body=body)
             assert isinstance(posted, Comment)
             assert len(slept) == 1
@@ -104,10 +104,10 @@ def test_a_video_is_followed_beyond_a_broken_connection(
             events = bob.follow(video_id)
             first = await anext(events)
             assert isinstance(first, LikesCounted)
-            body = WriteComment("Missed")
+            body = NewComment("Missed")
             await post_comment.asyncio(video_id, client=bob.api, body=body)
             told = [await anext(events)]
-            body = WriteComment("Later")
+            body = NewComment("Later")
             await post_comment.asyncio(video_id, client=bob.api, body=body)
             while not isinstance(told[-1], CommentShown):
                 told.append(await anext(events))
