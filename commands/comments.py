@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, NamedTuple
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Query, Request, Response
@@ -80,7 +80,8 @@ class CommentsClosed(Conflict):
 class NewText:
     """What somebody writes about a video, and what the rules about that ask beside the streams.
 
-    `mentioned` are those whom it names, one for each name. `watched`: it has a
+    `mentioned` are those whom it names, one for each name, `answered` whose comment it is a reply
+    to. `watched`: it has a
     word that the installation watches.
     """
 
@@ -91,10 +92,16 @@ class NewText:
     viewer: VideoViewer
     watched: bool = False
     mentioned: Sequence[str] = ()
+    answered: str | None = None
+
+    @property
+    def addressed(self) -> Sequence[str]:
+        """Whom it reaches beside the owner of the video."""
+        return (*self.mentioned, *([] if self.answered is None else [self.answered]))
 
     def streams(self) -> Sequence[UUID]:
         """Return the video's stream, and those of blocks that would concern the text."""
-        persons = dict.fromkeys((self.video_owner, *self.mentioned))
+        persons = dict.fromkeys((self.video_owner, *self.addressed))
         return (self.video_id, *(block_id(person, self.author) for person in persons))
 
     def admit(self, aggregates: Aggregates) -> Hold | None:
@@ -117,7 +124,7 @@ class NewText:
         if self.watched:
             return HoldCause.WATCHED_WORD
         if len(self.mentioned) > MOST_MENTIONS or any(
-            self._is_blocked_by(person, aggregates) for person in self.mentioned
+            self._is_blocked_by(person, aggregates) for person in self.addressed
         ):
             return HoldCause.MENTION
         held = upload.comment_policy is CommentPolicy.APPROVAL and self.author != upload.owner
@@ -225,9 +232,16 @@ class FindVideoOfComment(LogQuery[UUID]):
         return aggregates.get(Comment, self.comment_id).require_known()
 
 
+class AnsweredComment(NamedTuple):
+    """The comment that a reply belongs to, and who wrote the one that it answers."""
+
+    thread_id: UUID
+    author: str
+
+
 @dataclass(frozen=True)
-class FindThread(LogQuery[UUID]):
-    """Return to which comment on a video a reply belongs that answers this one; NotFound."""
+class FindAnswered(LogQuery[AnsweredComment]):
+    """Return what a reply is to that answers this comment on a video; NotFound."""
 
     comment_id: UUID
     video_id: UUID
@@ -235,8 +249,9 @@ class FindThread(LogQuery[UUID]):
     def streams(self) -> Sequence[UUID]:
         return (self.comment_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin) -> UUID:
-        return aggregates.get(Comment, self.comment_id).require_thread(self.video_id)
+    def decide(self, aggregates: Aggregates, origin: Origin) -> AnsweredComment:
+        comment = aggregates.get(Comment, self.comment_id)
+        return AnsweredComment(comment.require_thread(self.video_id), comment.author)
 
 
 @dataclass(frozen=True)
@@ -306,7 +321,8 @@ async def post_comment(video_id: UUID, body: NewComment, request: Request) -> Re
     text = await _new_text(execute, video_id, video_owner, body)
     parent_id = body.parent_id
     if parent_id is not None:
-        parent_id = await execute.value(FindThread(parent_id, video_id))
+        answered = await execute.value(FindAnswered(parent_id, video_id))
+        parent_id, text = answered.thread_id, replace(text, answered=answered.author)
     return await execute(PostComment(uuid4(), text, parent_id), status=201)
 
 

@@ -109,6 +109,18 @@ def test_what_is_private_is_not_told_of(server: Program) -> None:
         ] * 2, (method, path)
 
 
+def test_a_reply_to_who_blocks_its_author_is_held(server: Program) -> None:
+    owner, hilda, ivo = server.client("olga"), server.client("hilda"), server.client("ivo")
+    video = upload(owner)
+    first, second = post(hilda, video, "mine"), post(owner, video, "another")
+    assert hilda.put("/users/me/blocked/ivo").status_code == 200
+    told = [
+        read(ivo.post(f"/videos/{video}/comments", json={"content": "hers", "parentId": each}))
+        for each in (first, second)
+    ]
+    assert [each.get("status") for each in told] == ["held", None]
+
+
 def follow(told: Iterator[Told], comment: str, counts: tuple[int, int], *others: Any) -> None:
     """Read until the comment was told with these likes and replies, and each of the other events.
 
