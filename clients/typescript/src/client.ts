@@ -82,8 +82,10 @@ export class Backlot {
     return (await api.unlikeVideo(this.#of(videoId))).data;
   }
 
-  async comment(videoId: string, content: string): Promise<Comment> {
-    return (await api.postComment({ ...this.#of(videoId), body: { content } })).data;
+  /** Post a comment, or a reply to the one of `parentId`. */
+  async comment(videoId: string, content: string, parentId?: string): Promise<Comment> {
+    const body = parentId === undefined ? { content } : { content, parentId };
+    return (await api.postComment({ ...this.#of(videoId), body })).data;
   }
 
   async editComment(commentId: string, content: string): Promise<Comment> {
