@@ -1,6 +1,7 @@
 """The program, whose waits lose cancellations as those of Python 3.11 do, each task's first two.
 
-Run as `python -m tests.e2e.lossy_program up`. It tells on standard error what was lost.
+Run as `python -m tests.e2e.lossy_program up`. It tells on standard error what was lost,
+and before each wait how many others are in it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from workers import sources
 
 LOSSES = 2
 _lost: Counter[asyncio.Task[Any] | None] = Counter()
+_waiting: Counter[str] = Counter()
 
 
 def losing(work: Callable[..., Any]) -> Callable[..., Any]:
     """A coroutine that returns instead of raising a cancellation that may be lost."""
 
     async def lossy(*args: Any, **kwargs: Any) -> Any:
+        name = work.__qualname__
+        sys.stderr.write(f"waits with {_waiting[name]} in {name}\n")
+        _waiting[name] += 1
         try:
             return await work(*args, **kwargs)
         except asyncio.CancelledError:
@@ -32,7 +37,9 @@ def losing(work: Callable[..., Any]) -> Callable[..., Any]:
             if _lost[task] >= LOSSES:
                 raise
             _lost[task] += 1
-            sys.stderr.write(f"lost by {work.__qualname__}\n")
+            sys.stderr.write(f"lost by {name}\n")
+        finally:
+            _waiting[name] -= 1
 
     return lossy
 

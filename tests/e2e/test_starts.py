@@ -259,6 +259,8 @@ def test_a_stop_that_is_lost_is_asked_for_again(make_program: MakeProgram) -> No
     video = upload(owner)
     with owner.stream("GET", f"/videos/{video}/events") as live:
         assert next(live.iter_lines()).startswith("retry:")
+        # Those that have nothing left to do: they are told to stop while they wait.
+        eventually(lambda: "waits with 2 in woken" in program.complained)
         program.process.send_signal(signal.SIGTERM)
         assert program.wait() == 0
     assert program.servers() == []

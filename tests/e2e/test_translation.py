@@ -160,13 +160,14 @@ def test_comments_of_a_removed_video_cost_nothing_and_take_no_edits(
     assert read(bob.patch(f"/comments/{comment}", json={"content": text})) == shown
     assert read(ann.delete(f"/videos/{video}"))
     calls = len(provider.calls)
+    posted = bob.post(f"/videos/{video}/comments", json={"content": "Otra cosa"})
+    assert problem(posted, 404)["detail"] == "There is no such video."
     for answer in (
-        bob.post(f"/videos/{video}/comments", json={"content": "Otra cosa"}),
         bob.patch(f"/comments/{comment}", json={"content": "Otra cosa distinta, amigos"}),
         bob.patch(f"/comments/{comment}", json={"content": text}),
         ann.patch(f"/comments/{comment}", json={"content": "Otra cosa distinta, amigos"}),
     ):
-        assert problem(answer, 404)["detail"] == "There is no such video."
+        assert problem(answer, 404)["detail"] == "There is no such comment."
     assert len(provider.calls) == calls
 
 

@@ -39,6 +39,11 @@ CALLS: dict[str, tuple[str, str]] = {
     "GET /videos/{video_id}/comments": EVERYBODY,
     "GET /videos/{video_id}/events": EVERYBODY,
     "GET /videos/{video_id}/stats": ("401 403 200 200 200 200", "404 404 404 200 200 200"),
+    "POST /videos/{video_id}/events/ticket": A_USER,
+    "GET /videos/{video_id}/stats/channels": (
+        "401 403 200 200 200 200",
+        "404 404 404 200 200 200",
+    ),
     "POST /videos/{video_id}/watch": EVERYBODY,
     "POST /videos/{video_id}/watch-time": ACCEPTED,
     "POST /videos/{video_id}/share": ACCEPTED,

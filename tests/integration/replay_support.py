@@ -97,7 +97,7 @@ def difference(database_url: str, one: str, other: str) -> Difference:
 
 OTHERS = (
     *("public", "information_schema", "projections", "lists", "feedback", "analytics"),
-    "webhooks",
+    *("webhooks", "backlot_bi"),
 )
 """The schemas that are of no read model."""
 

@@ -44,7 +44,7 @@ def liked(site: Site, *viewers: str) -> UUID:
     """A video with these likes, in the read model."""
     video = site.writer.video()
     site.writer.like(video.id, *viewers)
-    caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
+    caught_up(site.database_url, ["catalog", "comments", "likes"], site.writer.head)
     return video.id
 
 
@@ -135,7 +135,7 @@ def test_without_redis_everything_comes_from_the_read_model(
 def test_a_removed_video_and_an_unknown_one_are_not_found(site: Site, counters: Counters) -> None:
     video = site.writer.video()
     site.writer.like(video.id, "ann")
-    caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
+    caught_up(site.database_url, ["catalog", "comments", "likes"], site.writer.head)
     assert count(site, video.id) == 1
     counters.put([(video.id, Counter(-1, site.writer.head + 1))])
     video.remove(origin())
@@ -164,7 +164,7 @@ def test_no_counter_tells_of_a_private_video(site: Site, counters: Counters) -> 
     publisher = CounterPublisher(Likes(), counters, asyncio.Event())
 
     def published() -> None:
-        caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
+        caught_up(site.database_url, ["catalog", "comments", "likes"], site.writer.head)
         with connect(site.database_url, "test") as conn:
             publisher.advance(conn)
         # The counter is asked where nothing is in memory.

@@ -208,7 +208,7 @@ def test_no_event_is_read(analytics: Connection[TupleRow]) -> None:
     films, deeds = random_history(3)
     write(analytics, films, deeds)
     before = ranking(analytics, Window.ALL)
-    analytics.execute("DROP TABLE analytics.video_analytics")
+    analytics.execute("DROP TABLE analytics.video_analytics CASCADE")
     assert ranking(analytics, Window.ALL) == before
     assert before
 
