@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test chaos check format bench lock clients sbom audit clean
+.PHONY: help up demo test chaos check format examples bench lock clients sbom audit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,6 +49,11 @@ format: $(STAMPS)/dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+examples: ## Build the example pages of tus and Uppy; needs Node and npm
+	@for page in tus uppy; do \
+		npm --prefix examples/$$page ci --silent && npm --prefix examples/$$page run --silent build \
+		|| exit 1; done
+
 bench: $(STAMPS)/dev ## Measure; prints a table and keeps it as JSON
 	@exec $(BIN)/backlot bench $(ARGS)
 
@@ -74,7 +79,7 @@ clients: $(STAMPS)/run $(INSTALLED) ## Generate and check the clients of the API
 		--config generator.yaml --meta none --output-path backlot_client/generated \
 		--overwrite --fail-on-warning
 	@cd $(TYPESCRIPT_CLIENT) && npm run --silent generate -- --silent
-	@cd $(PYTHON_CLIENT) && .venv/bin/mypy --strict backlot_client examples
+	@cd $(PYTHON_CLIENT) && .venv/bin/mypy --strict backlot_client examples tests
 	@cd $(TYPESCRIPT_CLIENT) && npm run --silent build
 
 $(PYTHON_CLIENT)/.venv/.installed: $(PYTHON_CLIENT)/requirements.txt $(STAMPS)/python

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,14 @@ from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
 from readapi.comment_cache import CommentCache
-from readapi.comments import TranslationRequests
 from readapi.erasure import ErasureSearch
 from readapi.events import PublishedMessages
 from readapi.likes import LikeCounts
-from readapi.live import LiveLimits, LiveVideos
+from readapi.live import LiveVideos
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
+from readapi.stream_slots import LiveLimits
+from readapi.translation import TranslationRequests
 from readapi.video_cache import VideoCache
 from readapi.webhooks import WebhookSource
 from workers.likes import open_counters
@@ -202,7 +204,8 @@ def _database(
     if settings.database.url is None:
         beside = (settings.server.processes - 1) * CONNECTIONS_EACH
         most = {"max_connections": str(int(SETTINGS["max_connections"]) + beside)}
-        server = EmbeddedPostgres(folder.postgres, settings=most, gives_up=gives_up)
+        listen = settings.database.listen
+        server = EmbeddedPostgres(folder.postgres, settings=most, listen=listen, gives_up=gives_up)
         stack.enter_context(last_word(server.part_with))
         return stack.enter_context(server).url
     url = settings.database.url.get_secret_value()
@@ -316,7 +319,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         ranking_seconds=min(1.0, settings.trending.invalidate_seconds),
         offer_seconds=settings.recommendations.invalidate_seconds,
     )
-    comments = CommentCache(pool, tail, parts.persons)
+    comments = CommentCache(pool, tail, parts.persons, likes)
     waiting = Waiting(pool, parts.models.all())
     live = LiveVideos(
         *(pool, tail, cache, comments, waiting),
@@ -409,6 +412,8 @@ async def _commands(
         watched_words=WatchedWords(settings.moderation.words),
         published=frozenset(TOPICS),
         outbound=outbound_rules(settings.webhooks),
+        upload_idle=timedelta(days=settings.uploads.idle_days),
+        upload_longest=timedelta(days=settings.uploads.longest_days),
     )
 
 

@@ -22,7 +22,7 @@ import structlog
 import typer
 from typer.exceptions import TyperException
 
-from backlot import keys, likes, privacy, tasks, topics, webhooks
+from backlot import analytics, keys, likes, privacy, tasks, topics, webhooks
 from backlot.arguments import SIZES, CommandGroup
 from backlot.database import close_persons, signing_secret
 from backlot.events import commands
@@ -47,6 +47,7 @@ app = typer.Typer(
 )
 
 
+app.add_typer(analytics.app, name="analytics")
 app.add_typer(commands.app, name="events")
 app.add_typer(keys.app, name="keys")
 app.add_typer(likes.app, name="likes")

@@ -46,7 +46,7 @@ from infra.postgres.server import running_url
 from infra.redis import connect_blocking_redis, server_of
 from infra.settings import Role, Settings, SettingsError, load_settings
 from infra.settings.adapters import KafkaSettings
-from infra.settings.values import secret_weakness
+from infra.settings.values import TcpAddress, secret_weakness
 from infra.tasks.broker import task_queues
 from infra.tasks.queues import BrokerAway
 from projections.integration_events import topics_with_texts
@@ -202,6 +202,9 @@ def mask_password(url: str) -> str:
     return f"postgresql://{user}{known.get('host', '')}{port}/{known.get('dbname', '')}"
 
 
+LISTENS = b"SELECT current_setting('listen_addresses'), current_setting('port')"
+
+
 def _settings(settings: Settings) -> DoctorPart:
     names = ", ".join(sorted(settings.given()))
     return DoctorPart("settings", "embedded", None, True, f"set: {names or 'none'}")
@@ -237,7 +240,7 @@ def _embedded_database(settings: Settings) -> DoctorPart:
 
 def _running_database(url: str, holder: int | None) -> DoctorPart:
     try:
-        version = f"PostgreSQL {_version(url)}"
+        version, listening = f"PostgreSQL {_version(url)}", _listening(url)
     except psycopg.Error as error:
         if holder is not None or is_silence(error):
             whose = f"stop Backlot (pid {holder})" if holder else "end what a killed Backlot left"
@@ -247,7 +250,8 @@ def _running_database(url: str, holder: int | None) -> DoctorPart:
     whose = (
         f"of Backlot (pid {holder})" if holder else "left by a killed Backlot; `make up` ends it"
     )
-    return DoctorPart("database", "embedded", url, True, f"{version}, running, {whose}")
+    detail = f"{version}, running, {whose}{listening}"
+    return DoctorPart("database", "embedded", url, True, detail)
 
 
 def _projections(settings: Settings) -> DoctorPart:
@@ -382,3 +386,14 @@ def _may_rewrite(url: str) -> bool:
 def _version(url: str) -> str:
     with open_connection(url, "doctor", UNHURRIED) as connection:
         return connection.info.parameter_status("server_version") or "of unknown version"
+
+
+def _listening(url: str) -> str:
+    """Return where roles with a password may come in, as the end of a sentence."""
+    with open_connection(url, "doctor", UNHURRIED) as connection:
+        host, port = connection.execute(LISTENS).fetchone() or ("", "")
+    if not host:
+        return ""
+    listen = TcpAddress(host, int(port))
+    reach = "" if listen.is_loopback else ", from other machines, too, and without TLS"
+    return f"; roles with a password may come in at {listen}{reach}"

@@ -9,15 +9,19 @@ from typing import Any
 from fastapi import APIRouter
 
 import commands.catalog
+import commands.comment_likes
 import commands.comments
 import commands.dismissals
 import commands.endpoint
 import commands.erasure
 import commands.feedback
 import commands.likes
+import commands.live
 import commands.moderation
 import commands.operations
 import commands.revocations
+import commands.s3_uploads
+import commands.tus
 import commands.uploads
 import commands.watch
 import commands.webhooks
@@ -55,6 +59,8 @@ import readapi.operations
 import readapi.privacy
 import readapi.recommendations
 import readapi.revocations
+import readapi.stats
+import readapi.translation
 import readapi.webhooks
 import workers.analytics
 import workers.erasure
@@ -72,6 +78,7 @@ import workers.webhooks
 from backlot import health
 from backlot.health import DoctorPart
 from domain.comment import Comment
+from domain.comment_likes import CommentLikes
 from domain.dismissals import Dismissal
 from domain.model import Aggregate
 from domain.moderation import ContentReport, ModerationCase, UserBlock
@@ -160,7 +167,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="likes",
         aggregates=(VideoLikes,),
-        commands=(commands.likes.router,),
+        commands=(commands.likes.router, commands.live.router),
         queries=(readapi.likes.router, readapi.live.router),
         lookups=workers.likes.lookups,
         projections=(Likes,),
@@ -173,11 +180,11 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="comments",
-        aggregates=(Comment,),
-        commands=(commands.comments.router,),
+        aggregates=(Comment, CommentLikes),
+        commands=(commands.comments.router, commands.comment_likes.router),
         queries=(readapi.comments.router,),
         projections=(Comments,),
-        personal=(*projections.comment_tables.PERSONAL, *readapi.comments.PERSONAL),
+        personal=projections.comment_tables.PERSONAL,
     ),
     Feature(
         name="moderation",
@@ -196,7 +203,11 @@ FEATURES: tuple[Feature, ...] = (
         tasks=(TRANSLATE_COMMENT, TRANSLATE_ON_DEMAND),
         settings=(features.TranslationSettings,),
         checks=(health.language_model,),
-        personal=(*projections.translation.PERSONAL, *workers.translator.PERSONAL),
+        personal=(
+            *projections.translation.PERSONAL,
+            *workers.translator.PERSONAL,
+            *readapi.translation.PERSONAL,
+        ),
     ),
     Feature(
         name="speech",
@@ -242,7 +253,12 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="uploads",
         aggregates=(Upload,),
-        commands=(commands.catalog.router, commands.uploads.router),
+        commands=(
+            commands.catalog.router,
+            commands.uploads.router,
+            commands.s3_uploads.router,
+            commands.tus.router,
+        ),
         queries=(readapi.catalog.router, readapi.catalog.uploads),
         lookups=workers.uploads.lookups,
         projections=(Catalog,),
@@ -257,7 +273,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="analytics",
-        queries=(readapi.analytics.router,),
+        queries=(readapi.stats.router, readapi.analytics.router),
         rebuilt=(ANALYTICS,),
         subscriptions=workers.analytics.subscriptions,
         jobs=workers.analytics.jobs,
@@ -317,6 +333,8 @@ FEATURES: tuple[Feature, ...] = (
         aggregates=(Webhooks,),
         commands=(commands.webhooks.router,),
         queries=(readapi.webhooks.router,),
+        lookups=workers.webhooks.lookups,
+        checks=(health.webhooks,),
         tables=(projections.webhooks.TABLES,),
         subscriptions=workers.webhooks.subscriptions,
         jobs=workers.webhooks.jobs,

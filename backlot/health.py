@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
 import httpx
 import psycopg
+from eventsourcing.persistence import PersistenceError
 from fastapi import APIRouter, Response
 from psycopg.conninfo import conninfo_to_dict
 
 from backlot.database import key_encryption
+from domain.webhooks import DisabledBecause
 from engine import wrapping_keys
 from engine.erasures import open_erasures
+from engine.event_store import open_recorder
 from engine.replay.records import Replay, under_way
 from engine.seals.chain import last_seal
 from engine.seals.proofs import configured_proofs
@@ -31,6 +35,7 @@ from infra.postgres.server import running_url
 from infra.settings import Settings
 from projections.analytics.schema import SchemaState, state
 from projections.recommendations import embeddings as embedding_table
+from readapi.webhooks import load_webhooks
 from workers.parts import Parts
 
 PATIENCE_SECONDS = 5
@@ -84,6 +89,10 @@ KEEP_A_COPY = "keep a copy of it in another place than those of the database"
 
 SEE_ERASURE = (
     "a process with the role workers forgets, and its log says why it can't (docs/privacy.md)"
+)
+SEE_WEBHOOK = (
+    "`backlot webhooks deliveries` says why; once its receiver is mended, "
+    "`backlot webhooks enable` (docs/webhooks.md)"
 )
 # It takes a minute where nothing is in the way.
 LONGEST_ERASURE = timedelta(minutes=30)
@@ -231,6 +240,29 @@ def erasures(settings: Settings) -> DoctorPart:
         return failure("erasure", kind, None, told, SEE_ERASURE)
     told = f"being forgotten: {len(found)}" if found else "nobody is being forgotten"
     return DoctorPart("erasure", kind, None, True, told)
+
+
+def webhooks(settings: Settings) -> DoctorPart:
+    """Return whether each webhook is sent to, but for those that somebody has disabled."""
+    kind: Kind = "embedded" if settings.database.embedded else "external"
+    try:
+        url = _log_url(settings)
+        if url is None:
+            return DoctorPart("webhooks", kind, None, True, NOT_RUNNING)
+        with closing(open_recorder(url)) as recorder:
+            found = load_webhooks(recorder).by_id.values()
+    except (*AWAY, PersistenceError) as error:
+        # What is wrong with the database itself stands in its own line.
+        return DoctorPart("webhooks", kind, None, True, f"not known: {explained(error)}")
+    told = [
+        f"{each.id} is disabled ({each.disabled})"
+        for each in found
+        if each.disabled not in (None, DisabledBecause.ASKED)
+    ]
+    if told:
+        return failure("webhooks", kind, None, "; ".join(told), SEE_WEBHOOK)
+    off = "" if settings.webhooks.on else "; WEBHOOKS=off: nothing is sent"
+    return DoctorPart("webhooks", kind, None, True, f"{len(found)}{off}" if found else "none")
 
 
 def look(url: str, limits: Limits = UNHURRIED) -> SchemaState | None:

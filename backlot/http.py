@@ -49,6 +49,7 @@ from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable
 from infra.objects.routes import object_router, part_router
 from infra.redlock import LocksUnavailable
 from infra.settings import SERVING, Role
+from projections.analytics.periods import UnfitPeriod
 from projections.analytics.queries import AnalyticsUnavailable, TooManyPoints
 from readapi.audit.inspector import NotRecorded
 from readapi.pages import InvalidCursor
@@ -160,6 +161,13 @@ OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
         ObjectStoreUnavailable: _objects_away,
     }
 )
+
+
+def _unfit(error: Exception) -> Problem:
+    field = error.field if isinstance(error, UnfitPeriod) else None
+    return Problem(422, "invalid", str(error), field=field)
+
+
 OF_QUERIES: Mapping[type[Exception], Make] = MappingProxyType(
     {
         ReadModelBehind: _behind,
@@ -172,6 +180,7 @@ OF_QUERIES: Mapping[type[Exception], Make] = MappingProxyType(
         KeyEncryptionFailed: _keys_away,
         KeyDamaged: _keys_away,
         TooManyPoints: lambda error: Problem(422, "invalid", str(error), field="bucket"),
+        UnfitPeriod: _unfit,
         InvalidPosition: _refusal(422, "position-invalid"),
         NotRecorded: _refusal(404, "not-found"),
         InvalidCursor: _refusal(422, "cursor-invalid"),
@@ -284,7 +293,8 @@ def _application(
         authenticator=parts.authenticator,
         body_limit=server.body_limit_bytes,
         translate=translate,
-        unlimited=("/objects/",),
+        unlimited=("/objects/", "/tus/"),
+        overridden=("/tus/",),
         proxies=Proxies(server.trusted_proxies),
         hosts=Hosts([server.host, admin]) if server.configured_public_url is None else None,
         lifespan=lifespan,

@@ -62,9 +62,11 @@ def _store() -> Iterator[tuple[Settings, Persons, GroupCommitRecorder]]:
 
 def _execute(recorder: GroupCommitRecorder, command: Command[Any]) -> Any:
     from engine.command_bus import CommandBus
+    from engine.projection import ReadModels
+    from workers.webhooks import lookups
 
     async def execute() -> Any:
-        bus = CommandBus(recorder)
+        bus = CommandBus(recorder, readers=lookups(ReadModels(())))
         try:
             asked = f"webhooks-{uuid4()}"
             return await bus.execute(command, actor=operator_name(), correlation_id=asked)

@@ -43,8 +43,8 @@ CREATE INDEX newest_likes ON video_likes (user_id, position);
 CREATE TABLE comments (
     id uuid PRIMARY KEY, video_id uuid NOT NULL, user_id text NOT NULL, content text NOT NULL,
     translation_status text NOT NULL, edited boolean NOT NULL, created_at timestamptz NOT NULL,
-    position bigint NOT NULL);
-CREATE INDEX newest_comments ON comments (video_id, position);
+    position bigint NOT NULL, likes bigint NOT NULL, replies bigint NOT NULL, parent_id uuid);
+CREATE INDEX newest_comments ON comments (video_id, position) WHERE parent_id IS NULL;
 """
 # Each table from the read models of Backlot, so that both have the same.
 COPIES = {
@@ -57,8 +57,9 @@ LEFT JOIN comments.counts AS c ON c.video_id = upload_id WHERE completed_positio
 """,
     "video_likes": "SELECT viewer, video_id, position FROM likes.likes",
     "comments": """
-SELECT comment_id, video_id, author, content, translation_status, edited, created_at, position
-FROM comments.comments
+SELECT comment_id, c.video_id, author, content, translation_status, edited, created_at, c.position,
+       coalesce(likes, 0), coalesce(replies, 0), parent_id
+FROM comments.comments AS c LEFT JOIN comments.tallies USING (comment_id)
 """,
 }
 SHOWN: LiteralString = """
@@ -88,8 +89,9 @@ ORDER BY l.position DESC LIMIT %(limit)s + 1
 COMMENTS: LiteralString = f"""
 SELECT c.* FROM videos AS v LEFT JOIN LATERAL (
     SELECT id AS "commentId", video_id AS "videoId", user_id AS "userId", content,
-           translation_status AS "translationStatus", edited, created_at AS "createdAt", position
-    FROM comments WHERE video_id = v.id AND position < %(before)s
+           translation_status AS "translationStatus", edited, created_at AS "createdAt",
+           likes AS "likeCount", replies AS "replyCount", position
+    FROM comments WHERE video_id = v.id AND parent_id IS NULL AND position < %(before)s
     ORDER BY position DESC LIMIT %(limit)s + 1) AS c ON true
 WHERE v.id = %(video)s AND {MAY_SEE}
 """

@@ -1,10 +1,9 @@
-"""Comments: post, edit, remove; what their translation has to know, and what came of it."""
+"""Comments: post, edit, remove, and reply to them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 from uuid import UUID, uuid4
 
@@ -12,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from commands.endpoint import TOKEN_FIRST, Execute, executor
-from domain.comment import Comment, TranslationStatus
+from domain.comment import UNKNOWN, Comment
 from domain.errors import Conflict, NotAllowed
 from domain.model import Origin
 from domain.moderation import (
@@ -29,7 +28,7 @@ from domain.moderation import (
     case_id,
     mentions,
 )
-from domain.upload import CommentPolicy, Status, Upload, VideoViewer
+from domain.upload import UNKNOWN_VIDEO, CommentPolicy, Upload, VideoViewer
 from engine.command_bus import Aggregates, Command
 from engine.command_bus import Query as LogQuery
 from infra.http.app import body_at_once, hot
@@ -45,6 +44,15 @@ class WriteComment(RequestBody):
     """The text of a comment."""
 
     content: Content
+
+
+class NewComment(WriteComment):
+    """A comment on a video, or, with `parentId`, a reply to a comment there.
+
+    A reply to a reply belongs to the same comment as that.
+    """
+
+    parent_id: UUID | None = None
 
 
 class CommentDeleted(Wire):
@@ -72,7 +80,8 @@ class CommentsClosed(Conflict):
 class NewText:
     """What somebody writes about a video, and what the rules about that ask beside the streams.
 
-    `mentioned` are those whom it names, one for each name. `watched`: it has a
+    `mentioned` are those whom it names, one for each name, `answered` whose comment it is a reply
+    to. `watched`: it has a
     word that the installation watches.
     """
 
@@ -83,10 +92,16 @@ class NewText:
     viewer: VideoViewer
     watched: bool = False
     mentioned: Sequence[str] = ()
+    answered: str | None = None
+
+    @property
+    def addressed(self) -> Sequence[str]:
+        """Whom it reaches beside the owner of the video."""
+        return (*self.mentioned, *([] if self.answered is None else [self.answered]))
 
     def streams(self) -> Sequence[UUID]:
         """Return the video's stream, and those of blocks that would concern the text."""
-        persons = dict.fromkeys((self.video_owner, *self.mentioned))
+        persons = dict.fromkeys((self.video_owner, *self.addressed))
         return (self.video_id, *(block_id(person, self.author) for person in persons))
 
     def admit(self, aggregates: Aggregates) -> Hold | None:
@@ -109,7 +124,7 @@ class NewText:
         if self.watched:
             return HoldCause.WATCHED_WORD
         if len(self.mentioned) > MOST_MENTIONS or any(
-            self._is_blocked_by(person, aggregates) for person in self.mentioned
+            self._is_blocked_by(person, aggregates) for person in self.addressed
         ):
             return HoldCause.MENTION
         held = upload.comment_policy is CommentPolicy.APPROVAL and self.author != upload.owner
@@ -121,18 +136,23 @@ class NewText:
 
 @dataclass(frozen=True)
 class PostComment(Command[SeenComment]):
-    """Post a comment under an id that was never used."""
+    """Post a comment under an id that was never used; with a parent, as a reply to that comment."""
 
     comment_id: UUID
     text: NewText
+    parent_id: UUID | None = None
 
     def streams(self) -> Sequence[UUID]:
-        return (self.comment_id, *self.text.streams())
+        parent = () if self.parent_id is None else (self.parent_id,)
+        return (self.comment_id, *parent, *self.text.streams())
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
+        video_id, parent_id = self.text.video_id, self.parent_id
         hold = self.text.admit(aggregates)
+        if parent_id is not None:
+            parent_id = aggregates.get(Comment, parent_id).require_thread(video_id)
         comment = aggregates.get(Comment, self.comment_id)
-        comment.post(self.text.video_id, self.text.content, origin, hold)
+        comment.post(video_id, self.text.content, origin, hold, parent_id)
         return as_seen(comment)
 
 
@@ -148,6 +168,7 @@ class EditComment(Command[SeenComment]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
         comment = aggregates.get(Comment, self.comment_id)
+        aggregates.get(Upload, self.text.video_id).require_visible(self.text.viewer, UNKNOWN)
         comment.require_author(origin)
         hold = self.text.admit(aggregates)
         comment.edit(self.text.content, origin, hold)
@@ -190,7 +211,7 @@ def capacity(
     Raise NotFound where there is nothing that they could see, and NotAllowed.
     """
     upload = aggregates.get(Upload, comment.require_known())
-    upload.require_visible(viewer)
+    upload.require_visible(viewer, UNKNOWN)
     if viewer.sees_all:
         return ActingAs.MODERATOR
     if origin.actor != upload.owner:
@@ -211,19 +232,45 @@ class FindVideoOfComment(LogQuery[UUID]):
         return aggregates.get(Comment, self.comment_id).require_known()
 
 
+class AnsweredComment(NamedTuple):
+    """The comment that a reply belongs to, and who wrote the one that it answers."""
+
+    thread_id: UUID
+    author: str
+
+
+@dataclass(frozen=True)
+class FindAnswered(LogQuery[AnsweredComment]):
+    """Return what a reply is to that answers this comment on a video; NotFound."""
+
+    comment_id: UUID
+    video_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> AnsweredComment:
+        comment = aggregates.get(Comment, self.comment_id)
+        return AnsweredComment(comment.require_thread(self.video_id), comment.author)
+
+
 @dataclass(frozen=True)
 class FindVideoOwner(LogQuery[str]):
-    """Return whose video it is; refuse one that the viewer may not see."""
+    """Return whose video it is; refuse one that the viewer may not see.
+
+    `told` is what is said then of what was asked for, where that is a comment there.
+    """
 
     video_id: UUID
     viewer: VideoViewer
+    told: str = UNKNOWN_VIDEO
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> str:
         upload = aggregates.get(Upload, self.video_id)
-        upload.require_visible(self.viewer)
+        upload.require_visible(self.viewer, self.told)
         return upload.owner
 
 
@@ -232,6 +279,7 @@ def as_seen(comment: Comment) -> SeenComment:
     return SeenComment(
         comment_id=comment.id,
         video_id=comment.video_id,
+        parent_id=comment.parent_id,
         user_id=comment.author,
         content=comment.content,
         language=comment.language,
@@ -250,7 +298,7 @@ router = APIRouter(tags=["comments"], dependencies=TOKEN_FIRST)
 async def post_at_once(video_id: UUID, request: Request) -> Response | None:
     """Answer who sends a comment as it should be; the caller is asked for first."""
     await executor(request)
-    body = await body_at_once(request, WriteComment)
+    body = await body_at_once(request, NewComment)
     return None if body is None else await post_comment(video_id, body, request)
 
 
@@ -259,18 +307,23 @@ async def post_at_once(video_id: UUID, request: Request) -> Response | None:
     status_code=201,
     response_model=SeenComment,
     responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
-    summary="Post a comment",
+    summary="Post a comment, or a reply to one",
 )
 @hot(post_at_once)
-async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> Response:
+async def post_comment(video_id: UUID, body: NewComment, request: Request) -> Response:
     """Where it has to be approved, the answer says `status: "held"`."""
     execute = await executor(request)
     if (repeated := await execute.recall()) is not None:
         return repeated
     if execute.services.quotas is not None:
         await execute.services.quotas.comment(execute.actor)
-    text = await _new_text(execute, video_id, body)
-    return await execute(PostComment(uuid4(), text), status=201)
+    video_owner = await execute.value(FindVideoOwner(video_id, execute.viewer))
+    text = await _new_text(execute, video_id, video_owner, body)
+    parent_id = body.parent_id
+    if parent_id is not None:
+        answered = await execute.value(FindAnswered(parent_id, video_id))
+        parent_id, text = answered.thread_id, replace(text, answered=answered.author)
+    return await execute(PostComment(uuid4(), text, parent_id), status=201)
 
 
 @router.patch(
@@ -282,13 +335,17 @@ async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> 
 async def edit_comment(comment_id: UUID, body: WriteComment, request: Request) -> Response:
     execute = await executor(request)
     video_id = await execute.value(FindVideoOfComment(comment_id))
-    return await execute(EditComment(comment_id, await _new_text(execute, video_id, body)))
+    video_owner = await execute.value(FindVideoOwner(video_id, execute.viewer, UNKNOWN))
+    text = await _new_text(execute, video_id, video_owner, body)
+    return await execute(EditComment(comment_id, text))
 
 
-async def _new_text(execute: Execute, video_id: UUID, body: WriteComment) -> NewText:
+async def _new_text(
+    execute: Execute, video_id: UUID, video_owner: str, body: WriteComment
+) -> NewText:
     return NewText(
         video_id,
-        await execute.value(FindVideoOwner(video_id, execute.viewer)),
+        video_owner,
         execute.actor,
         body.content,
         execute.viewer,
@@ -315,186 +372,3 @@ async def delete_comment(
     video_id = await execute.value(FindVideoOfComment(comment_id))
     command = DeleteComment(comment_id, video_id, execute.viewer, why)
     return await execute(command)
-
-
-@dataclass(frozen=True, slots=True)
-class CommentText:
-    """A comment that all see, in its present revision; its language as far as it is known."""
-
-    video_id: UUID
-    author: str
-    revision: int
-    written_at: datetime
-    content: str
-    status: TranslationStatus
-    language: str | None
-    confidence: float | None
-
-
-@dataclass(frozen=True)
-class FindCommentText(LogQuery[CommentText | None]):
-    """Return a comment's text; None when there is none, or not for everybody to see.
-
-    Its status is that of the translation that every comment gets, or of the one into `target`
-    (ISO 639-1) that readers asked for.
-    """
-
-    comment_id: UUID
-    target: str | None = None
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> CommentText | None:
-        return _text_of(aggregates.get(Comment, self.comment_id), self.target)
-
-
-def _text_of(comment: Comment, target: str | None = None) -> CommentText | None:
-    if comment.video_id is None or comment.standing is not Standing.POSTED:
-        return None
-    return CommentText(
-        comment.video_id,
-        comment.author,
-        comment.revision,
-        comment.written_at,
-        comment.content,
-        comment.translation_status if target is None else comment.target_status(target),
-        comment.language,
-        comment.confidence,
-    )
-
-
-@dataclass(frozen=True)
-class FindCommentTexts(LogQuery[list[CommentText | None]]):
-    """Return the texts of comments, each with the id of its video; None where that is gone, too."""
-
-    comments: Sequence[tuple[UUID, UUID]]
-
-    def streams(self) -> Sequence[UUID]:
-        return [stream for pair in self.comments for stream in pair]
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> list[CommentText | None]:
-        return [
-            _text_of(aggregates.get(Comment, comment)) if _stands(aggregates, video) else None
-            for comment, video in self.comments
-        ]
-
-
-@dataclass(frozen=True)
-class FindStanding(LogQuery[bool]):
-    """Return whether there is such a video, whoever may see it."""
-
-    video_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.video_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> bool:
-        return _stands(aggregates, self.video_id)
-
-
-def _stands(aggregates: Aggregates, video_id: UUID) -> bool:
-    return aggregates.get(Upload, video_id).status is Status.COMPLETED
-
-
-class Detected(NamedTuple):
-    """The language (ISO 639-1) that a detector found; `confidence` 0..1, None where unknown."""
-
-    language: str
-    confidence: float | None
-    detector: str
-
-
-class TranslatedText(NamedTuple):
-    """The text in the target language, and what made it."""
-
-    original_language: str
-    text: str
-    model: str
-    prompt_version: str
-
-
-class Failed(NamedTuple):
-    """No translation came, for a reason in a word."""
-
-    reason: str
-
-
-class Skipped(NamedTuple):
-    """Nobody translates it: there is nothing to translate, or (`needed`) nobody who could."""
-
-    needed: bool
-    reason: str
-
-
-Outcome = TranslatedText | Failed | Skipped
-
-
-@dataclass(frozen=True)
-class RecordTranslation(Command[TranslationStatus | None]):
-    """Record what was found out about one revision; says where its translation stands then.
-
-    None, and nothing recorded, when not everybody sees the comment; nothing is recorded for a
-    revision that is not the present one.
-    """
-
-    comment_id: UUID
-    revision: int
-    target_language: str
-    detected: Detected | None = None
-    outcome: Outcome | None = None
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> TranslationStatus | None:
-        comment = aggregates.get(Comment, self.comment_id)
-        if comment.standing is not Standing.POSTED:
-            return None
-        revision, target = self.revision, self.target_language
-        if self.detected is not None:
-            comment.detect_language(revision, *self.detected, target, origin)
-        match self.outcome:
-            case Failed(reason):
-                comment.fail_translation(revision, reason, origin)
-            case Skipped(needed, reason):
-                comment.skip_translation(revision, needed, reason, origin)
-            case TranslatedText(language, text, model, prompt_version):
-                comment.translate(revision, language, target, text, model, prompt_version, origin)
-        return comment.translation_status
-
-
-IN_TARGET_LANGUAGE = "in_target_language"
-
-
-@dataclass(frozen=True)
-class RecordTarget(Command[TranslationStatus | None]):
-    """Record what came of a translation that readers asked for; says where it stands then.
-
-    As RecordTranslation has it; without an outcome, the text is in the target language itself.
-    """
-
-    comment_id: UUID
-    revision: int
-    target_language: str
-    outcome: Outcome | None = None
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> TranslationStatus | None:
-        comment = aggregates.get(Comment, self.comment_id)
-        if comment.standing is not Standing.POSTED:
-            return None
-        revision, target = self.revision, self.target_language
-        match self.outcome:
-            case TranslatedText(language, text, model, prompt):
-                comment.translate_target(revision, language, target, text, model, prompt, origin)
-            case Failed(reason):
-                comment.leave_target(revision, target, "failed", reason, origin)
-            case Skipped(needed, reason):
-                status: TranslationStatus = "skipped" if needed else "not_needed"
-                comment.leave_target(revision, target, status, reason, origin)
-            case None:
-                comment.leave_target(revision, target, "not_needed", IN_TARGET_LANGUAGE, origin)
-        return comment.target_status(target)

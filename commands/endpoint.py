@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar, cast
 from uuid import UUID, uuid4, uuid5
 
@@ -127,9 +129,11 @@ class Quotas:
 class Services:
     """What the routers of the command API stand on; made by the wiring.
 
-    `projections` are the names of the read models. `ending` has the uploads that a request of this
-    process is about to complete or abort. Without `viewers` only users may watch; without `quotas`
-    and `reservations` users may do as much as they like. Comments with `watched_words` wait for
+    `projections` are the names of the read models. Uploads expire when nothing came for
+    `upload_idle`, and after `upload_longest` whatever comes. `ending` has the uploads that a
+    request of this process is about to complete or abort, `receiving` how many bodies of each user
+    are being taken in for parts. Without `viewers` only users may watch; without `quotas` and
+    `reservations` users may do as much as they like. Comments with `watched_words` wait for
     approval. Topics of webhooks are those that are `published`, their URLs those that `outbound`
     admits.
     """
@@ -150,7 +154,10 @@ class Services:
     watched_words: WatchedWords = NO_WORDS
     published: frozenset[str] = frozenset()
     outbound: OutboundRules = INTERNET
+    upload_idle: timedelta = timedelta(days=7)
+    upload_longest: timedelta = timedelta(days=30)
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
+    receiving: Counter[str] = field(default_factory=Counter)
 
 
 class Accepted(Wire):
@@ -207,10 +214,26 @@ class KeptAnswer(Generic[W]):
 class Execute:
     """Executes commands for one request, as its caller."""
 
-    def __init__(self, request: Request, identity: Identity) -> None:
+    def __init__(
+        self,
+        request: Request,
+        identity: Identity,
+        *,
+        asks: bytes | None = None,
+        repeatable: bool = True,
+    ) -> None:
+        """`asks` is what a request wants whose body does not say it.
+
+        One that is not `repeatable` has no idempotency key, whatever it sends.
+        """
         self.identity = identity
         self.services: Services = request.app.state.commands
         self._request = request
+        self._asks, self._repeatable = asks, repeatable
+
+    def further(self) -> Execute:
+        """Return what executes the commands that come after the one whose answer is kept."""
+        return Execute(self._request, self.identity, repeatable=False)
 
     @property
     def actor(self) -> str:
@@ -311,7 +334,7 @@ class Execute:
         if self._request.scope["method"] != "POST":
             return None
         key = header(self._request.scope, b"idempotency-key")
-        if key is None:
+        if key is None or not self._repeatable:
             return None
         if not (1 <= len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
             raise Problem(
@@ -320,7 +343,8 @@ class Execute:
                 f"Idempotency-Key: 1 to {MAX_KEY_LENGTH} printable ASCII characters.",
             )
         path = self._request.url.path.encode()
-        digest = hashlib.sha256(path + b"\n" + await self._request.body()).digest()
+        asks = await self._request.body() if self._asks is None else self._asks
+        digest = hashlib.sha256(path + b"\n" + asks).digest()
         return IdempotencyKey(key, digest, lambda body: (status, body.to_json()))
 
 
@@ -341,16 +365,17 @@ def _repeat_headers(answer: StoredAnswer) -> dict[str, str]:
 TOKEN_FIRST = [Depends(require_identity)]
 
 
-async def executor(request: Request) -> Execute:
+async def executor(request: Request, asks: bytes | None = None) -> Execute:
     """Return what executes commands as the caller of this request; 401 without a token.
 
-    Called by the routes themselves: as a FastAPI dependency it would cost a seventh of the request.
+    `asks` is what the request wants where its body does not say it. Called by the routes
+    themselves: as a FastAPI dependency it would cost a seventh of the request.
     """
     # Most callers are known already.
     caller = request.scope.get(CALLER) or recalled(request.scope)
     if not isinstance(caller, Identity):
         caller = await require_identity(request)
-    return Execute(request, caller)
+    return Execute(request, caller, asks=asks)
 
 
 async def require_viewer(request: Request) -> Identity:

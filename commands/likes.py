@@ -31,13 +31,13 @@ class Wish(StrEnum):
 
 @dataclass(frozen=True)
 class LikesOf(Sum):
-    """How many viewers like a video."""
+    """How many viewers like a video, or a comment, by its id."""
 
-    video_id: UUID
+    liked_id: UUID
 
     @property
     def key(self) -> UUID:
-        return self.video_id
+        return self.liked_id
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from commands.catalog import drop_object
 from commands.comments import FindVideoOfComment, StatedReason, WithReason, as_seen, capacity
 from commands.endpoint import TOKEN_FIRST, Accepted, Execute, executor
-from domain.comment import Comment
+from domain.comment import UNKNOWN, Comment
 from domain.model import Origin
 from domain.moderation import (
     MAX_DETAIL,
@@ -132,9 +132,12 @@ class ReportThing(Command[Accepted]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> Accepted:
         kind, thing_id, video_id = self.thing
-        aggregates.get(Upload, video_id).require_visible(self.viewer)
+        video = aggregates.get(Upload, video_id)
         if kind is ThingKind.COMMENT:
+            video.require_visible(self.viewer, UNKNOWN)
             aggregates.get(Comment, thing_id).require_posted()
+        else:
+            video.require_visible(self.viewer)
         case = aggregates.get(ModerationCase, case_id(thing_id))
         report = aggregates.get(ContentReport, report_id(thing_id, self.reporter))
         report.file(case, self.thing, self.reason, self.detail, origin)

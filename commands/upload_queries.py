@@ -8,13 +8,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Self, TypeVar
 from uuid import UUID
 
 from commands.upload_shapes import UploadCompleted
 from domain.errors import NotFound
 from domain.model import Origin
-from domain.upload import NOBODY, Status, Upload, VideoViewer
+from domain.upload import NOBODY, UNKNOWN_VIDEO, Status, Upload, VideoViewer
 from engine.command_bus import Aggregates, Query
 
 R = TypeVar("R")
@@ -68,6 +69,31 @@ class FindUpload(UploadQuery[UploadFacts]):
         return UploadFacts.of(_owned(upload, origin))
 
 
+@dataclass(frozen=True)
+class UploadDetails:
+    """An upload with what its owner said of it, and when it began."""
+
+    facts: UploadFacts
+    title: str
+    filename: str
+    content_type: str
+    started_at: datetime | None
+
+
+class FindUploadDetails(UploadQuery[UploadDetails]):
+    """Return an upload's facts and details to its owner; refuse anybody else."""
+
+    def answer(self, upload: Upload, origin: Origin) -> UploadDetails:
+        found = _owned(upload, origin)
+        return UploadDetails(
+            UploadFacts.of(found),
+            found.title,
+            found.filename,
+            found.content_type,
+            found.started_at,
+        )
+
+
 class FindCompletion(UploadQuery[UploadCompleted]):
     """Return the answer of a completion that is recorded."""
 
@@ -116,7 +142,7 @@ class FindVisible(Query[list[UUID]]):
             video for video in self.videos if aggregates.get(Upload, video).visible_to(self.viewer)
         ]
         if not found:
-            raise NotFound("There is no such video.")
+            raise NotFound(UNKNOWN_VIDEO)
         return found
 
 

@@ -45,6 +45,7 @@ from engine.command_bus import Aggregates, Command
 from engine.log import topics_of
 from infra.http.problems import problems
 from infra.metrics import counter, histogram
+from infra.objects.fragments import drop_all
 from infra.objects.port import (
     NoSuchUpload,
     ObjectStore,
@@ -204,12 +205,12 @@ router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=TOKEN_FIRST
 )
 async def start_upload(body: StartUploadBody, request: Request) -> Response:
     execute = await executor(request)
-    begun = await execute.kept(UploadBegun) or await _begin(body, execute)
+    begun = await execute.kept(UploadBegun) or await begin_upload(body, execute)
     facts = await execute.value(FindUpload(begun.facts.upload_id))
     return begun.told(UploadStarted(**begun.facts.model_dump(), parts=_first_urls(facts, execute)))
 
 
-async def _begin(body: StartUploadBody, execute: Execute) -> KeptAnswer[UploadBegun]:
+async def begin_upload(body: StartUploadBody, execute: Execute) -> KeptAnswer[UploadBegun]:
     """Begin an upload within what its owner may have; raise QuotaExceeded, and Invalid."""
     services = execute.services
     if body.size_bytes > services.max_upload_bytes:
@@ -293,15 +294,21 @@ async def complete_upload(
 ) -> Response:
     """Without a body, of all parts that have arrived."""
     execute = await executor(request)
-    repeated = await execute.recall()
-    if repeated is not None:
-        return repeated
+    return await execute.recall() or await complete(upload_id, body.parts if body else [], execute)
+
+
+async def complete(upload_id: UUID, named: Sequence[UploadedPart], execute: Execute) -> Response:
+    """Make the video of the parts that are named, or of all; return the answer to that.
+
+    Also where somebody else has completed the upload. Raise what `alone` raises, Conflict after
+    another end, PartMismatch, NoSuchUpload, and ObjectStoreUnavailable.
+    """
     async with alone(execute, upload_id) as held:
         if held.facts.status is Status.COMPLETED:
             return await execute(FindCompletion(upload_id))
         _require_under_way(held.facts)
         try:
-            stored = await _assemble(held, body.parts if body else [], execute.services.objects)
+            stored = await _assemble(held, named, execute.services.objects)
         except (NoSuchUpload, PartMismatch):
             # Perhaps because it was ended meanwhile: then that end is the answer.
             facts = await execute.value(FindUpload(upload_id))
@@ -323,7 +330,11 @@ async def complete_upload(
     summary="Abort the upload",
 )
 async def abort_upload(upload_id: UUID, request: Request) -> Response:
-    execute = await executor(request)
+    return await give_up(upload_id, await executor(request))
+
+
+async def give_up(upload_id: UUID, execute: Execute) -> Response:
+    """Abort an upload, and free what the store has of it; raise what `alone` raises, Conflict."""
     # Under the lock too, so that no parts are taken from under a completion.
     async with alone(execute, upload_id) as held:
         answer = await execute(AbortUpload(upload_id))
@@ -375,6 +386,7 @@ async def drop(store: ObjectStore, key: str, store_upload_id: str) -> None:
     """Free what an ended upload holds; what can't be freed now is only lost room."""
     try:
         await store.abort(key, store_upload_id)
+        await drop_all(store.writer, key)
         await store.delete(key)
     except ObjectStoreError as error:
         log.warning("ended_upload_remains", key=key, error=str(error))

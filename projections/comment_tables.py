@@ -58,6 +58,35 @@ UPDATE {{schema}}.hidden
 SET decided_by = {last_told("comment_id", "actor", Comment.Removed, Comment.Rejected)}
 WHERE standing = 'removed'
 """
+# `tallies` holds what other streams than a comment's own add to it, in whatever order they come:
+# likes, and replies that are posted (seen while their parent is listed). `position`, and `posted`
+# in seconds since 1970, are there while it is listed: everybody sees it, and it is no reply. There
+# is no row that tells nothing. What is added to a row is one for a moment, perhaps with fewer likes
+# than none. `score` is the order of the top comments: see `CommentOrder`.
+ADD_REPLIES: LiteralString = """
+ALTER TABLE {schema}.comments ADD COLUMN parent_id uuid;
+ALTER TABLE {schema}.hidden ADD COLUMN parent_id uuid;
+CREATE INDEX comments_listed ON {schema}.comments (video_id, position) WHERE parent_id IS NULL;
+CREATE INDEX comments_replies ON {schema}.comments (parent_id, position)
+    WHERE parent_id IS NOT NULL;
+CREATE TABLE {schema}.tallies (
+    comment_id uuid PRIMARY KEY,
+    video_id uuid NOT NULL,
+    likes bigint NOT NULL,
+    replies bigint NOT NULL,
+    position bigint,
+    posted bigint,
+    score bigint GENERATED ALWAYS AS (
+        posted + round(2592000 * ln((1 + greatest(likes, 0))::float8) / ln(2::float8))::bigint
+    ) STORED)
+    WITH (fillfactor = 50);
+CREATE INDEX tallies_top ON {schema}.tallies (video_id, score DESC NULLS LAST, position DESC);
+CREATE INDEX tallies_unlisted ON {schema}.tallies (video_id)
+    WHERE position IS NULL AND replies > 0;
+INSERT INTO {schema}.tallies (comment_id, video_id, likes, replies, position, posted)
+SELECT comment_id, video_id, 0, 0, position, floor(extract(epoch FROM created_at))::bigint
+FROM {schema}.comments
+"""
 COMMENTS_GO = Left("deleted by `comment.deleted` and `comment.withdrawn`, which count")
 EMPTIED: LiteralString = "content = '', translated_text = NULL"
 PERSONAL = (
@@ -115,5 +144,8 @@ PERSONAL = (
 )
 COLUMNS: LiteralString = (
     "comment_id, video_id, position, author, content, edited, language, confidence, "
-    "translated_text, translation_status, reason, written_at, created_at"
+    "translated_text, translation_status, reason, written_at, created_at, parent_id"
 )
+POSTED_AT: LiteralString = "floor(extract(epoch FROM created_at))::bigint"
+# What is told of a comment that everybody begins to see, or that not everybody sees any more.
+MOVED: LiteralString = f"comment_id, video_id, parent_id, position, {POSTED_AT}"

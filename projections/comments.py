@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from math import floor
 from typing import Any, ClassVar, LiteralString, NamedTuple
 from uuid import UUID
 
@@ -12,19 +12,32 @@ from psycopg import AsyncConnection, Connection, Cursor
 from psycopg.rows import TupleRow
 
 from domain.comment import Comment
+from domain.comment_likes import CommentLikes
 from domain.model import Aggregate
 from domain.moderation import ActingAs, HoldCause, Standing
 from domain.person import Person
 from domain.upload import CommentPolicy, Upload
-from engine.projection import Batch, Projection, Write, Writes, columns, writing_by_kind
+from engine.projection import Batch, Projection, Write, Writes, writing_by_kind
 from infra.postgres.connection import fetch_as
+from projections.comment_order import (
+    COUNTS,
+    FOUND,
+    HIDDEN_IN_ORDER,
+    IN_ORDER,
+    IN_THREAD,
+    CommentOrder,
+    CommentPlace,
+)
 from projections.comment_tables import (
     ADD_DECIDED,
     ADD_HIDDEN,
+    ADD_REPLIES,
     COLUMNS,
     FIRST_TABLES,
+    MOVED,
     PERSONAL,
 )
+from projections.comment_tallies import TallyChanges
 
 NOT_TRANSLATED: LiteralString = """
 UPDATE {schema}.comments c SET translation_status = e.status, reason = e.reason
@@ -42,28 +55,27 @@ SHOW = Write(
     f"""
     WITH shown AS (
         DELETE FROM {{schema}}.hidden USING unnest(%b::uuid[], %b::timestamptz[]) AS e(id, at)
-        WHERE comment_id = id RETURNING hidden.*, at),
-    posted AS (
-        INSERT INTO {{schema}}.comments ({COLUMNS}) SELECT {COLUMNS.replace("written_at", "at")}
-        FROM shown RETURNING video_id)
-    SELECT video_id, count(*) FROM posted GROUP BY video_id
+        WHERE comment_id = id RETURNING hidden.*, at)
+    INSERT INTO {{schema}}.comments ({COLUMNS}) SELECT {COLUMNS.replace("written_at", "at")}
+    FROM shown RETURNING {MOVED}
     """,
     lambda _, e: (e.originator_id, e.timestamp),
 )
 WRITES: Writes = {
     Comment.Posted: Write(
-        """
-        WITH posted AS (
-            INSERT INTO {schema}.comments
-                (comment_id, video_id, position, author, content, created_at, written_at)
-            SELECT *, created_at FROM unnest(
-                %b::uuid[], %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[])
-                AS e(comment_id, video_id, position, author, content, created_at)
-            WHERE NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = e.video_id)
-            RETURNING video_id)
-        SELECT video_id, count(*) FROM posted GROUP BY video_id
+        f"""
+        INSERT INTO {{schema}}.comments
+            (comment_id, video_id, parent_id, position, author, content, created_at, written_at)
+        SELECT *, created_at FROM unnest(
+            %b::uuid[], %b::uuid[], %b::uuid[], %b::bigint[], %b::text[], %b::text[],
+            %b::timestamptz[])
+            AS e(comment_id, video_id, parent_id, position, author, content, created_at)
+        WHERE NOT EXISTS (SELECT FROM {{schema}}.removed r WHERE r.video_id = e.video_id)
+        RETURNING {MOVED}
         """,
-        lambda at, e: (e.originator_id, e.video_id, at, e.author, e.content, e.timestamp),
+        lambda at, e: (
+            *(e.originator_id, e.video_id, e.parent_id, at, e.author, e.content, e.timestamp),
+        ),
     ),
     Comment.Edited: Write(
         """
@@ -77,11 +89,7 @@ WRITES: Writes = {
         lambda _, e: (e.originator_id, e.content, e.timestamp),
     ),
     Comment.Deleted: Write(
-        """
-        WITH deleted AS (
-            DELETE FROM {schema}.comments WHERE comment_id = ANY (%b::uuid[]) RETURNING video_id)
-        SELECT video_id, -count(*) FROM deleted GROUP BY video_id
-        """,
+        f"DELETE FROM {{schema}}.comments WHERE comment_id = ANY (%b::uuid[]) RETURNING {MOVED}",
         _id,
     ),
     Comment.LanguageDetected: Write(
@@ -117,15 +125,16 @@ WRITES: Writes = {
         f"""
         INSERT INTO {{schema}}.hidden ({COLUMNS}, standing, held_for, revision, video_owner)
         SELECT comment_id, video_id, position, author, content, false, NULL, NULL, NULL,
-               'pending', NULL, at, at, 'held', cause, 1, video_owner
+               'pending', NULL, at, at, parent_id, 'held', cause, 1, video_owner
         FROM unnest(
-            %b::uuid[], %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[],
-            %b::text[], %b::text[])
-            AS e(comment_id, video_id, position, author, content, at, cause, video_owner)
+            %b::uuid[], %b::uuid[], %b::uuid[], %b::bigint[], %b::text[], %b::text[],
+            %b::timestamptz[], %b::text[], %b::text[])
+            AS e(comment_id, video_id, parent_id, position, author, content, at, cause,
+                 video_owner)
         WHERE NOT EXISTS (SELECT FROM {{schema}}.removed r WHERE r.video_id = e.video_id)
         """,
         lambda at, e: (
-            *(e.originator_id, e.video_id, at, e.author, e.content, e.timestamp),
+            *(e.originator_id, e.video_id, e.parent_id, at, e.author, e.content, e.timestamp),
             *(e.cause, e.video_owner),
         ),
     ),
@@ -152,9 +161,9 @@ WRITES: Writes = {
         kept AS (
             INSERT INTO {{schema}}.hidden ({COLUMNS}, standing, held_for, revision, video_owner)
             SELECT comment_id, video_id, position, author, new, true, NULL, NULL, NULL, 'pending',
-                   NULL, at, created_at, 'held', cause, revision, owner
+                   NULL, at, created_at, parent_id, 'held', cause, revision, owner
             FROM gone)
-        SELECT video_id, -count(*) FROM gone GROUP BY video_id
+        SELECT {MOVED} FROM gone
         """,
         lambda _, e: (
             *(e.originator_id, e.content, e.timestamp, e.revision, e.cause, e.video_owner),
@@ -171,7 +180,7 @@ WRITES: Writes = {
             INSERT INTO {{schema}}.hidden
                 ({COLUMNS}, standing, removed_as, stated_reason, decided_by)
             SELECT {COLUMNS}, 'removed', acted_as, why, actor FROM gone)
-        SELECT video_id, -count(*) FROM gone GROUP BY video_id
+        SELECT {MOVED} FROM gone
         """,
         lambda _, e: (e.originator_id, e.acted_as, e.stated_reason, e.actor),
     ),
@@ -204,38 +213,21 @@ WRITES: Writes = {
              gone AS (INSERT INTO {schema}.removed SELECT id FROM videos ON CONFLICT DO NOTHING),
              counted AS (DELETE FROM {schema}.counts USING videos WHERE video_id = id),
              decided AS (DELETE FROM {schema}.policies USING videos WHERE video_id = id),
-             hidden AS (DELETE FROM {schema}.hidden USING videos WHERE video_id = id)
+             hidden AS (DELETE FROM {schema}.hidden USING videos WHERE video_id = id),
+             tallied AS (DELETE FROM {schema}.tallies USING videos WHERE video_id = id)
         DELETE FROM {schema}.comments USING videos WHERE video_id = id
         """,
         _id,
     ),
 }
-# Their statements tell by how much the number of each video's comments changes.
-COUNTED = frozenset(
-    {
-        *(Comment.Posted, Comment.Deleted, Comment.Withheld, Comment.Removed),
-        *(Comment.Approved, Comment.Restored),
-    }
-)
+# Their statements tell which comments everybody sees from now on, or no longer.
+APPEARING = frozenset({Comment.Posted, Comment.Approved, Comment.Restored})
+VANISHING = frozenset({Comment.Deleted, Comment.Withheld, Comment.Removed})
 
-# In the order of the keys, and last: replays add to the same counts side by side. A video that the
-# same batch removes has lost its row by then, and gets no new one.
-ADD_DELTAS: LiteralString = """
-INSERT INTO {schema}.counts AS c (video_id, comments)
-SELECT * FROM unnest(%b::uuid[], %b::bigint[]) AS e(video_id, comments)
-WHERE NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = e.video_id)
-ORDER BY video_id
-ON CONFLICT (video_id) DO UPDATE SET comments = c.comments + excluded.comments
-"""
-COUNTS: LiteralString = "SELECT video_id, comments FROM {schema}.counts WHERE video_id = ANY (%s)"
-PAGE: LiteralString = f"""
-SELECT {COLUMNS} FROM {{schema}}.comments WHERE video_id = %s AND position < %s
-ORDER BY position DESC LIMIT %s
-"""
-FOUND: LiteralString = f"SELECT {COLUMNS} FROM {{schema}}.comments WHERE comment_id = ANY (%s)"
 HIDDEN: LiteralString = f"""
 SELECT {COLUMNS}, standing, held_for, revision, removed_as, stated_reason FROM {{schema}}.hidden
 WHERE"""
+WIDTH = COLUMNS.count(",") + 1
 POLICY: LiteralString = "SELECT policy FROM {schema}.policies WHERE video_id = %s"
 
 # Those that wait for too long, oldest first, and those whose reason not to be translated may have
@@ -256,7 +248,8 @@ ORDER BY written_at LIMIT %(limit)s
 class CommentRow(NamedTuple):
     """A comment; `position` is where it was posted, `written_at` when its present text was there.
 
-    That is, when everybody saw it first, or again.
+    That is, when everybody saw it first, or again. The counts, and the `score` of one that is no
+    reply, are known of what everybody sees.
     """
 
     comment_id: UUID
@@ -272,6 +265,17 @@ class CommentRow(NamedTuple):
     reason: str | None
     written_at: datetime
     created_at: datetime
+    parent_id: UUID | None
+    like_count: int | None = None
+    reply_count: int | None = None
+    score: int | None = None
+
+    def place(self, order: CommentOrder) -> CommentPlace:
+        """Return where it stands in that order."""
+        if order is not CommentOrder.TOP:
+            return CommentPlace(self.position)
+        score = floor(self.created_at.timestamp()) if self.score is None else self.score
+        return CommentPlace(self.position, score)
 
 
 class HiddenComment(NamedTuple):
@@ -289,22 +293,31 @@ class Comments(Projection):
     """The comments of each video, with what is known of their language; and who comments on it."""
 
     name = "comments"
-    version = 4
-    events = (*WRITES, Person.Forgotten)
-    tables: ClassVar[LiteralString] = ";".join((FIRST_TABLES, ADD_HIDDEN, ADD_DECIDED))
-    additions: ClassVar[Mapping[int, LiteralString]] = {3: ADD_HIDDEN, 4: ADD_DECIDED}
+    version = 5
+    events = (*WRITES, CommentLikes.Liked, CommentLikes.Unliked, Person.Forgotten)
+    tables: ClassVar[LiteralString] = ";".join((FIRST_TABLES, ADD_HIDDEN, ADD_DECIDED, ADD_REPLIES))
+    additions: ClassVar[Mapping[int, LiteralString]] = {
+        3: ADD_HIDDEN,
+        4: ADD_DECIDED,
+        5: ADD_REPLIES,
+    }
     by_stream = True
     absorbing = (Upload.Removed, Person.Forgotten)
     personal = PERSONAL
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
-        deltas: defaultdict[UUID, int] = defaultdict(int)
-        for kind in writing_by_kind(self, WRITES, batch, cursor):
-            if kind in COUNTED:
-                for video, delta in cursor.fetchall():
-                    deltas[video] += delta
-        if deltas:
-            cursor.execute(self.sql(ADD_DELTAS), columns(deltas.items()))
+        changes, others = TallyChanges(), []
+        for recorded in batch:
+            if isinstance(recorded.event, CommentLikes.Event):
+                changes.like(recorded.event)
+            else:
+                others.append(recorded)
+        for kind in writing_by_kind(self, WRITES, others, cursor):
+            if kind in APPEARING:
+                changes.appear(cursor.fetchall())
+            elif kind in VANISHING:
+                changes.vanish(cursor.fetchall())
+        changes.write(self, cursor)
 
     async def counts(
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
@@ -336,16 +349,42 @@ class Comments(Projection):
         return [comment_id for comment_id, _ in rows.fetchall()]
 
     async def page(
-        self, conn: AsyncConnection[TupleRow], video_id: UUID, before: int, limit: int
+        self,
+        conn: AsyncConnection[TupleRow],
+        order: CommentOrder,
+        of: UUID,
+        behind: CommentPlace,
+        limit: int,
     ) -> list[CommentRow]:
-        """Return the video's comments posted before a position, newest first."""
-        return await fetch_as(conn, CommentRow, self.sql(PAGE), (video_id, before, limit))
+        """Return a video's comments, or a comment's replies, that come behind a place."""
+        given = {"of": of, "limit": limit, **behind._asdict()}
+        return await fetch_as(conn, CommentRow, self.sql(IN_ORDER[order]), given)
+
+    async def own_hidden(
+        self,
+        conn: AsyncConnection[TupleRow],
+        order: CommentOrder,
+        of: UUID,
+        behind: CommentPlace,
+        limit: int,
+        author: str,
+    ) -> list[HiddenComment]:
+        """Return what would be on that page of one author's, if everybody saw it."""
+        query = HIDDEN + " author = %(author)s AND" + HIDDEN_IN_ORDER[order]
+        given = {"of": of, "limit": limit, "author": author, **behind._asdict()}
+        return await self._hidden(conn, query, **given)
+
+    async def shown(self, conn: AsyncConnection[TupleRow], comment_id: UUID) -> CommentRow | None:
+        """Return a comment that everybody sees, with the one that it replies to."""
+        query = self.sql(FOUND + " AND " + IN_THREAD)
+        found = await fetch_as(conn, CommentRow, query, {"ids": [comment_id]})
+        return found[0] if found else None
 
     async def found(
         self, conn: AsyncConnection[TupleRow], ids: Sequence[UUID]
     ) -> dict[UUID, CommentRow]:
         """Return those of the comments that everybody sees."""
-        rows = await fetch_as(conn, CommentRow, self.sql(FOUND), (list(ids),))
+        rows = await fetch_as(conn, CommentRow, self.sql(FOUND), {"ids": list(ids)})
         return {row.comment_id: row for row in rows}
 
     async def hidden_found(
@@ -389,8 +428,7 @@ class Comments(Projection):
         self, conn: AsyncConnection[TupleRow], query: LiteralString, **wanted: Any
     ) -> list[HiddenComment]:
         rows = await (await conn.execute(self.sql(query), wanted)).fetchall()
-        width = len(CommentRow._fields)
-        return [_hidden(CommentRow(*row[:width]), *row[width:]) for row in rows]
+        return [_hidden(CommentRow(*row[:WIDTH]), *row[WIDTH:]) for row in rows]
 
 
 def _hidden(

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from domain.comment import Comment
+from domain.comment_likes import CommentLikes
 from domain.feedback import CHOSEN, SHOWN
 from domain.model import Aggregate
 from domain.person import Person
@@ -26,6 +27,8 @@ COMMENT_CREATED = "comment.created"
 COMMENT_EDITED = "comment.edited"
 COMMENT_DELETED = "comment.deleted"
 COMMENT_TRANSLATED = "comment.translated"
+COMMENT_LIKED = "comment.liked"
+COMMENT_UNLIKED = "comment.unliked"
 VIDEO_LIKED = "video.liked"
 VIDEO_UNLIKED = "video.unliked"
 VIDEO_VIEWED = "video.viewed"
@@ -49,12 +52,16 @@ class Value(TypedDict):
 
 
 class CommentDeletedValue(Value):
-    """A comment is gone from every read; `userId` is its author."""
+    """A comment is gone from every read, with the replies to it; `userId` is its author.
+
+    A reply has a `parentId`: the comment that it answers.
+    """
 
     commentId: UUID
     videoId: UUID
     userId: str
     ts: datetime
+    parentId: NotRequired[UUID]
 
 
 class CommentWritten(CommentDeletedValue):
@@ -79,6 +86,12 @@ class LikeChanged(Value):
     userId: str
     action: Literal["like", "unlike"]
     ts: datetime
+
+
+class CommentLikeChanged(LikeChanged):
+    """A viewer likes a comment, or no longer does."""
+
+    commentId: UUID
 
 
 class Watched(Value):
@@ -177,6 +190,8 @@ TOPICS: dict[str, type[Value]] = {
     COMMENT_EDITED: CommentWritten,
     COMMENT_DELETED: CommentDeletedValue,
     COMMENT_TRANSLATED: CommentTranslated,
+    COMMENT_LIKED: CommentLikeChanged,
+    COMMENT_UNLIKED: CommentLikeChanged,
     VIDEO_LIKED: LikeChanged,
     VIDEO_UNLIKED: LikeChanged,
     VIDEO_VIEWED: VideoViewed,
@@ -269,10 +284,18 @@ class Publication:
     """How an event is published: its topic, and the fields of its value between `id` and `ts`.
 
     `attributes` are fields by the event's attribute. The first of them is the key, which orders.
+    The field `optional` comes last, and only where there is a value.
     """
 
-    def __init__(self, topic: str, attributes: Mapping[str, str], **constants: str) -> None:
+    def __init__(
+        self,
+        topic: str,
+        attributes: Mapping[str, str],
+        optional: tuple[str, str] | None = None,
+        **constants: str,
+    ) -> None:
         self.topic = topic
+        self.optional = optional
         # Made once: the relay publishes thousands in a second.
         self.fields = ("id", *attributes, *constants, "ts")
         self.constants = tuple(constants.values())
@@ -281,6 +304,7 @@ class Publication:
         self.values_of = get if len(names) > 1 else lambda event: (get(event),)
 
 
+PARENT = ("parentId", "parent_id")
 COMMENT = {"commentId": "originator_id", "videoId": "video_id"}
 WRITTEN = {**COMMENT, "content": "content", "userId": "author"}
 DELETED = {**COMMENT, "userId": "author"}
@@ -290,20 +314,23 @@ TRANSLATED = {
     "translatedText": "translated_text",
 }
 LIKE = {"videoId": "video_id", "userId": "viewer"}
+COMMENT_LIKE = {"commentId": "comment_id", **LIKE}
 UPLOAD = {"uploadId": "originator_id", "videoId": "originator_id", "userId": "owner"}
 COMPLETED = {**UPLOAD, "sizeBytes": "size_bytes", "etag": "etag", "visibility": "visibility"}
 SHOWN_TO = {**UPLOAD, "visibility": "visibility"}
 
 PUBLISHED: dict[type[Aggregate.Event], Publication] = {
-    Comment.Posted: Publication(COMMENT_CREATED, WRITTEN),
-    Comment.Edited: Publication(COMMENT_EDITED, WRITTEN),
-    Comment.Deleted: Publication(COMMENT_DELETED, DELETED),
+    Comment.Posted: Publication(COMMENT_CREATED, WRITTEN, PARENT),
+    Comment.Edited: Publication(COMMENT_EDITED, WRITTEN, PARENT),
+    Comment.Deleted: Publication(COMMENT_DELETED, DELETED, PARENT),
     # To a reader of the topics, a comment is there while everybody sees it.
-    Comment.Approved: Publication(COMMENT_CREATED, WRITTEN),
-    Comment.Restored: Publication(COMMENT_CREATED, WRITTEN),
-    Comment.Removed: Publication(COMMENT_DELETED, DELETED),
-    Comment.Withheld: Publication(COMMENT_DELETED, DELETED),
+    Comment.Approved: Publication(COMMENT_CREATED, WRITTEN, PARENT),
+    Comment.Restored: Publication(COMMENT_CREATED, WRITTEN, PARENT),
+    Comment.Removed: Publication(COMMENT_DELETED, DELETED, PARENT),
+    Comment.Withheld: Publication(COMMENT_DELETED, DELETED, PARENT),
     Comment.Translated: Publication(COMMENT_TRANSLATED, TRANSLATED),
+    CommentLikes.Liked: Publication(COMMENT_LIKED, COMMENT_LIKE, action="like"),
+    CommentLikes.Unliked: Publication(COMMENT_UNLIKED, COMMENT_LIKE, action="unlike"),
     VideoLikes.Liked: Publication(VIDEO_LIKED, LIKE, action="like"),
     VideoLikes.Unliked: Publication(VIDEO_UNLIKED, LIKE, action="unlike"),
     Upload.VisibilityChanged: Publication(VISIBILITY_CHANGED, SHOWN_TO),
@@ -328,11 +355,16 @@ def from_event(position: int, event: Aggregate.Event) -> Message:
         raise NotPublishable(f"No topic tells {type(event).TOPIC}.")
     id_ = event_id(event.originator_id, event.originator_version)
     values = (id_, *published.values_of(event), *published.constants, event.timestamp)
+    told = dict(zip(published.fields, values, strict=True))
+    if published.optional is not None:
+        field, attribute = published.optional
+        if (value := getattr(event, attribute)) is not None:
+            told[field] = value
     return Message(
         published.topic,
         id_,
         str(values[1]),
-        orjson.dumps(dict(zip(published.fields, values, strict=True)), option=orjson.OPT_UTC_Z),
+        orjson.dumps(told, option=orjson.OPT_UTC_Z),
         position,
         event.timestamp,
         EVENTS_SOURCE,

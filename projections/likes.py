@@ -1,4 +1,4 @@
-"""How many like each video, and what each viewer likes."""
+"""How many like each video and each comment, and what each viewer likes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import orjson
 from psycopg import AsyncConnection, Cursor
 from psycopg.rows import TupleRow
 
+from domain.comment_likes import CommentLikes
 from domain.person import Person
 from domain.upload import Upload, VideoViewer, Visibility, is_visible
 from domain.video_likes import VideoLikes
@@ -20,11 +21,13 @@ from engine.lookups import MOST_EVENTS, Tally
 from engine.personal_data import Deleted, PersonalTable
 from engine.projection import Batch, Projection, columns
 from infra.postgres.connection import column, fetch_as
+from projections import comment_likes
+from projections.comment_likes import ADD_COMMENT_LIKES, CommentLike
 
 # `likes` holds a row per standing like, `counts` their number per video; the video ids of
 # `removed` get no rows any more, since a like may be recorded just after its video's removal. Those
 # of `private` keep theirs, but no counter that tells anybody who asks.
-TABLES: LiteralString = """
+FIRST_TABLES: LiteralString = """
 CREATE TABLE {schema}.likes (
     video_id uuid NOT NULL,
     viewer text COLLATE "C" NOT NULL,
@@ -36,6 +39,7 @@ CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, likes bigint NOT NULL)
 CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY);
 CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)
 """
+TABLES: LiteralString = f"{FIRST_TABLES};{ADD_COMMENT_LIKES}"
 PERSONAL = (
     PersonalTable(
         name="likes.likes",
@@ -47,6 +51,7 @@ PERSONAL = (
         # Their number stays: it is added up by the events, and never counted from the rows.
         forget=Deleted(),
     ),
+    *comment_likes.PERSONAL,
 )
 # Before there was a visibility, every video was public.
 ADD_PRIVATE: LiteralString = "CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)"
@@ -83,7 +88,8 @@ SHOW: LiteralString = "DELETE FROM {schema}.private WHERE video_id = ANY (%b::uu
 
 # Subqueries by key for each video, whatever the planner thinks of the tables' sizes.
 SUMS: LiteralString = """
-SELECT coalesce((SELECT likes FROM {schema}.counts c WHERE c.video_id = v.id), 0)
+SELECT coalesce((SELECT likes FROM {schema}.counts c WHERE c.video_id = v.id),
+                (SELECT likes FROM {schema}.comment_counts c WHERE c.comment_id = v.id), 0)
 FROM unnest(%s::uuid[]) WITH ORDINALITY AS v(id, place) ORDER BY place
 """
 # One statement sees one moment: whoever likes the video is among those that are counted.
@@ -101,6 +107,9 @@ WHERE u.upload_id = %s AND u.completed_position IS NOT NULL
 COUNTS: LiteralString = "SELECT video_id, likes FROM {schema}.counts WHERE video_id = ANY (%s)"
 LIKED: LiteralString = """
 SELECT video_id FROM {schema}.likes WHERE video_id = ANY (%s) AND viewer = %s
+"""
+LIKED_COMMENTS: LiteralString = """
+SELECT comment_id FROM {schema}.comment_likes WHERE comment_id = ANY (%s) AND viewer = %s
 """
 LIKED_PAGE: LiteralString = """
 SELECT video_id, position FROM {schema}.likes WHERE viewer = %s AND position < %s
@@ -120,6 +129,14 @@ class Changes:
     removed: set[UUID] = field(default_factory=set)
     # Whether a video ended as a private one.
     private: dict[UUID, bool] = field(default_factory=dict)
+    comments: list[CommentLike] = field(default_factory=list)
+
+    @property
+    def liked(self) -> Collection[UUID]:
+        """The videos of which something is liked, or no longer."""
+        if not self.comments:
+            return self.deltas
+        return {*self.deltas, *(event.video_id for _, event in self.comments)}
 
     def without(self, videos: Collection[UUID]) -> Changes:
         """Return the changes without those of these videos."""
@@ -131,6 +148,7 @@ class Changes:
             {pair for pair in self.lost if pair[0] not in videos},
             self.removed,
             self.private,
+            [each for each in self.comments if each[1].video_id not in videos],
         )
 
 
@@ -147,6 +165,8 @@ def sum_up(batch: Batch) -> Changes:
             pair = event.video_id, event.viewer
             standing.pop(pair, None)
             lost.add(pair)
+        elif isinstance(event, CommentLikes.Liked | CommentLikes.Unliked):
+            changes.comments.append((position, event))
         elif isinstance(event, Upload.VisibilityChanged):
             changes.private[event.originator_id] = event.visibility == Visibility.PRIVATE
         else:
@@ -162,9 +182,11 @@ def video_of(state: bytes) -> UUID:
     return UUID(orjson.loads(state)["video_id"])
 
 
-def video_number(state: bytes) -> int:
-    """Return the same as a number, which is made in a quarter of the time."""
-    return int(orjson.loads(state)["video_id"].replace("-", ""), 16)
+def liked_number(state: bytes) -> int:
+    """Return the video, or the comment, of a stored like or unlike, as a number, which is made in a
+    quarter of the time."""
+    fields = orjson.loads(state)
+    return int((fields.get("comment_id") or fields["video_id"]).replace("-", ""), 16)
 
 
 class LikedVideo(NamedTuple):
@@ -193,26 +215,27 @@ class LikesOfVideo(NamedTuple):
 
 
 class Likes(Projection):
-    """How many like each video, and what each viewer likes."""
+    """How many like each video and each comment, and what each viewer likes."""
 
     name = "likes"
-    version = 2
+    version = 3
     # What may change a count, or whether it is told.
     counted = (VideoLikes.Liked, VideoLikes.Unliked, Upload.VisibilityChanged, Upload.Removed)
-    events = (*counted, Person.Forgotten)
+    events = (*counted, CommentLikes.Liked, CommentLikes.Unliked, Person.Forgotten)
     tables: ClassVar[LiteralString] = TABLES
-    additions: ClassVar[Mapping[int, LiteralString]] = {2: ADD_PRIVATE}
+    additions: ClassVar[Mapping[int, LiteralString]] = {2: ADD_PRIVATE, 3: ADD_COMMENT_LIKES}
     by_stream = True
     absorbing = (Upload.Removed, Person.Forgotten)
     personal = PERSONAL
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         changes = sum_up(batch)
-        cursor.execute(self.sql(FIND_REMOVED), (list(changes.deltas),))
+        cursor.execute(self.sql(FIND_REMOVED), (list(changes.liked),))
         gone = changes.removed.union(video for (video,) in cursor.fetchall())
         self._write(changes.without(gone), cursor)
         if changes.removed:
             cursor.execute(self.sql(REMOVE), (list(changes.removed),))
+            comment_likes.remove_likes(self, changes.removed, cursor)
         for statement, private in ((HIDE, True), (SHOW, False)):
             if videos := [each for each, hidden in changes.private.items() if hidden is private]:
                 cursor.execute(self.sql(statement), (videos,))
@@ -226,18 +249,23 @@ class Likes(Projection):
         if changes.deltas:
             # Zeros too: which rows there are must not depend on where the batches were cut.
             cursor.execute(self.sql(ADD_DELTAS), columns(changes.deltas.items()))
+        if changes.comments:
+            comment_likes.write_likes(self, changes.comments, cursor)
 
     def tally(self, most: int = MOST_EVENTS) -> Tally:
-        """Return what knows, for commands, how many like each video at the end of the log.
+        """Return what knows, for commands, how many like each thing at the end of the log.
 
         It remembers `most` likes that this copy has not taken in yet.
         """
-        kinds = ((VideoLikes.Liked, 1), (VideoLikes.Unliked, -1))
+        kinds = (
+            *((VideoLikes.Liked, 1), (VideoLikes.Unliked, -1)),
+            *((CommentLikes.Liked, 1), (CommentLikes.Unliked, -1)),
+        )
         return Tally(
             reached=position_of(self.schema),
             sums=self.sql(SUMS),
             changes={topic: change for kind, change in kinds for topic in topics_of(kind)},
-            key_of=video_number,
+            key_of=liked_number,
             most=most,
         )
 
@@ -262,6 +290,13 @@ class Likes(Projection):
         """Return which of these videos the viewer likes."""
         rows = await conn.execute(self.sql(LIKED), (list(videos), viewer))
         return {video for (video,) in await rows.fetchall()}
+
+    async def liked_comments(
+        self, conn: AsyncConnection[TupleRow], viewer: str, comments: Sequence[UUID]
+    ) -> set[UUID]:
+        """Return which of these comments the viewer likes."""
+        rows = await conn.execute(self.sql(LIKED_COMMENTS), (list(comments), viewer))
+        return {comment for (comment,) in await rows.fetchall()}
 
     async def liked_page(
         self, conn: AsyncConnection[TupleRow], viewer: str, before: int, limit: int

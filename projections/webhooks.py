@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, Connection, Cursor
 from psycopg.rows import TupleRow, class_row
 
 from engine.checkpoints import SubscriptionKind
@@ -88,6 +88,12 @@ DELETE FROM webhooks.deliveries WHERE status <> 'waiting' AND (settled_at < %s O
                row_number() OVER (PARTITION BY webhook_id ORDER BY delivery_id DESC) AS newest
         FROM webhooks.deliveries WHERE status <> 'waiting') AS settled
     WHERE newest > %s))
+"""
+WAITS = b"""
+SELECT (SELECT status = 'waiting' FROM webhooks.deliveries
+        WHERE webhook_id = asked.webhook_id AND delivery_id = asked.delivery_id)
+FROM unnest(%s::uuid[], %s::bigint[]) WITH ORDINALITY AS asked (webhook_id, delivery_id, number)
+ORDER BY number
 """
 BACKLOGS = b"""
 SELECT webhook_id, count(*) AS waiting, min(recorded_at) AS oldest_at, max(attempts) AS attempts
@@ -217,6 +223,12 @@ def waiting(conn: Connection[Any], webhook_id: UUID, after: int = 0) -> list[Wai
     """Return what waits for a webhook, behind a delivery."""
     with conn.cursor(row_factory=class_row(WaitingDelivery)) as cursor:
         return cursor.execute(WAITING, (webhook_id, after), prepare=True).fetchall()
+
+
+def waits(cursor: Cursor[TupleRow], asked: Sequence[tuple[UUID, int]]) -> list[bool | None]:
+    """Return whether each delivery of a webhook waits; None where there is no such one."""
+    columns = [list(each) for each in zip(*asked, strict=True)]
+    return [found for (found,) in cursor.execute(WAITS, columns, prepare=True).fetchall()]
 
 
 def settle(conn: Connection[Any], attempts: Iterable[Attempt]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -19,19 +19,20 @@ from starlette.types import Scope
 
 from infra.cache import CachedValue
 from infra.http.app import hot
-from infra.http.auth import MODERATORS, Identity, MaybeCaller, require_known
+from infra.http.auth import MaybeCaller
 from infra.http.openapi import TOKEN_OPTIONAL
-from infra.http.problems import Problem, problems
-from infra.http.requests import plain_query
+from infra.http.problems import problems
+from infra.http.requests import header, plain_query
 from infra.http.responses import NOT_MODIFIED, conditional
-from infra.http.shapes import VIDEO_ID, Position, Time, Video, Wire, rfc3339
+from infra.http.shapes import Position, Time, Video, Wire, rfc3339
+from infra.spreadsheets import wants_csv
 from projections.analytics.calendar import start_of_day, start_of_hour
+from projections.analytics.periods import Counts
 from projections.analytics.queries import (
     COUNTS_CONSUMER,
     VIDEOS_CONSUMER,
     AnalyticsUnavailable,
     Bucket,
-    Counts,
     Range,
     Reached,
     Stats,
@@ -41,50 +42,22 @@ from projections.trending import Ranked, Ranking, Window
 from readapi.catalog import InCategory
 from readapi.pages import DEFAULT_LIMIT, MOST_LIMIT, IfNoneMatch, Limit
 from readapi.queries import Asked, Fresh, Read, asked, person_of
+from readapi.stats import (
+    AS_CSV,
+    InAccept,
+    InBuckets,
+    InDates,
+    InRange,
+    VideoStats,
+    require_insight,
+    told_stats,
+    video_in_period,
+)
 
-InRange = Annotated[Range, Query(alias="timeRange", description="How far back, until now.")]
-InBuckets = Annotated[
-    Bucket | None,
-    Query(
-        description="How long a point of the series is; default: `hour` for 24h, else `day`. "
-        "Hours are not given for `all`."
-    ),
-]
 InWindow = Annotated[Window, Query(alias="timeRange", description="What counts: until now.")]
 
-SEE_STATS = MODERATORS | {"auditor"}
 # So many that are gone are left out of a ranking while the analytics don't know that.
 MOST_GONE = 200
-
-
-class Figures(Wire):
-    """What happened in some time; likes and comments are net of those taken back or deleted."""
-
-    views: int
-    unique_viewers: Annotated[
-        int | None, Field(description="By whole days and in totals; hours don't have them.")
-    ] = None
-    likes: int
-    comments: int
-    shares: int
-    watch_minutes: float
-
-
-class FiguresAt(Figures):
-    """The figures of the bucket that begins `at`."""
-
-    at: Time
-
-
-class VideoStats(Wire):
-    """How a video did since `since`; the series has a point for every bucket and adds up."""
-
-    video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
-    time_range: Literal["24h", "7d", "30d", "all"]
-    bucket: Literal["hour", "day"]
-    since: Time
-    totals: Figures
-    series: list[FiguresAt]
 
 
 class TrendingComponents(Wire):
@@ -188,7 +161,7 @@ router = APIRouter(tags=["analytics"])
 async def show_stats(video_id: UUID, request: Request) -> Response | None:
     """Answer who wants the stats of a video."""
     known, given = await asked(request), plain_query(request.scope)
-    if known is None or given is None:
+    if known is None or given is None or wants_csv(header(request.scope, b"accept")):
         return None
     try:
         range_ = Range(given.pop("timeRange", Range.WEEK))
@@ -201,7 +174,7 @@ async def show_stats(video_id: UUID, request: Request) -> Response | None:
 @router.get(
     "/videos/{video_id}/stats",
     response_model=VideoStats,
-    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED,
+    responses=problems(401, 403, 404, 422, 503) | NOT_MODIFIED | AS_CSV,
     openapi_extra=TOKEN_OPTIONAL,
     summary="What happened around the video: totals and a series",
 )
@@ -212,12 +185,19 @@ async def get_video_stats(
     queries: Read,
     fresh: Fresh,
     caller: MaybeCaller,
+    dates: InDates,
     range_: InRange = Range.WEEK,
     bucket: InBuckets = None,
+    accept: InAccept = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """To its owner, moderators, auditors and admins, and to everybody with `STATS_PUBLIC=true`."""
+    """To its owner, moderators, auditors and admins, and to everybody with `STATS_PUBLIC=true`.
+
+    With `Accept: text/csv`, the series as a table.
+    """
     known = Asked(queries, fresh, caller)
+    if dates.is_asked:
+        return await video_in_period(request, known, video_id, range_, bucket, dates)
     return await _get_stats(request.scope, known, video_id, range_, bucket)
 
 
@@ -226,9 +206,7 @@ async def _get_stats(
 ) -> Response:
     queries, fresh, caller = known
     bucket = bucket or (Bucket.HOUR if range_ is Range.DAY else Bucket.DAY)
-    video = await queries.require(fresh, video_id, caller)
-    if not queries.stats_public:
-        _require_insight(video.row, require_known(caller))
+    video = await require_insight(known, video_id)
     # As the hour goes on, what is in it comes as events; with the next one, the range begins later.
     key = video_id, range_, bucket, start_of_hour(datetime.now(UTC))
     found = queries.cache.stats.get(key)
@@ -241,7 +219,7 @@ async def _get_stats(
     if not found.reached.position.covers(happened):
         fresh.tell(found.reached.position)
     private = not queries.stats_public or caller is not None
-    return conditional(scope, found.told(), private=private, tagged=found.digest)
+    return told_stats(scope, found.told(), private=private, tagged=found.digest)
 
 
 async def _read_stats(
@@ -307,16 +285,6 @@ def _figures(counts: Counts) -> str:
 def _at(counts: Counts) -> str:
     """Return when the bucket begins, without its zone, which is UTC, but for the letter."""
     return counts.at.isoformat()[:19] + "Z"
-
-
-def _require_insight(video: VideoRow, caller: Identity) -> None:
-    """Raise Problem 403 for whom the stats of the video are not for."""
-    if caller.person != video.owner and SEE_STATS.isdisjoint(caller.roles):
-        detail = (
-            "The stats of a video are its owner's; its totals stand in `GET /videos/{video_id}`. "
-            "STATS_PUBLIC=true on the server opens them to everybody."
-        )
-        raise Problem(403, "forbidden", detail)
 
 
 async def show_trending(request: Request) -> Response | None:

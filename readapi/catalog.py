@@ -8,6 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AfterValidator
 
+from engine.checkpoints import Freshness
 from infra.http.app import hot
 from infra.http.auth import Caller, Identity, MaybeCaller, person_named, require_known
 from infra.http.openapi import TOKEN_OPTIONAL
@@ -15,6 +16,7 @@ from infra.http.problems import Problem, problems
 from infra.http.responses import NOT_MODIFIED, conditional, conditional_wire
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
+from infra.objects.s3_xml import Field, S3Response, documented
 from projections.catalog import UploadRow
 from readapi.caches import Listed, ListSegment
 from readapi.pages import (
@@ -27,7 +29,7 @@ from readapi.pages import (
     plain_page,
     storable,
 )
-from readapi.queries import Asked, Fresh, Read, asked, person_of, viewer_of
+from readapi.queries import Asked, Fresh, Queries, Read, asked, person_of, viewer_of
 
 Owner = Annotated[
     str | None,
@@ -212,14 +214,45 @@ async def get_upload(
     fresh: Fresh,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
+    found = await _own_upload(upload_id, queries, caller, fresh)
+    arrived = await _arrived_parts(found, queries.objects)
+    return await conditional_wire(request, _present_upload(found, arrived))
+
+
+@uploads.get(
+    "/uploads/{upload_id}/s3",
+    response_class=Response,
+    responses=documented("The parts that have arrived; never more to come.")
+    | problems(401, 403, 404, 422, 503),
+    summary="The arrived parts of an upload, as ListParts of S3",
+)
+async def list_parts_as_s3(
+    upload_id: UUID, queries: Read, caller: Caller, fresh: Fresh
+) -> Response:
+    found = await _own_upload(upload_id, queries, caller, fresh)
+    parts: list[Field] = [
+        ("Part", [("PartNumber", part.number), ("ETag", f'"{part.etag}"'), ("Size", part.size)])
+        for part in await _arrived_parts(found, queries.objects)
+    ]
+    upload: list[Field] = [
+        ("Key", found.object_key),
+        ("UploadId", str(upload_id)),
+        ("IsTruncated", "false"),
+    ]
+    return S3Response.of("ListPartsResult", [*upload, *parts])
+
+
+async def _own_upload(
+    upload_id: UUID, queries: Queries, caller: Identity, fresh: Freshness
+) -> UploadRow:
+    """Return an upload to its owner or an admin; raise Problem 404 or 403."""
     async with queries.reading(fresh, queries.catalog) as conn:
         found = await queries.catalog.upload(conn, upload_id)
     if found is None or not found.visible_to(caller.viewer):
         raise Problem(404, "not-found", "There is no such upload.")
     if caller.person != found.owner and not caller.is_admin:
         raise Problem(403, "forbidden", "This belongs to another user.")
-    arrived = await _arrived_parts(found, queries.objects)
-    return await conditional_wire(request, _present_upload(found, arrived))
+    return found
 
 
 async def _arrived_parts(row: UploadRow, store: ObjectStore) -> list[Part]:

@@ -1,43 +1,28 @@
-"""The comments of a video, in the language that their reader asks for.
-
-A read waits for nobody: a translation that is missing is put in a queue here, and one coroutine
-sends a task for each comment and language, once, as long as the day's budgets last. Without Redis
-none is sent, and a later reader asks again.
-"""
+"""The comments of a video and the replies to them, in the language that their reader asks for."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import math
-from asyncio import Queue, QueueFull
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Literal
 from uuid import UUID
 
-import structlog
-from dramatiq import Actor
 from fastapi import APIRouter, Query, Request, Response
-from redis.asyncio import Redis
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from domain.moderation import Standing
-from engine.personal_data import Deleted, PersonalKeys
-from infra.cache import OptionalRedis
+from engine.log import END_OF_LOG
 from infra.http.app import hot
 from infra.http.auth import Identity, MaybeCaller, require_identity
 from infra.http.openapi import TOKEN_OPTIONAL, Json, reads, sends
 from infra.http.problems import Problem, problems
-from infra.http.requests import header, request_id_of
+from infra.http.requests import request_id_of
 from infra.http.responses import NOT_MODIFIED, conditional, conditional_wire
-from infra.http.shapes import Comment
-from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING, UNPAID
-from infra.metrics import counter
-from infra.settings.features import TranslationSettings
-from infra.tasks.queues import BrokerAway, enqueue
+from infra.http.shapes import Comment, LikeState
 from projections.catalog import VideoRow
-from projections.comments import CommentRow
+from projections.comment_order import CommentOrder, CommentPlace
+from projections.comments import CommentRow, HiddenComment
 from projections.translation import TranslationRow, Translations
 from readapi.comment_cache import MOST_COMMENTS
 from readapi.moderation import present_hidden
@@ -46,296 +31,25 @@ from readapi.pages import (
     Page,
     Paged,
     PageRequest,
-    decode_cursor,
+    decode_place,
     encode_cursor,
     page_of,
     plain_page,
 )
 from readapi.queries import Asked, Fresh, Read, asked, require_video
-
-log = structlog.get_logger(__name__)
-
-Lang = Annotated[
-    str | None,
-    Query(
-        description="The language of the translations, ISO 639-1; before `Accept-Language`.",
-        examples=["en"],
-    ),
-]
-
-# What is said of a comment without words, or in no language: it is the same in all of them.
-IN_NO_LANGUAGE = ("no_words", "no_language")
-MAY_PASS = (*PASSING, *UNPAID, NO_LANGUAGE_MODEL)
-MOST_PREFERENCES = 50
-# Reads that wait to have their translations asked for.
-MOST_WAITING = 1000
-
-PREFIX = "backlot:translation:{requests}"
-# Longer than the day, for processes whose clocks differ.
-DAY_SECONDS = 2 * 86_400
-# Of those that nobody has asked for lately: as many as both budgets have left are granted.
-GRANT = """
-local left = math.huge
-for place = 1, 2 do
-    left = math.min(left, ARGV[place] - (redis.call('GET', KEYS[place]) or '0'))
-end
-local answer = {0}
-for place = 3, #KEYS do
-    if redis.call('EXISTS', KEYS[place]) == 0 then
-        if #answer <= left then
-            redis.call('SET', KEYS[place], '', 'EX', ARGV[3])
-            answer[#answer + 1] = place - 3
-        else
-            answer[1] = answer[1] + 1
-        end
-    end
-end
-if #answer > 1 then
-    for place = 1, 2 do
-        redis.call('INCRBY', KEYS[place], #answer - 1)
-        redis.call('EXPIRE', KEYS[place], ARGV[4])
-    end
-end
-return answer
-"""
-
-PERSONAL = (
-    PersonalKeys(
-        name="redis.translation_requests",
-        holds="how many translations somebody asked for on a day",
-        kept="two days",
-        pattern=f"{PREFIX}:*:{{digest}}",
-        forget=Deleted(),
-    ),
-)
-
-TRANSLATION_REQUESTS = counter(
-    "backlot_translation_requests",
-    "Translations that readers lacked: sent as a task, over_budget, too_many at once, broker_away.",
-    ("outcome",),
-)
-TRANSLATION_REQUEST_FAILURES = counter(
-    "backlot_translation_request_failures",
-    "Times that Redis did not answer for what readers asked to be translated.",
-)
-
-
-def preferred(accept_language: str, languages: Collection[str]) -> str | None:
-    """Return the language that the header likes best, None where it names none of them.
-
-    A range matches by its first part: `de-AT` asks for `de`. https://www.rfc-editor.org/rfc/rfc9110
-    section 12.5.4; what is not of its form is passed over.
-    """
-    best, found = 0.0, None
-    for item in accept_language.split(",")[:MOST_PREFERENCES]:
-        tag, _, parameter = item.partition(";")
-        language = tag.strip().lower().partition("-")[0]
-        weight = _weight(parameter)
-        if weight > best and language in languages:
-            best, found = weight, language
-    return found
-
-
-def _weight(parameter: str) -> float:
-    name, _, value = parameter.strip().partition("=")
-    if not name:
-        return 1.0
-    try:
-        weight = float(value)
-    except ValueError:
-        return 0.0
-    return weight if name.strip().lower() == "q" and 0 <= weight <= 1 else 0.0
-
-
-class MissingTranslation(NamedTuple):
-    """A comment without a translation into a language; its text was written at that time."""
-
-    comment_id: UUID
-    written_at: datetime
-    language: str
-
-    @property
-    def key(self) -> str:
-        """Where it is marked as asked for; an edited text is another one."""
-        written = round(self.written_at.timestamp() * 1_000_000)
-        return f"{PREFIX}:{self.comment_id}:{self.language}:{written}"
-
-
-class ReadRequest(NamedTuple):
-    """Who reads, where that is known, and with which request."""
-
-    caller: Identity | None
-    request_id: str
-
-
-class Choice(NamedTuple):
-    """The language that a reader has chosen, None without a choice that can be met.
-
-    `on_demand` is the same, but None where every comment is translated to that language anyway.
-    """
-
-    language: str | None
-    on_demand: str | None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What the answer says of it."""
-        varies = {"Vary": "Accept-Language"}
-        return varies if self.language is None else {**varies, "Content-Language": self.language}
-
-
-class TranslationState(NamedTuple):
-    """What a reader is told of a translation; whether somebody has to be asked for it."""
-
-    status: Any
-    text: str | None = None
-    missing: bool = False
-
-
-class TranslationRequests:
-    """The languages that readers may choose, and what they lack; to be used from one event loop."""
-
-    def __init__(
-        self,
-        redis: Redis,
-        settings: TranslationSettings,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self._redis = OptionalRedis(redis, "translation_requests", TRANSLATION_REQUEST_FAILURES)
-        self._grant = redis.register_script(GRANT)
-        self._settings = settings
-        self._usual = settings.target_language
-        self._languages = settings.on_demand or (self._usual,)
-        self._clock = clock
-        self._waiting: Queue[tuple[ReadRequest, list[MissingTranslation]]] = Queue(MOST_WAITING)
-        # Where nobody sends tasks, nothing waits.
-        self._served = False
-
-    def choice(self, request: Request, lang: str | None) -> Choice:
-        """Return the reader's choice; raise Problem 422 for a `lang` that nobody translates to."""
-        usual, languages = self._usual, self._languages
-        if lang is None:
-            lang = preferred(header(request.scope, b"accept-language") or "", languages)
-        elif lang not in languages:
-            message = f"must be a language that comments are translated to: {', '.join(languages)}"
-            errors = [{"field": "lang", "message": message}]
-            raise Problem(422, "invalid", f"`lang`: {message}.", errors=errors)
-        return Choice(lang, None if lang == usual else lang)
-
-    def shown(
-        self,
-        rows: Sequence[CommentRow],
-        found: Mapping[UUID, TranslationRow],
-        language: str | None,
-        read: ReadRequest,
-    ) -> list[Comment]:
-        """Return the comments in a language, and have translated what they lack; None: as usual.
-
-        `found` are the translations into that language that are known.
-        """
-        if language is None:
-            return [Comment(**row._asdict(), user_id=row.author) for row in rows]
-        states = [self._state(row, found.get(row.comment_id), language) for row in rows]
-        self._want(
-            read,
-            [
-                MissingTranslation(row.comment_id, row.written_at, language)
-                for row, state in zip(rows, states, strict=True)
-                if state.missing
-            ],
-        )
-        return [_in_state(row, state) for row, state in zip(rows, states, strict=True)]
-
-    def _state(
-        self, row: CommentRow, result: TranslationRow | None, language: str
-    ) -> TranslationState:
-        if result is not None:
-            may_pass = result.status != "translated" and result.reason in MAY_PASS
-            return TranslationState(result.status, result.translated_text, may_pass)
-        if row.translation_status == "pending":
-            # Its language is being found out; that comes first.
-            return TranslationState("pending")
-        sure = row.confidence is None or row.confidence >= self._settings.target_confidence
-        settled = row.translation_status == "not_needed" and row.reason in IN_NO_LANGUAGE
-        if settled or (row.language == language and sure):
-            return TranslationState("not_needed")
-        return TranslationState("pending", missing=True)
-
-    def _want(self, read: ReadRequest, missing: list[MissingTranslation]) -> None:
-        if not missing or not self._served:
-            return
-        try:
-            self._waiting.put_nowait((read, missing))
-        except QueueFull:
-            TRANSLATION_REQUESTS.labels("too_many").inc(len(missing))
-
-    async def run(self, task: Actor[..., Any]) -> None:
-        """Send a task for each translation that readers lack, until cancelled."""
-        self._served = True
-        while True:
-            read, missing = await self._waiting.get()
-            granted = await self._granted(read.caller, missing)
-            if granted:
-                await self._send(task, granted, read.request_id)
-            self._waiting.task_done()
-
-    async def _granted(
-        self, caller: Identity | None, missing: Sequence[MissingTranslation]
-    ) -> list[MissingTranslation]:
-        """Return what nobody has asked for lately, as far as the budgets go, and count it."""
-        budget, limits = self._budget(caller)
-        keys = [*budget, *(each.key for each in missing)]
-        args = [*limits, math.ceil(self._settings.overdue_seconds), DAY_SECONDS]
-        answer = await self._redis.ask(lambda _: self._grant(keys=keys, args=args))
-        refused, *granted = cast("list[int]", answer or [0])
-        TRANSLATION_REQUESTS.labels("over_budget").inc(refused)
-        return [missing[place] for place in granted]
-
-    def _budget(self, caller: Identity | None) -> tuple[list[str], list[int]]:
-        """Return where the day's requests of all and of the caller are counted, and the limits.
-
-        Readers without a token are one caller: whoever reads without can be anybody anew.
-        """
-        settings, today = self._settings, self._clock().astimezone(UTC).date()
-        known = caller is not None and not caller.anonymous
-        most = settings.user_requests_per_day if known else settings.anonymous_requests_per_day
-        name = _digest(caller.person) if caller is not None and known else "anonymous"
-        return [_day_key(today), f"{_day_key(today)}:{name}"], [settings.requests_per_day, most]
-
-    async def _send(
-        self, task: Actor[..., Any], granted: Sequence[MissingTranslation], request_id: str
-    ) -> None:
-        try:
-            await asyncio.to_thread(_enqueue, task, granted, request_id)
-        except BrokerAway as error:
-            # Some may have been sent; those do no harm twice.
-            log.warning("translation_requests_not_sent", error=str(error))
-            TRANSLATION_REQUESTS.labels("broker_away").inc(len(granted))
-            await self._redis.ask(lambda redis: redis.delete(*(each.key for each in granted)))
-        else:
-            TRANSLATION_REQUESTS.labels("sent").inc(len(granted))
-
-
-def _in_state(row: CommentRow, state: TranslationState) -> Comment:
-    changes = {"translation_status": state.status, "translated_text": state.text}
-    return Comment(**{**row._asdict(), **changes}, user_id=row.author)
-
-
-def _enqueue(task: Actor[..., Any], granted: Iterable[MissingTranslation], request_id: str) -> None:
-    origin = {"correlation_id": request_id, "causation_id": request_id}
-    for each in granted:
-        enqueue(task, str(each.comment_id), each.language, **origin)
-
-
-def _day_key(day: date) -> str:
-    return f"{PREFIX}:{day.isoformat()}"
-
-
-def _digest(user_id: str) -> str:
-    return hashlib.sha256(user_id.encode()).hexdigest()[:32]
-
+from readapi.translation import Choice, Lang, ReadRequest
 
 HIDDEN = "Those that are held, or removed; for the video's owner and moderators."
+SORT = "`top`: by likes, of which twice as many make up for 30 days of age."
+
+# What cursors are of, and where the first page begins.
+LISTS: Mapping[CommentOrder, tuple[str, CommentPlace]] = {
+    CommentOrder.NEWEST: ("comments", CommentPlace(END_OF_LOG)),
+    CommentOrder.OLDEST: ("comments-oldest", CommentPlace(0)),
+    CommentOrder.TOP: ("comments-top", CommentPlace(END_OF_LOG, END_OF_LOG)),
+    CommentOrder.REPLIES: ("replies", CommentPlace(0)),
+}
+DESCENDING = (CommentOrder.NEWEST, CommentOrder.TOP)
 
 router = APIRouter(tags=["comments"])
 
@@ -373,19 +87,114 @@ async def list_comments(
     page: Paged,
     lang: Lang = None,
     status: Annotated[Literal["held", "removed"] | None, Query(description=HIDDEN)] = None,
+    sort: Annotated[Literal["newest", "oldest", "top"], Query(description=SORT)] = "newest",
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """With translations into `lang`, or else into the language that `Accept-Language` likes best
     among those that comments are translated to. What is asked for the first time is `pending`.
-    What of the caller's own not everybody sees is among them, with its `status`.
+    What of the caller's own not everybody sees is among them, with its `status`. Replies are not.
     """
+    order = CommentOrder(sort)
     if status is not None:
         await require_identity(request)
         known = Asked(queries, fresh, caller)
         return await _list_hidden(request, known, video_id, Standing(status), page)
     known, choice = Asked(queries, fresh, caller), queries.requests.choice(request, lang)
-    at_once = await _list_newest(request, known, video_id, page, choice)
-    return at_once or await _list_page(request, known, video_id, page, choice)
+    at_once = None
+    if order is CommentOrder.NEWEST:
+        at_once = await _list_newest(request, known, video_id, page, choice)
+    return at_once or await _list_page(request, known, order, video_id, page, choice)
+
+
+@router.get(
+    "/comments/{comment_id}/replies",
+    response_model=Page[Comment],
+    responses=problems(401, 404, 422, 503)
+    | {200: IN_A_LANGUAGE, 304: NOT_MODIFIED[304] | IN_A_LANGUAGE},
+    openapi_extra=TOKEN_OPTIONAL | {"parameters": [ACCEPT_LANGUAGE]},
+    summary="The replies to a comment, oldest first",
+)
+async def list_replies(
+    comment_id: UUID,
+    request: Request,
+    queries: Read,
+    fresh: Fresh,
+    caller: MaybeCaller,
+    page: Paged,
+    lang: Lang = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """With translations, and with the caller's own that not everybody sees, as the comments of a
+    video. A reply has none itself.
+    """
+    known, choice = Asked(queries, fresh, caller), queries.requests.choice(request, lang)
+    return await _list_page(request, known, CommentOrder.REPLIES, comment_id, page, choice)
+
+
+@router.get(
+    "/comments/{comment_id}",
+    response_model=Comment,
+    responses=problems(401, 404, 422, 503)
+    | {200: IN_A_LANGUAGE, 304: NOT_MODIFIED[304] | IN_A_LANGUAGE},
+    openapi_extra=TOKEN_OPTIONAL | {"parameters": [ACCEPT_LANGUAGE]},
+    summary="One comment, or reply",
+)
+async def get_comment(
+    comment_id: UUID,
+    request: Request,
+    queries: Read,
+    fresh: Fresh,
+    caller: MaybeCaller,
+    lang: Lang = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """What is held or removed is there for its author, the video's owner and moderators. A reply
+    is there while the comment is that it replies to.
+    """
+    known, choice = Asked(queries, fresh, caller), queries.requests.choice(request, lang)
+    models = [queries.catalog, queries.comments, *_translations(known, choice)]
+    hidden: Mapping[UUID, HiddenComment] = {}
+    found: Mapping[UUID, TranslationRow] = {}
+    async with queries.reading(fresh, *models) as conn:
+        row = await queries.comments.shown(conn, comment_id)
+        if row is None:
+            hidden = await queries.comments.hidden_found(conn, [comment_id])
+        else:
+            found = await _found(conn, known, choice, [row])
+    if row is None:
+        told = await _hidden_for(known, hidden.get(comment_id))
+    else:
+        await _require_there(known, row)
+        (told,) = await _told(request, known, choice, [row], found)
+    private = caller is not None
+    return await conditional_wire(request, told, private=private, headers=choice.headers)
+
+
+@router.get(
+    "/comments/{comment_id}/like",
+    response_model=LikeState,
+    responses=problems(401, 404, 422, 503) | NOT_MODIFIED,
+    openapi_extra=TOKEN_OPTIONAL,
+    summary="How many like the comment, and whether the caller does",
+)
+async def get_comment_like(
+    comment_id: UUID,
+    request: Request,
+    queries: Read,
+    fresh: Fresh,
+    caller: MaybeCaller,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    known = Asked(queries, fresh, caller)
+    async with queries.reading(fresh, queries.catalog, queries.comments) as conn:
+        row = await queries.comments.shown(conn, comment_id)
+    if row is None:
+        raise no_such_comment()
+    await _require_there(known, row)
+    liked = await queries.liked_comments(fresh, caller, [comment_id])
+    has_liked = None if liked is None else comment_id in liked
+    state = LikeState(has_liked=has_liked, likes_count=row.like_count or 0)
+    return conditional(request.scope, state.to_json(), private=caller is not None)
 
 
 async def _list_newest(
@@ -399,40 +208,46 @@ async def _list_newest(
     newest = await queries.newest_comments(fresh, video_id)
     if newest.hidden and caller is not None:
         return None
+    liked = await queries.liked_comments(fresh, caller, [each.comment_id for each in newest.items])
     shown = newest.items[: page.limit]
     more = newest.more or len(shown) < len(newest.items)
-    following = encode_cursor("comments", shown[-1][0]) if more else None
-    body = page_of((item for _, item in shown), following)
-    private = caller is not None
+    following = encode_cursor("comments", shown[-1].position) if more else None
+    told = (each.told(None if liked is None else each.comment_id in liked) for each in shown)
+    body, private = page_of(told, following), caller is not None
     return conditional(request.scope, body, private=private, headers=choice.headers)
 
 
 async def _list_page(
-    request: Request, known: Asked, video_id: UUID, page: PageRequest, choice: Choice
+    request: Request,
+    known: Asked,
+    order: CommentOrder,
+    of: UUID,
+    page: PageRequest,
+    choice: Choice,
 ) -> Response:
+    """Return a page of a video's comments, or of the replies to a comment."""
     queries, fresh, caller = known
-    before = decode_cursor("comments", page.cursor)
-    translations = queries.models[Translations]
-    models = [queries.catalog, queries.comments, *([translations] if choice.on_demand else [])]
+    comments, behind = queries.comments, _place_of(order, page.cursor)
+    models = [queries.catalog, comments, *_translations(known, choice)]
+    parent = None
     async with queries.reading(fresh, *models) as conn:
-        await require_video(queries, conn, video_id, caller)
-        rows = await queries.comments.page(conn, video_id, before, page.rows)
-        own = []
+        if order is CommentOrder.REPLIES:
+            parent = await comments.shown(conn, of)
+        else:
+            await require_video(queries, conn, of, caller)
+        rows, own = await comments.page(conn, order, of, behind, page.rows), []
         if caller is not None:
-            own = await queries.comments.hidden_page(
-                conn, before, page.rows, video_id=video_id, author=caller.person
-            )
+            own = await comments.own_hidden(conn, order, of, behind, page.rows, caller.person)
         hidden = {each.comment.comment_id: each for each in own}
         rows += (each.comment for each in own)
-        rows = sorted(rows, key=lambda row: row.position, reverse=True)[: page.rows]
-        shown, following = page.cut("comments", rows, lambda row: row.position)
-        found: dict[UUID, TranslationRow] = {}
-        if choice.on_demand is not None:
-            ids = [row.comment_id for row in shown]
-            found = await translations.of_comments(conn, ids, choice.on_demand)
-    read = ReadRequest(caller, request_id_of(request.scope))
-    posted = [row for row in shown if row.comment_id not in hidden]
-    told = queries.requests.shown(posted, found, choice.on_demand, read)
+        rows.sort(key=lambda row: row.place(order)[::-1], reverse=order in DESCENDING)
+        shown = rows[: page.limit]
+        posted = [row for row in shown if row.comment_id not in hidden]
+        found = await _found(conn, known, choice, posted)
+    if order is CommentOrder.REPLIES:
+        await _require_there(known, parent)
+    following = _cursor_of(order, shown[-1]) if len(rows) > page.limit else None
+    told = await _told(request, known, choice, posted, found)
     seen = {each.comment_id: each for each in told}
     items = [
         seen.get(row.comment_id) or present_hidden(hidden[row.comment_id], decides=False)
@@ -441,6 +256,88 @@ async def _list_page(
     body = Page[Comment](items=items, next_cursor=following)
     private = caller is not None
     return await conditional_wire(request, body, private=private, headers=choice.headers)
+
+
+def _place_of(order: CommentOrder, cursor: str | None) -> CommentPlace:
+    """Return the place behind which a page begins; raise InvalidCursor."""
+    kind, first = LISTS[order]
+    if order is CommentOrder.TOP:
+        score, position = decode_place(kind, cursor, first.score, first.position)
+        return CommentPlace(position, score)
+    return CommentPlace(*decode_place(kind, cursor, first.position))
+
+
+def _cursor_of(order: CommentOrder, last: CommentRow) -> str:
+    kind, place = LISTS[order][0], last.place(order)
+    if order is CommentOrder.TOP:
+        return encode_cursor(kind, place.score, place.position)
+    return encode_cursor(kind, place.position)
+
+
+def _translations(known: Asked, choice: Choice) -> list[Translations]:
+    """Return the read model of translations, where the reader wants some that are not usual."""
+    return [known.queries.models[Translations]] if choice.on_demand else []
+
+
+async def _found(
+    conn: AsyncConnection[TupleRow], known: Asked, choice: Choice, rows: list[CommentRow]
+) -> Mapping[UUID, TranslationRow]:
+    """Return the translations that the reader wants, as far as there are any."""
+    if choice.on_demand is None:
+        return {}
+    ids = [row.comment_id for row in rows]
+    return await known.queries.models[Translations].of_comments(conn, ids, choice.on_demand)
+
+
+async def _told(
+    request: Request,
+    known: Asked,
+    choice: Choice,
+    rows: list[CommentRow],
+    found: Mapping[UUID, TranslationRow],
+) -> list[Comment]:
+    """Return comments that everybody sees as the reader is told of them."""
+    queries, fresh, caller = known
+    read = ReadRequest(caller, request_id_of(request.scope))
+    told = queries.requests.shown(rows, found, choice.on_demand, read)
+    liked = await queries.liked_comments(fresh, caller, [row.comment_id for row in rows])
+    if liked is not None:
+        for each in told:
+            each.has_liked = each.comment_id in liked
+    return told
+
+
+async def _require_there(known: Asked, row: CommentRow | None) -> None:
+    """Raise Problem 404 unless everybody sees the comment who sees its video, as the caller does.
+
+    Of a video that the caller may not see, nothing else is said: so that nobody can tell.
+    """
+    if row is None or await _video_of(known, row) is None:
+        raise no_such_comment()
+
+
+async def _hidden_for(known: Asked, hidden: HiddenComment | None) -> Comment:
+    """Return what not everybody sees to who sees it; raise Problem 404 to others."""
+    caller = known.caller
+    if hidden is None or caller is None:
+        raise no_such_comment()
+    video = await _video_of(known, hidden.comment)
+    decides = video is not None and (caller.is_moderator or caller.person == video.owner)
+    if video is None or not (decides or caller.person == hidden.comment.author):
+        raise no_such_comment()
+    return present_hidden(hidden, decides=decides)
+
+
+async def _video_of(known: Asked, row: CommentRow) -> VideoRow | None:
+    """Return the video of a comment; None where the caller sees none. Confirm first."""
+    queries, fresh, caller = known
+    found = await queries.shown(fresh, (row.video_id,), parts=(queries.catalog,))
+    return found.videos[0].row if found.there_for(caller) else None
+
+
+def no_such_comment() -> Problem:
+    """Return what is said of a comment that is not there, or not for the caller."""
+    return Problem(404, "not-found", "There is no such comment.")
 
 
 async def _list_hidden(

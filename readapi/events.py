@@ -45,10 +45,9 @@ from readapi.live import (
     HEARTBEAT_SECONDS,
     RETRY_MS,
     EventStream,
-    LiveLimits,
-    StreamSlots,
 )
 from readapi.queries import MAX_TOKEN_LENGTH, ReadModelUnavailable
+from readapi.stream_slots import LiveLimits, StreamSlots
 
 log = structlog.get_logger(__name__)
 

@@ -25,9 +25,9 @@ from projections.feedback.reports import (
     sums,
     wilson,
 )
-from readapi.analytics import InRange
 from readapi.pages import IfNoneMatch
 from readapi.queries import Fresh, Read
+from readapi.stats import InRange
 
 EARLIEST = datetime.fromtimestamp(0, UTC)
 

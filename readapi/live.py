@@ -19,7 +19,7 @@ from uuid import UUID
 
 import orjson
 import structlog
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from psycopg import Error
 from psycopg_pool import PoolTimeout
@@ -36,22 +36,22 @@ from infra.http.openapi import TOKEN_OPTIONAL, sends
 from infra.http.problems import Problem, problems
 from infra.http.requests import client_address, subscriber
 from infra.http.shapes import Position, decode_position, encode_position
+from infra.http.tickets import MAX_TICKET_LENGTH, holder_of
 from infra.metrics import gauge
-from infra.settings import Settings
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
-from readapi.comment_cache import CommentCache
+from readapi.comment_cache import CommentCache, ToldComment
 from readapi.comment_changes import (
-    APPEARED,
-    EDITED,
+    COUNTED,
+    MOST_NEWS_FIRST,
     REMOVED,
-    TRANSLATED,
     ChangesByVideo,
     CommentChange,
     CommentChanges,
 )
 from readapi.queries import MAX_TOKEN_LENGTH, Fresh, Read, viewer_of
+from readapi.stream_slots import MAX_WATCHERS, LiveLimits, StreamSlots
 from readapi.video_cache import LoadedVideo, VideoCache
 
 log = structlog.get_logger(__name__)
@@ -65,58 +65,12 @@ WAIT_SECONDS = 1.0
 # So that proxies and clients know a silent connection from a dead one.
 HEARTBEAT_SECONDS = 15.0
 RETRY_MS = 2_000
-MAX_WATCHERS = 10_000
 MOST_COMMENTS = 100
 """Of one video at once, and for one client that is slow: where there are more, it reads again."""
 
 LIVE_WATCHERS = gauge(
     "backlot_live_watchers", "Clients that follow a video's likes and comments as they change."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LiveLimits:
-    """How many streams one user, and one address, may have open in this process."""
-
-    per_user: int = MAX_WATCHERS
-    per_address: int = MAX_WATCHERS
-
-    @classmethod
-    def of(cls, settings: Settings) -> LiveLimits:
-        """Return the limits of these settings; none where they limit nothing."""
-        quotas = settings.quotas
-        if not settings.rate_limits.on:
-            return cls()
-        return cls(quotas.live_streams_per_user, quotas.live_streams_per_address)
-
-
-class StreamSlots:
-    """Counts the open streams of each user and each address."""
-
-    def __init__(self, limits: LiveLimits) -> None:
-        self._limits = limits
-        self._taken: dict[str, int] = {}
-
-    def take(self, person: str | None, address: str) -> tuple[str, ...]:
-        """Return the names under which one more stream is counted; `free` has to be given them.
-
-        Raise Problem 429 when the user or the address has as many streams as one may.
-        """
-        slots = {f"address {address}": self._limits.per_address}
-        if person is not None:
-            slots[f"user {person}"] = self._limits.per_user
-        if any(self._taken.get(name, 0) >= most for name, most in slots.items()):
-            detail = "So many streams are open already from here; close some, or share one."
-            raise Problem(429, "too-many-streams", detail, headers={"Retry-After": "30"})
-        for name in slots:
-            self._taken[name] = self._taken.get(name, 0) + 1
-        return tuple(slots)
-
-    def free(self, slots: Iterable[str]) -> None:
-        for name in slots:
-            self._taken[name] -= 1
-            if not self._taken[name]:
-                del self._taken[name]
 
 
 @dataclass(eq=False)
@@ -324,7 +278,7 @@ class LiveVideos:
         missed = {each: self._changes.since(each) for each in positions}
         news = {(each, video): _news(missed[each], video) for each, video in alike}
         changes = [change for each in news.values() for change in each or ()]
-        comments: Mapping[UUID, bytes] = {}
+        comments: Mapping[UUID, ToldComment] = {}
         if changes:
             found = await self._found(changes)
             if found is None:
@@ -338,7 +292,7 @@ class LiveVideos:
             watch.tell(pieces[watch.position or 0, watch.video_id], now)
         return True
 
-    async def _found(self, changes: Sequence[CommentChange]) -> dict[UUID, bytes] | None:
+    async def _found(self, changes: Sequence[CommentChange]) -> dict[UUID, ToldComment] | None:
         """Return those of the comments that everybody sees; None where that is not known yet."""
         ids = list({change.comment_id for change in changes})
         wanted = max(change.position for change in changes)
@@ -365,7 +319,7 @@ def _news(missed: ChangesByVideo | None, video_id: UUID) -> Sequence[CommentChan
 
 
 def _pieces(
-    changes: Sequence[CommentChange], comments: Mapping[UUID, bytes], position: int
+    changes: Sequence[CommentChange], comments: Mapping[UUID, ToldComment], position: int
 ) -> list[bytes]:
     """Return the events of a stretch that ends at a position: one for each comment, as it is now.
 
@@ -380,17 +334,24 @@ def _pieces(
     if first:
         first[next(reversed(first))] = position
     return [
-        b"id: %b\n%b"
-        % (encode_position(at).encode(), _piece(kinds[each], each, comments.get(each)))
+        b"id: %b\n%b" % (encode_position(at).encode(), piece)
         for each, at in first.items()
+        if (piece := _piece(kinds[each], each, comments.get(each)))
     ]
 
 
-def _piece(kinds: set[str], comment_id: UUID, comment: bytes | None) -> bytes:
-    kind = next((each for each in (APPEARED, EDITED, TRANSLATED) if each in kinds), REMOVED)
+def _piece(kinds: set[str], comment_id: UUID, comment: ToldComment | None) -> bytes:
+    """Return what is told of a comment; nothing of counts that nobody sees."""
+    kind = next((each for each in MOST_NEWS_FIRST if each in kinds), REMOVED)
+    if comment is None and kinds == {COUNTED}:
+        return b""
     if comment is None or kind == REMOVED:
-        kind, comment = REMOVED, orjson.dumps({"commentId": comment_id})
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), comment)
+        kind, told = REMOVED, orjson.dumps({"commentId": comment_id})
+    elif kind == COUNTED:
+        told = comment.counts()
+    else:
+        told = comment.told()
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), told)
 
 
 def reset(video_id: UUID, position: int) -> bytes:
@@ -442,10 +403,12 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Server-sent events. `likes`: how many like the video, in `likesCount`; at "
         "once, then whenever that changes. `comment`: one that everybody sees from now on, posted, "
-        "approved or restored; `comment-edited`; `comment-translated`: what is known of its "
-        "language and translation is new. Their data are the `Comment` as `GET "
-        "/videos/{video_id}/comments` shows it to everybody. `comment-removed`: one that not "
-        "everybody sees any more, by its `commentId`. `reset`: more has happened than is told; "
+        "approved or restored; `reply`: the same of a reply to one; `comment-edited`; "
+        "`comment-translated`: what is known of its language and translation is new. Their data "
+        "are the `Comment` as `GET /videos/{video_id}/comments` shows it to everybody. "
+        "`comment-counts`: likes and replies of one, `likeCount` and `replyCount`, by its "
+        "`commentId`. `comment-removed`: one that not everybody sees any more, and no reply to it, "
+        "by its `commentId`. `reset`: more has happened than is told; "
         "read the comments again. `removed`, the last one: the video is, or is private by now. "
         "The `id` of an event is a `Backlot-Position`.",
         "headers": sends("X-Accel-Buffering"),
@@ -462,6 +425,23 @@ LastEventId = Annotated[
         description="The `id` of the last event that the client has, or the `Backlot-Position` of "
         "the comments that it has read: what happened to comments since is told first.",
         max_length=MAX_TOKEN_LENGTH,
+    ),
+]
+After = Annotated[
+    str | None,
+    Query(
+        description="The same, for clients that can't send the header with their first request; "
+        "with both, the header counts.",
+        max_length=MAX_TOKEN_LENGTH,
+    ),
+]
+TicketOf = Annotated[
+    str | None,
+    Query(
+        description="Stands for a token where none can be sent: of `POST "
+        "/videos/{video_id}/events/ticket`.",
+        min_length=1,
+        max_length=MAX_TICKET_LENGTH,
     ),
 ]
 
@@ -482,9 +462,14 @@ async def follow_video(
     fresh: Fresh,
     caller: MaybeCaller,
     last_event_id: LastEventId = None,
+    after: After = None,
+    ticket: TicketOf = None,
 ) -> EventStream:
     """An event that is told twice changes nothing more: comments are told as they are then."""
-    position = decode_position(last_event_id).events if last_event_id else None
+    since = last_event_id or after
+    position = decode_position(since).events if since else None
+    if caller is None and ticket is not None:
+        caller = await holder_of(request, ticket, video_id)
     await queries.require(fresh, video_id, caller)
     live = queries.live
     address = subscriber(client_address(request.scope))

@@ -75,9 +75,10 @@ class InvalidCursor(ValueError):
         super().__init__("`cursor` is not one of this list; send back `nextCursor` as received.")
 
 
-def encode_cursor(kind: str, position: int) -> str:
+def encode_cursor(kind: str, *place: int) -> str:
     """Return an opaque name of a place in a list of one kind."""
-    return base64.urlsafe_b64encode(f"{kind}:{position}".encode()).decode().rstrip("=")
+    name = ":".join((kind, *map(str, place)))
+    return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
 
 
 def decode_cursor(kind: str, cursor: str | None, first: int = END_OF_LOG) -> int:
@@ -85,6 +86,11 @@ def decode_cursor(kind: str, cursor: str | None, first: int = END_OF_LOG) -> int
 
     Without a cursor it is `first`, which is the newest.
     """
+    return decode_place(kind, cursor, first)[0]
+
+
+def decode_place(kind: str, cursor: str | None, *first: int) -> tuple[int, ...]:
+    """Return the same of a list in which it takes several numbers to tell a place."""
     if cursor is None:
         return first
     try:
@@ -92,10 +98,12 @@ def decode_cursor(kind: str, cursor: str | None, first: int = END_OF_LOG) -> int
         decoded = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, UnicodeError) as error:
         raise InvalidCursor from error
-    name, _, number = decoded.partition(":")
-    if name != kind or not number.isdigit() or len(number) > 18:
+    name, *numbers = decoded.split(":")
+    if name != kind or len(numbers) != len(first):
         raise InvalidCursor
-    return int(number)
+    if any(not each.isdigit() or len(each) > 18 for each in numbers):
+        raise InvalidCursor
+    return tuple(map(int, numbers))
 
 
 class PageRequest(NamedTuple):

@@ -51,9 +51,9 @@ from readapi.left_out import Recommendable, left_out
 from readapi.video_cache import TELEMETRY, CachedVideo, VideoCache
 
 if TYPE_CHECKING:
-    from readapi.comments import TranslationRequests
     from readapi.likes import LikeCounts
     from readapi.live import LiveVideos
+    from readapi.translation import TranslationRequests
 
 
 DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS = 2_000, 30_000
@@ -195,14 +195,14 @@ class Queries:
         """
         await self.confirm(fresh, *self.projections)
         with outage_as_unavailable():
-            likes = await self.cache.newest_likes(person)
+            likes = await self.cache.liked.all(person)
             if likes is not None and likes.behind:
                 await self._reach(fresh, likes.behind)
-                likes = await self.cache.newest_likes(person)
+                likes = await self.cache.liked.all(person)
         if likes is None:
             async with self.reading(fresh, self.likes, confirmed=True) as conn:
                 return await self.likes.liked_page(conn, person, before, limit)
-        found = (LikedVideo(*like) for like in likes.videos.items() if like[1] < before)
+        found = (LikedVideo(*like) for like in likes.things.items() if like[1] < before)
         return list(islice(found, limit))
 
     async def ranking(
@@ -238,6 +238,23 @@ class Queries:
                 await self._reach(fresh, wanted)
                 page = await self.comment_cache.newest(video_id)
             return page
+
+    async def liked_comments(
+        self, fresh: Freshness, caller: Identity | None, comments: Collection[UUID]
+    ) -> Container[UUID] | None:
+        """Return which of these comments the caller likes, None where nobody knows who that is.
+
+        Confirm first. Raise as `reading` does.
+        """
+        person = person_of(caller)
+        if person is None or not comments:
+            return None if person is None else ()
+        with outage_as_unavailable():
+            liked = await self.comment_cache.liked.among(person, comments)
+            if liked.behind:
+                await self._reach(fresh, liked.behind)
+                liked = await self.comment_cache.liked.among(person, comments)
+            return liked.things
 
     async def key_of_lists(self) -> bytes:
         """Return the key with which lists of recommendations are signed."""
@@ -276,8 +293,8 @@ class Queries:
         lacking: dict[str, int] = {}
         liked = None
         if person is not None:
-            likes = await self.cache.liked(person, ids)
-            liked, lacking = likes.videos, dict(likes.behind)
+            likes = await self.cache.liked.among(person, ids)
+            liked, lacking = likes.things, dict(likes.behind)
         videos = []
         for each in found:
             if isinstance(each, CachedVideo):
@@ -343,9 +360,13 @@ class ShownVideos(NamedTuple):
 
     def require(self, caller: Identity | None) -> CachedVideo:
         """Return the one video; raise Problem 404 where there is none that the caller may see."""
-        if not self.videos or not self.videos[0].visible_to(viewer_of(caller)):
+        if not self.there_for(caller):
             raise no_such_video()
         return self.videos[0]
+
+    def there_for(self, caller: Identity | None) -> bool:
+        """Return whether the one video is there, and the caller may see it."""
+        return bool(self.videos) and self.videos[0].visible_to(viewer_of(caller))
 
 
 @cache

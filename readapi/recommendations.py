@@ -271,9 +271,10 @@ async def _shown_of(
     if not found.exact:
         # The log tells who may see them.
         offers.forget_lookups()
-    rows = {each.row.video_id: each.row for each in found.videos}
+    rows = {each.row.video_id: each.row for each in found.videos if each.row.is_public}
+    changed = _changed(rows, made)
     while True:
-        items = display(rows, offers.out, user_id, made, limit, now)
+        items = display(rows, changed, offers.out, user_id, made, limit, now)
         asked = [each.video_id for each in items if each.video_id not in offers.looked_up]
         if not asked:
             return items, found.exact
@@ -315,8 +316,18 @@ PLAIN = "Picked for you"
 """In the place of a reason that names what has changed since."""
 
 
+def _changed(rows: Mapping[UUID, VideoRow], made: Made) -> set[UUID]:
+    """Return which of the videos that were told of are otherwise now, or not public."""
+    return {
+        video
+        for video, told in made.told.items()
+        if (row := rows.get(video)) is None or told != (row.title, row.category)
+    }
+
+
 def display(
-    catalog: Mapping[UUID, VideoRow],
+    rows: Mapping[UUID, VideoRow],
+    changed: Collection[UUID],
     out: Collection[UUID],
     user_id: str,
     made: Made,
@@ -325,32 +336,26 @@ def display(
 ) -> list[RankedVideo]:
     """Return the first `limit` that can still be recommended: those behind fill the gaps.
 
-    Nothing that is not public, that is the user's own, or that is to be left `out`. Two orders that
-    are compared are interleaved, the same way within an hour.
+    Nothing that is not among the `rows`, which are public, that is the user's own, or that is to be
+    left `out`. Two orders that are compared are interleaved, the same way within an hour.
     """
-    rows = {each: row for each, row in catalog.items() if row.is_public}
     orders = [
         [
             each
             for each in order
             if (row := rows.get(each.video_id))
             and row.owner != user_id
-            and each.video_id not in out
+            and not (out and each.video_id in out)
         ]
         for order in made.orders
     ]
     there = orders[0]
     if len(orders) > 1:
         there = interleave(there, orders[1], hour_id(user_id, start_of_hour(at)))
-    changed = {
-        video
-        for video, told in made.told.items()
-        if (row := rows.get(video)) is None or told != (row.title, row.category)
-    }
     if not changed:
         return there[:limit]
     # A language model has read the texts of the whole profile.
-    profile_changed = not changed.issubset(each.video_id for each in made.offered)
+    profile_changed = not {each.video_id for each in made.offered}.issuperset(changed)
 
     def now(each: RankedVideo) -> RankedVideo:
         """Return the recommendation without a reason that may repeat an old title or category."""

@@ -9,9 +9,8 @@ of the tail, and no answer is older than what was acknowledged to anybody before
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, cast
 from uuid import UUID
 
@@ -37,23 +36,17 @@ from projections.likes import Likes
 from projections.recommendations.model import DescribedVideo
 from projections.trending import Ranking
 from readapi.caches import OfferCache, VideoLists
+from readapi.liked_cache import MOST_CHANGES, NOTHING, LikedCache, likes_of_viewers
 
 if TYPE_CHECKING:
     from readapi.analytics import CachedStats
 
 MOST_VIDEOS = 20_000
-MOST_VIEWERS = 5_000
 MOST_RANKINGS = 500
 # Most videos take 3 KB of them.
 MOST_STATS_BYTES = 48 * 2**20
 # So many videos are read with one statement: each of them keeps the event loop busy.
 MOST_AT_ONCE = 250
-# Of one viewer; who likes more is asked about each time.
-MOST_LIKES = 1_000
-# Of all videos, viewers and comments that changed while the read models were behind.
-MOST_CHANGES = 50_000
-
-NOTHING: Mapping[str, int] = MappingProxyType({})
 TELEMETRY = "telemetry"
 """Stands among the schemas of read models for what is counted where it is recorded."""
 
@@ -93,20 +86,17 @@ FROM (SELECT (SELECT position FROM backlot_checkpoints
 LEFT JOIN (
     SELECT u.upload_id, u.owner, u.status, u.title, u.description, u.category, u.completed_at,
            u.completed_position, u.duration_seconds, u.spoken_language, u.visibility,
-           coalesce(l.likes, 0), coalesce(c.comments, 0), coalesce(v.views, 0), p.policy
+           coalesce(l.likes, 0),
+           coalesce(c.comments, 0) - coalesce((
+               SELECT sum(replies) FROM comments.tallies t
+               WHERE t.video_id = u.upload_id AND t.position IS NULL AND t.replies > 0), 0)::bigint,
+           coalesce(v.views, 0), p.policy
     FROM catalog.uploads u
     LEFT JOIN likes.counts l ON l.video_id = u.upload_id
     LEFT JOIN comments.counts c ON c.video_id = u.upload_id
     LEFT JOIN comments.policies p ON p.video_id = u.upload_id
     LEFT JOIN public.backlot_views v ON v.video_id = u.upload_id
     WHERE u.upload_id = ANY (%(ids)b::uuid[]) AND u.completed_position IS NOT NULL) AS shown ON true
-"""
-LIKED: LiteralString = """
-SELECT at.position, l.video_id, l.position
-FROM (SELECT position FROM backlot_checkpoints
-      WHERE kind = 'projection' AND subscription = %(likes)s) AS at
-LEFT JOIN (SELECT video_id, position FROM likes.likes WHERE viewer = %(viewer)s
-           ORDER BY position DESC LIMIT %(limit)s) AS l ON true
 """
 
 
@@ -126,10 +116,19 @@ class CachedVideo:
     comments_at: int
     views_at: int
     json: bytes | None = field(default=None)
+    _described: DescribedVideo | None = field(default=None, init=False)
 
     def visible_to(self, viewer: VideoViewer) -> bool:
         """Return whether there is such a video, for this viewer."""
         return is_visible(self.row.visibility, self.row.owner, viewer)
+
+    @property
+    def described(self) -> DescribedVideo | None:
+        """Title and category, None where it is not public."""
+        row = self.row
+        if self._described is None and row.is_public:
+            self._described = DescribedVideo(row.video_id, row.title, None, row.category)
+        return self._described
 
     def told(self, liked: bool | None) -> bytes:
         """Return the video as JSON, with whether the caller likes it where that is known."""
@@ -168,21 +167,6 @@ class LoadedVideo(NamedTuple):
     behind: Mapping[str, int] = NOTHING
 
 
-class Liked(NamedTuple):
-    """What a viewer likes, at which positions; the rest as in `LoadedVideo`."""
-
-    videos: Mapping[UUID, int]
-    behind: Mapping[str, int] = NOTHING
-
-
-@dataclass(slots=True, eq=False)
-class ViewerLikes:
-    """What a viewer likes, by video the position of the like; newest first."""
-
-    videos: dict[UUID, int]
-    at: int
-
-
 class VideoCache:
     """The videos that were shown last; a follower of the log. To be used from one event loop."""
 
@@ -202,15 +186,15 @@ class VideoCache:
         still the same.
         """
         self._pool = pool
-        self._likes_model = likes
         self._tail = tail
         self._persons = persons
         self._videos: Lru[UUID, CachedVideo] = Lru(MOST_VIDEOS, "video")
-        self._viewers: Lru[str, ViewerLikes] = Lru(MOST_VIEWERS, "viewer")
+        self.liked = LikedCache(
+            pool, "viewer", likes_of_viewers("likes.likes", "video_id"), likes.liked
+        )
         self._catalog, self._likes = LastSeen(MOST_CHANGES), LastSeen(MOST_CHANGES)
         self._comments, self._views = LastSeen(MOST_CHANGES), LastSeen(MOST_CHANGES)
         self._telemetry = LastSeen(MOST_CHANGES)
-        self._viewer_likes = LastSeen(MOST_CHANGES)
         self._loader: BatchLoader[UUID, LoadedVideo] = BatchLoader(self._read, MOST_AT_ONCE)
         self.changes = 0
         """Another number whenever more than the counts of a video changed."""
@@ -240,9 +224,9 @@ class VideoCache:
     def begin(self, position: Position) -> None:
         self._epoch += 1
         self._videos.clear()
-        self._viewers.clear()
+        self.liked.begin(position.events)
         self.stats.clear()
-        for changes in (self._catalog, self._likes, self._comments, self._viewer_likes):
+        for changes in (self._catalog, self._likes, self._comments):
             changes.begin(position.events)
         self._views.begin(position.telemetry)
         self._telemetry.begin(position.telemetry)
@@ -284,28 +268,15 @@ class VideoCache:
         return handlers
 
     def _liked(self, event: TailEvent) -> None:
-        video_id = self._add_like(event, 1)
-        viewer = self._viewers.peek(event.fields["viewer"])
-        if viewer is not None and event.position > viewer.at:
-            if len(viewer.videos) >= MOST_LIKES:
-                self._viewers.drop(event.fields["viewer"])
-                return
-            # Newest first.
-            viewer.videos = {video_id: event.position, **viewer.videos}
-            viewer.at = event.position
+        self.liked.liked(event.fields["viewer"], self._add_like(event, 1), event.position)
 
     def _unliked(self, event: TailEvent) -> None:
-        video_id = self._add_like(event, -1)
-        viewer = self._viewers.peek(event.fields["viewer"])
-        if viewer is not None and event.position > viewer.at:
-            viewer.videos.pop(video_id, None)
-            viewer.at = event.position
+        self.liked.unliked(event.fields["viewer"], self._add_like(event, -1), event.position)
 
     def _add_like(self, event: TailEvent, delta: int) -> UUID:
         video_id = UUID(event.fields["video_id"])
         self.offers.leave_out(event.fields["viewer"], video_id)
         self._likes.put(video_id, event.position)
-        self._viewer_likes.put(event.fields["viewer"], event.position)
         video = self._videos.peek(video_id)
         if video is not None and event.position > video.likes_at:
             video.likes, video.likes_at, video.json = video.likes + delta, event.position, None
@@ -335,8 +306,7 @@ class VideoCache:
 
     def _removed(self, event: TailEvent) -> None:
         self._changed(event)
-        for viewer in self._viewers.values():
-            viewer.videos.pop(event.stream_id, None)
+        self.liked.removed(event.stream_id)
 
     def _commented(self, event: TailEvent) -> None:
         video_id = UUID(event.fields["video_id"])
@@ -380,11 +350,10 @@ class VideoCache:
     async def described(self, ids: Sequence[UUID]) -> dict[UUID, DescribedVideo]:
         """Return title and category of those that are public; raise as `videos` does."""
         found = {}
-        for each in await self.videos(ids):
+        for video_id, each in zip(ids, await self.videos(ids), strict=True):
             video = each.video if isinstance(each, LoadedVideo) else each
-            if video is not None and video.row.is_public:
-                row = video.row
-                found[row.video_id] = DescribedVideo(row.video_id, row.title, None, row.category)
+            if video is not None and (described := video.described) is not None:
+                found[video_id] = described
         return found
 
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, LoadedVideo]:
@@ -436,39 +405,3 @@ class VideoCache:
         if views_seen > video.views_at:
             behind[TELEMETRY] = views_seen
         return LoadedVideo(video, behind)
-
-    async def liked(self, viewer: str, videos: Collection[UUID]) -> Liked:
-        """Return what the viewer likes, at least of these videos; raise as `videos` does."""
-        cached = self._viewers.get(viewer)
-        if cached is not None:
-            return Liked(cached.videos)
-        found, whole = await self._read_likes(viewer)
-        if whole:
-            return found
-        async with self._pool.connection() as conn:
-            some = await self._likes_model.liked(conn, viewer, list(videos))
-        return found._replace(videos=dict.fromkeys(some, 0))
-
-    async def newest_likes(self, viewer: str) -> Liked | None:
-        """Return all that a viewer likes, newest like first; None where that is too much."""
-        cached = self._viewers.get(viewer)
-        if cached is not None:
-            return Liked(cached.videos)
-        found, whole = await self._read_likes(viewer)
-        return found if whole else None
-
-    async def _read_likes(self, viewer: str) -> tuple[Liked, bool]:
-        """Return a viewer's likes and whether these are all; keep all that lack nothing."""
-        epoch = self._epoch
-        given = {"likes": Likes.name, "viewer": viewer, "limit": MOST_LIKES + 1}
-        async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
-            await cursor.execute(LIKED.encode(), given)
-            rows = await cursor.fetchall()
-        reached = rows[0][0] or 0
-        likes = {video: position for _, video, position in rows if video is not None}
-        changed = self._viewer_likes.get(viewer)
-        behind = {Likes.name: changed} if changed > reached else {}
-        whole = len(likes) <= MOST_LIKES
-        if whole and not behind and epoch == self._epoch:
-            self._viewers.put(viewer, ViewerLikes(likes, reached))
-        return Liked(likes, behind), whole

@@ -1,9 +1,9 @@
 """Who may call what: one line per route, which tests hold against the routes and walk as everybody.
 
 To add a route, add a line: the call with its path as the route has it, who may, and what they are
-answered where that is not 200. `body` and `query` make the call a sensible one. In the path, names
-in braces are filled in: see `Things` in `tests/e2e/test_routes.py`, to which a route with a name of
-its own adds a thing that belongs to Ann.
+answered where that is not 200. `body`, `query` and `headers` make the call a sensible one. In the
+path, names in braces are filled in: see `Things` in `tests/e2e/test_routes.py`, to which a route
+with a name of its own adds a thing that belongs to Ann.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Line:
     spends: bool = False
     body: Any = None
     query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 
     def expected(self, caller: As) -> int:
@@ -68,6 +69,10 @@ class Line:
 UPLOAD = {
     "title": "Rain", "filename": "rain.mp4", "contentType": "video/mp4", "sizeBytes": 10,
 }  # fmt: skip
+TUS = {"Tus-Resumable": "1.0.0"}
+TUS_BEGUN = TUS | {"Upload-Length": "10", "Upload-Metadata": "filetype dmlkZW8vbXA0"}
+# None of them: the call changes nothing.
+TUS_BYTES = TUS | {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
 THERE = "{video_id}"
 LISTED = "{listed_id}"
 # A name of which a resolver says at once that it is nobody's (RFC 2606).
@@ -83,10 +88,16 @@ ROUTES: tuple[Line, ...] = (
     Line("DELETE /videos/{video_id}/like", TOKEN),
     Line("GET /videos/{video_id}/like", ANYBODY),
     Line("GET /videos/{video_id}/events", ANYBODY),
+    Line("POST /videos/{video_id}/events/ticket", TOKEN),
     Line("GET /videos/liked", TOKEN),
     # Comments.
     Line("POST /videos/{video_id}/comments", TOKEN, 201, body={"content": "Nice rain"}),
     Line("GET /videos/{video_id}/comments", ANYBODY),
+    Line("GET /comments/{comment_id}", ANYBODY),
+    Line("GET /comments/{comment_id}/replies", ANYBODY),
+    Line("PUT /comments/{comment_id}/like", TOKEN),
+    Line("DELETE /comments/{comment_id}/like", TOKEN),
+    Line("GET /comments/{comment_id}/like", ANYBODY),
     Line("PATCH /comments/{comment_id}", OWNER, body={"content": "Nicer rain"}),
     Line("DELETE /comments/{comment_id}", OWNER | MODERATORS, spends=True),
     # Moderation.
@@ -108,6 +119,16 @@ ROUTES: tuple[Line, ...] = (
     # Nothing has arrived that could be completed.
     Line("POST /uploads/{upload_id}/complete", OWNER, 422),
     Line("DELETE /uploads/{upload_id}", OWNER, spends=True),
+    # Their ends as S3 has them: nothing has arrived here either.
+    Line("GET /uploads/{upload_id}/s3", OWNER_OR_ADMIN),
+    Line("POST /uploads/{upload_id}/s3", OWNER, 422),
+    Line("DELETE /uploads/{upload_id}/s3", OWNER, 204, spends=True),
+    # The same by tus.
+    Line("OPTIONS /tus/uploads", ANYBODY, 204),
+    Line("POST /tus/uploads", TOKEN, 201, headers=TUS_BEGUN),
+    Line("GET /tus/uploads/{upload_id}", OWNER, headers=TUS),
+    Line("PATCH /tus/uploads/{upload_id}", OWNER, 204, headers=TUS_BYTES),
+    Line("DELETE /tus/uploads/{upload_id}", OWNER, 204, spends=True, headers=TUS),
     Line("GET /videos", ANYBODY),
     Line("GET /videos/{video_id}", ANYBODY),
     Line("PATCH /videos/{video_id}", OWNER_OR_ADMIN, body={"title": "More rain"}),
@@ -125,6 +146,8 @@ ROUTES: tuple[Line, ...] = (
     Line("POST /videos/{video_id}/share", TOKEN, 202),
     # Analytics and recommendations.
     Line("GET /videos/{video_id}/stats", OWNER | MODERATORS | AUDITORS),
+    Line("GET /videos/{video_id}/stats/channels", OWNER | MODERATORS | AUDITORS),
+    Line("GET /users/{user_id}/stats", OWNER | MODERATORS | AUDITORS, names={"user_id": "ann"}),
     Line("GET /analytics/trending", ANYBODY),
     Line("GET /analytics/recommendations", ADMIN),
     Line("GET /recommendations", OWNER_OR_ADMIN, query={"userId": "ann"}),

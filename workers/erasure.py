@@ -50,6 +50,7 @@ from engine.seals.proofs import Proofs
 from infra.batcher import QueueFull
 from infra.cancellation import together
 from infra.metrics import counter, gauge
+from infra.objects.fragments import drop_all
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
 from projections.recommendations.retention import drop_recommended
 from workers.parts import Parts
@@ -245,6 +246,7 @@ class Eraser:
 
     async def _drop(self, key: str, store_upload_id: str) -> None:
         await self.objects.abort(key, store_upload_id)
+        await drop_all(self.objects.writer, key)
         await self.objects.delete(key)
 
     async def _finish(self, conn: ThreadedConnection, erasure: Erasure) -> None:

@@ -24,7 +24,7 @@ from dramatiq import Actor
 from eventsourcing.persistence import PersistenceError
 from redis.asyncio import Redis
 
-from commands.comments import (
+from commands.translation import (
     CommentText,
     Detected,
     Failed,

@@ -33,6 +33,7 @@ from engine.schedule import Job, repeat
 from engine.telemetry import views_of
 from infra.batcher import QueueFull
 from infra.metrics import counter
+from infra.objects.fragments import drop_all
 from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable, OpenUpload
 from infra.postgres.connection import open_async_connection
 from infra.redlock import LocksUnavailable, LockTaken, Redlock
@@ -97,6 +98,8 @@ class Expiry:
                 done[await self._tidied(str(row.upload_id), self._end_idle(row, before))] += 1
             for upload in await self.objects.list_uploads(before):
                 done[await self._tidied(upload.key, self._sweep(upload))] += 1
+            # A request that raced with the end of its upload may have left one.
+            await self.objects.writer.sweep_fragments(self.clock() - self.longest)
             return done
 
     async def _tidied(self, name: str, work: Awaitable[str]) -> str:
@@ -146,7 +149,8 @@ class Expiry:
         except NoSuchUpload:
             # The store gave it up by itself, or joined it for somebody who never came back.
             return True
-        return latest is None or latest < before
+        fragment = await self.objects.writer.last_fragment(row.object_key)
+        return all(time is None or time < before for time in (latest, fragment))
 
     async def _sweep(self, upload: OpenUpload) -> str:
         """Drop what the store still has of an upload that is not under way in the log."""
@@ -154,6 +158,7 @@ class Expiry:
         if await self._execute(FindUploadStatus(upload_id)) is Status.STARTED:
             return KEPT
         await self.objects.abort(upload.key, upload.store_upload_id)
+        await drop_all(self.objects.writer, upload.key)
         return "swept"
 
     async def _execute(self, command: Command[R]) -> R:

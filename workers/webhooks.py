@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,10 +21,10 @@ from uuid import UUID
 import psycopg
 import structlog
 from eventsourcing.persistence import PersistenceError
-from psycopg import Connection
+from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
-from commands.webhooks import DisableWebhook
+from commands.webhooks import DeliveryWaits, DisableWebhook
 from domain.errors import DomainError
 from domain.model import Aggregate, SystemActor
 from domain.webhooks import STREAM_ID, DisabledBecause, Webhook, Webhooks
@@ -35,7 +35,9 @@ from engine.connections import LeaderLock, ThreadedConnection, in_thread
 from engine.event_store import EVENTS
 from engine.log import HEAD as EVENTS_HEAD
 from engine.log import Stored
+from engine.lookups import Readers
 from engine.persons import Persons
+from engine.projection import ReadModels
 from engine.schedule import Job, Outage, repeat
 from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
 from engine.telemetry import HEAD as TELEMETRY_HEAD
@@ -450,6 +452,15 @@ def subscribe_webhooks(
         leader=LeaderLock.of_job(NAME),
         poll_seconds=POLL_SECONDS,
     )
+
+
+def lookups(models: ReadModels) -> Readers:
+    """Tell commands which deliveries wait."""
+
+    def waits(cursor: Cursor[TupleRow], asked: Sequence[DeliveryWaits]) -> list[bool | None]:
+        return table.waits(cursor, [(each.webhook_id, each.delivery_id) for each in asked])
+
+    return {DeliveryWaits: waits}
 
 
 def subscriptions(parts: Parts, bus: CommandBus, tasks: Tasks) -> Iterator[Subscription[None]]:

@@ -200,6 +200,16 @@ def _position_in(line: bytes) -> int | None:
         return None
 
 
+def import_parquet() -> tuple[Any, Any]:
+    """Return pyarrow, and its part for Parquet; raise ParquetMissing."""
+    try:
+        return import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ParquetMissing(
+            "Parquet needs the optional library pyarrow: pip install 'backlot[parquet]'"
+        ) from error
+
+
 class ParquetWriter:
     """A folder of part files, each over 100,000 positions; only whole parts count as written.
 
@@ -208,12 +218,7 @@ class ParquetWriter:
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         """Raise ParquetMissing."""
-        try:
-            self._arrow, self._parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
-        except ImportError as error:
-            raise ParquetMissing(
-                "Parquet needs the optional library pyarrow: pip install 'backlot[parquet]'"
-            ) from error
+        self._arrow, self._parquet = import_parquet()
         self._folder, self._plan = folder, plan
         kinds = {
             "position": self._arrow.int64(),

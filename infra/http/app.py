@@ -157,6 +157,15 @@ def as_get(scope: Scope) -> Scope:
     return {**scope, "method": "GET", ASKED: "HEAD", "headers": headers}
 
 
+def as_overridden(scope: Scope) -> Scope:
+    """Return the request that a POST stands for where its client can't send other methods."""
+    for name, value in scope["headers"]:
+        if name == b"x-http-method-override":
+            method = value.decode("latin-1").strip().upper()
+            return {**scope, "method": method} if method in METHODS else scope
+    return scope
+
+
 class HttpApp(FastAPI):
     """A FastAPI application behind the edge, which calls the endpoints of hot routes itself.
 
@@ -171,13 +180,15 @@ class HttpApp(FastAPI):
         body_limit: int,
         translate: Mapping[type[Exception], Make],
         unlimited: tuple[str, ...] = (),
+        overridden: tuple[str, ...] = (),
         proxies: Proxies | None = None,
         hosts: Hosts | None = None,
         **options: Any,
     ) -> None:
         """`translate` maps exceptions to problems; `body_limit` is in bytes.
 
-        `unlimited` are path prefixes whose bodies are streamed and limit themselves. Without
+        `unlimited` are path prefixes whose bodies are streamed and limit themselves, `overridden`
+        those where `X-HTTP-Method-Override` of a POST says the method. Without
         `hosts` a request may name any; `options` are FastAPI's.
         """
         self._translate = {**FRAMEWORK, LimitReached: too_many, **translate}
@@ -186,6 +197,7 @@ class HttpApp(FastAPI):
         self.state.authenticator = authenticator
         self._body_limit = body_limit
         self._unlimited = unlimited
+        self._overridden = overridden
         self.proxies = proxies or Proxies()
         self.rate_limits: RateLimits | None = None
         self.cross_origin: CrossOrigin | None = None
@@ -226,6 +238,8 @@ class HttpApp(FastAPI):
         if self._apart and (apart := self._apart.get(_local_port(scope))):
             await apart(scope, receive, send)
             return
+        if scope["method"] == "POST" and scope["path"].startswith(self._overridden):
+            scope = as_overridden(scope)
         if scope["method"] != "HEAD":
             await self._serve(scope, receive, send)
             return

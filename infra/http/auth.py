@@ -149,7 +149,7 @@ class Authenticator:
         self._remember = remember
         self._clock = clock
         self._verified: OrderedDict[str, tuple[Identity, float, Any]] = OrderedDict()
-        self._revoked = RevokedTokens()
+        self.revoked = RevokedTokens()
         self._fetches: SingleFlight[None] = SingleFlight()
         self._lock = Lock()
 
@@ -171,9 +171,9 @@ class Authenticator:
     def revoke(self, revoked: RevokedTokens) -> None:
         """Refuse these tokens from now on, no others; verify again whom there is news about."""
         with self._lock:
-            users = {person for person, _ in revoked.users.items() - self._revoked.users.items()}
-            tokens = revoked.tokens - self._revoked.tokens
-            self._revoked = revoked
+            users = {person for person, _ in revoked.users.items() - self.revoked.users.items()}
+            tokens = revoked.tokens - self.revoked.tokens
+            self.revoked = revoked
             for token, (identity, _, token_id) in list(self._verified.items()):
                 if identity.person in users or token_id in tokens:
                     del self._verified[token]
@@ -203,7 +203,7 @@ class Authenticator:
             raise InvalidToken(f"token longer than {MAX_TOKEN_LENGTH} characters")
         claims = self._verify(token)
         user_id, roles = _subject(claims)
-        person, revoked = self.persons.admit(user_id), self._revoked
+        person, revoked = self.persons.admit(user_id), self.revoked
         identity = Identity(person, roles)
         if revoked.has(claims, person, self._clock()):
             raise InvalidToken("token is revoked; get a new one")
@@ -251,7 +251,7 @@ class Authenticator:
     def _keep(self, token: str, identity: Identity, claims: Any, checked: RevokedTokens) -> None:
         until = min(float(claims["exp"]), self._clock() + REMEMBER_SECONDS)
         with self._lock:
-            if self._revoked is not checked:
+            if self.revoked is not checked:
                 # What was revoked meanwhile was not looked at: the next request is.
                 return
             self._verified[token] = (identity, until, claims.get("jti"))
@@ -385,14 +385,14 @@ async def _identify(scope: Scope) -> Identity | None:
     if token is None:
         return None
     if not token:
-        raise _unauthenticated("Send `Authorization: Bearer <token>`.")
+        raise unauthenticated("Send `Authorization: Bearer <token>`.")
     authenticator: Authenticator = scope["app"].state.authenticator
     try:
         await authenticator.prepare(token)
         return await ask(authenticator.authenticate, token)
     except InvalidToken as error:
         record(SecurityEvent.TOKEN_REFUSED, client_address(scope), reason=error.reason)
-        raise _unauthenticated(f"The token was refused: {error.reason}.") from error
+        raise unauthenticated(f"The token was refused: {error.reason}.") from error
     except KeysUnavailable as error:
         log.warning("key_server_unavailable", error=str(error))
         raise Problem(
@@ -450,7 +450,7 @@ async def require_identity(request: Request) -> Identity:
 def require_known(identity: Identity | None) -> Identity:
     """Return who calls; 401 for nobody."""
     if identity is None:
-        raise _unauthenticated("This call needs a token: `Authorization: Bearer <token>`.")
+        raise unauthenticated("This call needs a token: `Authorization: Bearer <token>`.")
     return identity
 
 
@@ -496,5 +496,5 @@ Service = Annotated[Identity, Depends(_require_role("service", "admin"))]
 """Who may look into the event log; a program that may have all that is published."""
 
 
-def _unauthenticated(detail: str) -> Problem:
+def unauthenticated(detail: str) -> Problem:
     return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": "Bearer"})

@@ -15,7 +15,7 @@ from infra.http.requests import HEADERS
 
 RawHeaders = list[tuple[bytes, bytes]]
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 ALLOWED = (
     "Accept-Language",
     "Authorization",
@@ -28,9 +28,15 @@ ALLOWED = (
     "If-Range",
     "Last-Event-ID",
     "Range",
+    "Tus-Resumable",
+    "Upload-Checksum",
+    "Upload-Length",
+    "Upload-Metadata",
+    "Upload-Offset",
     "X-Amz-Checksum-Crc32",
     "X-Amz-Checksum-Sha1",
     "X-Amz-Checksum-Sha256",
+    "X-HTTP-Method-Override",
     "X-Request-Id",
 )
 """What a page may send beside what every page may: all that a call reads."""
@@ -43,9 +49,19 @@ EXPOSED = (
     "Content-Range",
     "ETag",
     "Idempotency-Replayed",
+    "Location",
     "RateLimit",
     "RateLimit-Policy",
     "Retry-After",
+    "Tus-Checksum-Algorithm",
+    "Tus-Extension",
+    "Tus-Max-Size",
+    "Tus-Resumable",
+    "Tus-Version",
+    "Upload-Expires",
+    "Upload-Length",
+    "Upload-Metadata",
+    "Upload-Offset",
     "WWW-Authenticate",
     "X-Request-Id",
 )

@@ -42,10 +42,11 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 ADMIN = frozenset(
     {"admin", "audit", "metrics", "moderation", "operations", "projections", "webhooks"}
 )
-USERS, OWN = "/users/", "/users/me/"
+USERS, OWN, STATS = "/users/", "/users/me/", "/stats"
 # Whoever watches over the program asks these, and may not be told to come back later.
 UNLIMITED = frozenset({"/healthz", "/readyz"})
 WATCHING = ("/watch", "/watch-time", "/share", "/shown", "/chosen")
+UPLOADS = frozenset({"uploads", "tus"})
 LIVE = "/events"
 # Signed URLs are their own permission: whoever has one was somebody when it was made.
 OBJECTS = "/objects/"
@@ -140,13 +141,18 @@ def rate_class(method: str, path: str) -> str | None:
     if path.startswith(OBJECTS):
         return "watch" if method in READING else "upload"
     first = path[1:].partition("/")[0]
-    if first in ADMIN or (path.startswith(USERS) and not path.startswith(OWN)):
+    if first in ADMIN or (path.startswith(USERS) and not _is_of_users(path)):
         return "admin"
     if method in READING:
         return "live" if path.endswith(LIVE) and first == "videos" else "read"
-    if first == "uploads":
+    if first in UPLOADS:
         return "upload"
     return "watch" if path.endswith(WATCHING) else "write"
+
+
+def _is_of_users(path: str) -> bool:
+    """Return whether users ask for what lies under USERS, and not only operators."""
+    return path.startswith(OWN) or path.endswith(STATS)
 
 
 class Proxies:

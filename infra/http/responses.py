@@ -95,11 +95,13 @@ def conditional(
     private: bool,
     headers: Mapping[str, str] = NO_HEADERS,
     tagged: bytes | None = None,
+    media_type: str | None = None,
 ) -> Response:
     """Return a JSON answer, or 304 without a body where the client has one of the same tag.
 
     Nobody may use it again without asking; if it is not `private`, caches that many share may keep
-    it. `tagged` is what of the answer makes another one of it, where that is not all.
+    it. `tagged` is what of the answer makes another one of it, where that is not all. `media_type`
+    is what the body is instead of JSON.
     """
     tag = f'"{blake2b(body if tagged is None else tagged, digest_size=16).hexdigest()}"'
     added = {
@@ -112,7 +114,10 @@ def conditional(
     # The weak comparison.
     if known is not None and (known.strip() == "*" or tag in TAG.findall(known)):
         return Response(status_code=304, headers=added)
-    return JsonResponse(body, 200, added)
+    answer = JsonResponse(body, 200, added)
+    if media_type is not None:
+        answer.raw_headers[0] = (b"content-type", media_type.encode())
+    return answer
 
 
 async def conditional_wire(

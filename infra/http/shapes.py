@@ -219,7 +219,7 @@ class Video(Wire):
 
 
 class LikeState(Wire):
-    """Whether the caller, where known, likes the video; how many do, their own action included."""
+    """Whether the caller, where known, likes it; how many do, their own action included."""
 
     has_liked: bool | None = None
     likes_count: Annotated[int, Field(examples=[42])]
@@ -228,12 +228,15 @@ class LikeState(Wire):
 class Comment(Wire):
     """A comment as viewers see it; with a `status`, not everybody does.
 
-    `status_reason` and `removed_by` tell of a removal. `held_for` and `revision`, the number of
-    its texts, are for those who may approve it.
+    A reply has a `parent_id`; `reply_count` tells how many replies a comment has that is none
+    itself. Reads tell both counts of what everybody sees, and `has_liked` where the caller is
+    known. `status_reason` and `removed_by` tell of a removal. `held_for` and `revision`, the
+    number of its texts, are for those who may approve it.
     """
 
     comment_id: UUID
     video_id: UUID
+    parent_id: UUID | None = None
     user_id: UserId
     content: str
     language: str | None = None
@@ -242,6 +245,9 @@ class Comment(Wire):
     translation_status: TranslationStatus
     edited: bool
     created_at: Time
+    reply_count: int | None = None
+    like_count: int | None = None
+    has_liked: bool | None = None
     status: Literal["held", "removed"] | None = None
     status_reason: str | None = None
     removed_by: ActingAs | None = None

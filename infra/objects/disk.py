@@ -58,7 +58,7 @@ T = TypeVar("T")
 class Disk:
     """One folder with the sub-folders of the store; all of them on one file system."""
 
-    AREAS = ("uploads", "objects/videos", "tmp")
+    AREAS = ("uploads", "fragments", "objects/videos", "tmp")
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()

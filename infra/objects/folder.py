@@ -2,8 +2,9 @@
 
 URLs carry their own permission, so that bytes are moved without a JWT, as on S3.
 
-`uploads/` holds a folder per upload with a file per part, `objects/<key>/` one file named by its
-ETag, `tmp/` whatever is not whole yet. Everything appears by one rename: nothing or all of it.
+`uploads/` holds a folder per upload with a file per part, `fragments/` one with what has come of
+parts that are not whole, `objects/<key>/` one file named by its ETag, `tmp/` whatever is being
+written. Everything appears by one rename: nothing or all of it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from infra.objects.disk import (
     scan_parts,
     sync_folder,
 )
+from infra.objects.fragments import FolderWriter
 from infra.objects.port import (
     Checksum,
     NoSuchUpload,
@@ -92,6 +94,7 @@ class FolderStore:
         self._disk = Disk(root)
         self.signer = UrlSigner(secret, url_ttl, clock)
         self.part_url, self.get_url = self.signer.part_url, self.signer.get_url
+        self.writer = FolderWriter(self._disk, self.put_part)
 
     async def recover(self) -> None:
         """Make the folders and remove what a crash left over.

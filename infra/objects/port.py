@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from domain.media_type import PLAYED_BY_BROWSERS, film_type
 from domain.text import shows, without_misleading
 from infra.metrics import counter
 from infra.settings.features import MAX_PARTS
+
+if TYPE_CHECKING:
+    from infra.objects.fragments import PartWriter
 
 KEY = re.compile(r"videos/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PART_ETAG = re.compile(r"[0-9a-f]{32}")
@@ -123,6 +126,10 @@ class ObjectStore(Protocol):
 
     Any method may raise ObjectStoreUnavailable, and InvalidKey for a key of another form.
     """
+
+    @property
+    def writer(self) -> PartWriter:
+        """What takes the parts whose bytes come to this program and not to the store."""
 
     async def begin(self, key: str) -> str:
         """Open an upload and return the id by which the store knows it."""

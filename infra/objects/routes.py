@@ -172,11 +172,11 @@ def part_router(store: FolderStore, idle_seconds: float = IDLE_SECONDS) -> APIRo
         request: Request, key: Key, query: Annotated[PartQuery, Query()]
     ) -> Response:
         signed = (key, query.upload_id, query.part_number, query.size)
-        with _as_problems(CLOSE):
+        with as_problems(CLOSE):
             store.signer.verify_part(*signed, query.expires, query.signature)
             _check_length(request, query.size)
             checksums = read_checksums(request.headers.items())
-            part = await store.put_part(*signed, _body(request, idle_seconds), checksums)
+            part = await store.put_part(*signed, body_chunks(request, idle_seconds), checksums)
         return Response(headers={"ETag": f'"{part.etag}"'})
 
     return api
@@ -196,7 +196,7 @@ def object_router(store: FolderStore) -> APIRouter:
     async def get_object(
         request: Request, key: Key, query: Annotated[ObjectQuery, Query()]
     ) -> Response:
-        with _as_problems({}):
+        with as_problems({}):
             signed = (key, query.content_type, query.filename)
             store.signer.verify_get(*signed, query.expires, query.signature)
             found = await store.find(key)
@@ -208,7 +208,7 @@ def object_router(store: FolderStore) -> APIRouter:
 
 
 @contextmanager
-def _as_problems(headers: Mapping[str, str]) -> Iterator[None]:
+def as_problems(headers: Mapping[str, str]) -> Iterator[None]:
     """Turn what the store refuses into Problems with these headers; other errors pass."""
     try:
         yield
@@ -228,7 +228,11 @@ def _check_length(request: Request, size: int) -> None:
     raise PartTooLarge(detail) if int(announced) > size else PartTooShort(detail)
 
 
-async def _body(request: Request, idle_seconds: float) -> AsyncIterator[bytes]:
+async def body_chunks(request: Request, idle_seconds: float = IDLE_SECONDS) -> AsyncIterator[bytes]:
+    """Yield the body as it comes.
+
+    Raise PartCutOff when the connection ends, PartStalled when no byte comes for so many seconds.
+    """
     chunks = request.stream()
     while True:
         try:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import boto3
-import structlog
 from botocore import exceptions, session
 from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials
@@ -30,7 +29,6 @@ from infra.errors import OperatorError
 from infra.objects.port import (
     BYTES,
     KEY,
-    OBJECT_STORE_FAILURES,
     OPAQUE_ETAG,
     PART_ETAG,
     NoSuchUpload,
@@ -51,14 +49,13 @@ from infra.objects.port import (
     safe_content_type,
     safe_filename,
 )
+from infra.objects.s3_fragments import S3Writer, report_unusable
 from infra.settings import MIN_S3_PART_BYTES
 from infra.settings.adapters import ObjectSettings
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import HeadObjectOutputTypeDef, PartTypeDef
-
-log = structlog.get_logger(__name__)
 
 # How long a call may wait for a thread, in seconds; longer means that the store hangs.
 PATIENCE = 5.0
@@ -124,6 +121,7 @@ class S3Store:
         self._keys = bucket.keys
         self._signer = S3UrlSigner(bucket.bucket_url(public=for_clients), bucket.region)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
+        self.writer = S3Writer(self._client, self._bucket, self._here)
 
     @property
     def url(self) -> str:
@@ -133,6 +131,7 @@ class S3Store:
     def close(self) -> None:
         """Take no more calls; those under way end by their timeouts."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self.writer.close()
 
     def probe(self) -> None:
         """Ask for the bucket, with retries, in this thread. Raise ObjectStoreUnavailable."""
@@ -194,8 +193,7 @@ class S3Store:
         try:
             return await loop.run_in_executor(self._threads, self._in_time, asked, work, *args)
         except ObjectStoreUnavailable as error:
-            OBJECT_STORE_FAILURES.inc()
-            log.error("s3_unusable", doing=work.__name__.strip("_"), reason=error.cause)
+            report_unusable(work, error)
             raise
 
     def _here(self, work: Callable[..., T], *args: object) -> T:

@@ -35,7 +35,9 @@ SERVICE_USER = "backlot"
 MAJOR = 18
 # The longest path of a Unix socket is 104 bytes on macOS and 108 on Linux.
 SOCKET_PATH_LIMIT = 103
-SOCKET_NAME = ".s.PGSQL.5432"
+# A server that also listens on TCP names its socket by that port.
+LONGEST_SOCKET_NAME = ".s.PGSQL.65535"
+SOCKET_NAMES = ".s.PGSQL.*"
 
 
 class PostgresError(OperatorError):
@@ -176,12 +178,12 @@ def socket_folder(cluster: Path, user: RunAs) -> Path:
 
     A socket's path is limited, and libpq reads a comma in it as a list of hosts.
     """
-    path = os.fsencode(cluster / SOCKET_NAME)
+    path = os.fsencode(cluster / LONGEST_SOCKET_NAME)
     if len(path) <= SOCKET_PATH_LIMIT and re.fullmatch(rb"[A-Za-z0-9_./-]+", path):
         return cluster
     name = f"backlot-{hashlib.sha256(os.fsencode(cluster)).hexdigest()[:16]}"
     folder = Path(tempfile.gettempdir(), name)
-    if len(os.fsencode(folder / SOCKET_NAME)) > SOCKET_PATH_LIMIT:
+    if len(os.fsencode(folder / LONGEST_SOCKET_NAME)) > SOCKET_PATH_LIMIT:
         folder = Path("/tmp", name)  # noqa: S108 - made private just below
     _make_private(folder, user)
     return folder
@@ -232,7 +234,8 @@ def end_strays(cluster: Path, sockets: Path, *, patience: float = 30.0) -> None:
     if not strays:
         # Their pid may by now belong to another program, or to a zombie that nobody has reaped
         # yet, for either of which PostgreSQL would refuse to start.
-        (sockets / f"{SOCKET_NAME}.lock").unlink(missing_ok=True)
+        for left in sockets.glob(SOCKET_NAMES):
+            left.unlink(missing_ok=True)
         (cluster / "postmaster.pid").unlink(missing_ok=True)
 
 

@@ -439,6 +439,9 @@ def array(items: Iterable[str]) -> str:
     return "{" + ",".join(items) + "}"
 
 
+OR_NOTHING: Sequence[set[type]] = ({NoneType}, {UUID, NoneType}, {int, NoneType})
+
+
 def column(values: Sequence[Any]) -> Any:
     """Values of one column for `unnest(%b::type[])`: a literal where none needs to be escaped."""
     kinds = set(map(type, values))
@@ -450,6 +453,8 @@ def column(values: Sequence[Any]) -> Any:
         return texts(values)
     if datetime in kinds and kinds <= {datetime, NoneType}:
         return array(["NULL" if value is None else value.isoformat() for value in values])
+    if kinds in OR_NOTHING:
+        return array(["NULL" if value is None else str(value) for value in values])
     return list(values)
 
 

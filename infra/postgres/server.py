@@ -33,6 +33,7 @@ from infra.postgres.cluster import (
     run_as,
     socket_folder,
 )
+from infra.settings.values import TcpAddress
 
 log = structlog.get_logger(__name__)
 
@@ -68,13 +69,23 @@ SETTINGS: Mapping[str, str] = {
     "log_line_prefix": "%m [%p] ",
 }
 
+PORT = 5432
+# The socket lies in a private folder, so whoever reaches it may do anything. Over TCP only roles
+# with a password come in, none of them the one that may do anything, and only to this database.
+ACCESS = """\
+# Written at each start with DATABASE_LISTEN.
+local all all trust
+host all postgres all reject
+host {database} all {clients} scram-sha-256
+"""
+
 POSTGRES_RESTARTS = counter(
     "backlot_postgres_restarts", "Times that the embedded PostgreSQL died and was started again."
 )
 
 
 class EmbeddedPostgres:
-    """One PostgreSQL server on one folder, reached over a Unix socket only.
+    """One PostgreSQL server on one folder, reached over a private Unix socket.
 
     The caller makes sure that nobody else uses the folder (``DataFolder`` does).
     """
@@ -84,14 +95,24 @@ class EmbeddedPostgres:
         cluster: Path,
         *,
         settings: Mapping[str, str] | None = None,
+        listen: TcpAddress | None = None,
         gives_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``gives_up`` ends a start early."""
+        """``listen`` is where roles with a password may come in, too; ``gives_up`` ends a start."""
         self.cluster = cluster.resolve()
         self.log_file = self.cluster / "postgres.log"
         # Whether the server answers; not while it is being restarted.
         self.ready = False
         self._settings = {**SETTINGS, **(settings or {})}
+        self._listen = listen
+        self._access_file = self.cluster / "backlot_hba.conf"
+        if listen is not None:
+            self._settings |= {
+                "listen_addresses": listen.host,
+                "port": str(listen.port),
+                "hba_file": str(self._access_file),
+                "password_encryption": "scram-sha-256",
+            }
         self._gives_up = gives_up
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets = self.cluster
@@ -106,7 +127,7 @@ class EmbeddedPostgres:
 
     def url_of(self, database: str) -> str:
         """Return the URL of another database on this server."""
-        return _url(str(self._sockets), database)
+        return _url(str(self._sockets), database, self._listen.port if self._listen else PORT)
 
     @property
     def pid(self) -> int | None:
@@ -179,6 +200,11 @@ class EmbeddedPostgres:
         self._sockets = socket_folder(self.cluster, user)
         if user.another:
             make_reachable(self._sockets)
+        if self._listen is not None:
+            clients = "samehost" if self._listen.is_loopback else "all"
+            self._access_file.write_text(ACCESS.format(database=DATABASE, clients=clients))
+            self._access_file.chmod(0o600)
+            os.chown(self._access_file, user.uid, user.gid)
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_LIMIT_BYTES:
             self.log_file.rename(self.log_file.with_suffix(".log.1"))
 
@@ -262,13 +288,13 @@ def running_url(cluster: Path) -> str | None:
         lines = (cluster / "postmaster.pid").read_text().splitlines()
     except FileNotFoundError:
         return None
-    # The fifth line is the socket's folder; a server that has just begun has not written it.
-    return _url(lines[4], DATABASE) if len(lines) > 4 else None
+    # Port and folder of the socket; a server that has just begun has not written them.
+    return _url(lines[4], DATABASE, int(lines[3])) if len(lines) > 4 else None
 
 
-def _url(sockets: str, database: str) -> str:
+def _url(sockets: str, database: str, port: int) -> str:
     name, host = quote(database, safe=""), quote(sockets, safe="")
-    return f"postgresql://postgres@/{name}?host={host}&port=5432"
+    return f"postgresql://postgres@/{name}?host={host}&port={port}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

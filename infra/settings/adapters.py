@@ -14,6 +14,7 @@ from infra.settings.values import (
     CommaSet,
     EncryptionKey,
     HttpUrl,
+    Listen,
     LockNodes,
     Lower,
     Origins,
@@ -38,11 +39,12 @@ class DatabaseSettings(SettingsGroup, alias_generator=variables("DATABASE_")):
     """The PostgreSQL of the event log and the read models; without a URL it is embedded.
 
     `owner_url` is the same database for the user who makes the log's tables; without it, the user
-    of `url` makes them.
+    of `url` makes them. `listen` is where the embedded one listens beside its private socket.
     """
 
     url: PostgresUrl = None
     owner_url: PostgresUrl = None
+    listen: Listen = None
     connect_seconds: int = Field(default=3, ge=2, le=60)
     pool_seconds: PositiveFloat = Field(default=4.0, le=60)
     statement_seconds: PositiveFloat = Field(default=3.0, le=300)
@@ -51,6 +53,8 @@ class DatabaseSettings(SettingsGroup, alias_generator=variables("DATABASE_")):
     def _whole(self) -> Self:
         if self.owner_url is not None and self.url is None:
             raise ValueError("DATABASE_URL: set it too when DATABASE_OWNER_URL is set")
+        if self.listen is not None and self.url is not None:
+            raise ValueError("DATABASE_LISTEN: the database of DATABASE_URL listens by itself")
         return self
 
     @property

@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
@@ -203,6 +203,35 @@ def host_and_port(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+class TcpAddress(NamedTuple):
+    """Where a server listens: an address of this machine, and a port."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nothing but this machine reaches it."""
+        return ip_address(self.host).is_loopback
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def tcp_address(value: object) -> object:
+    """Read `address:port`, or a port alone, which is one of 127.0.0.1."""
+    if not isinstance(value, str):
+        return value
+    host, _, port = value.strip().rpartition(":")
+    try:
+        address = ip_address(host.removeprefix("[").removesuffix("]") or "127.0.0.1")
+    except ValueError:
+        raise ValueError("must be a port or address:port, with an IP address") from None
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError("must be a port or address:port, with a port from 1 to 65535")
+    return TcpAddress(str(address), int(port))
+
+
 def language_codes(values: tuple[str, ...]) -> tuple[str, ...]:
     if wrong := next((value for value in values if not LANGUAGE.fullmatch(value)), None):
         raise ValueError(f"must be ISO 639-1 codes with commas between, as in de,fr; not {wrong!r}")
@@ -349,6 +378,7 @@ CommaSet = BeforeValidator(split_commas)
 Lower = BeforeValidator(lower)
 BareUrl = Annotated[str, AfterValidator(bare_url)] | None
 HttpUrl = Annotated[str, AfterValidator(http_url)] | None
+Listen = Annotated[TcpAddress | None, BeforeValidator(tcp_address)]
 PostgresUrl = Annotated[SecretStr, AfterValidator(postgres_url)] | None
 RedisUrl = Annotated[SecretStr, AfterValidator(redis_address)] | None
 BrokerUrl = Annotated[SecretStr, AfterValidator(broker_address)] | None

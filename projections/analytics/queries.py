@@ -29,6 +29,7 @@ from infra.metrics import counter
 from infra.postgres.connection import Limits, column, make_pool
 from infra.settings.features import TrendingSettings
 from projections.analytics.calendar import DAY, HOUR, start_of_day, start_of_hour, start_of_next_day
+from projections.analytics.periods import Counts
 from projections.analytics.viewers import FLOOR
 from projections.catalog import Catalog
 from projections.trending import Formula, Ranked, Ranking, Trending, TrendingCache, Window
@@ -157,18 +158,6 @@ class TooManyPoints(ValueError):
 
     def __init__(self) -> None:
         super().__init__("`bucket`: hours are given for 24h, 7d and 30d; ask for `bucket=day`.")
-
-
-class Counts(NamedTuple):
-    """What happened in the bucket that begins `at`; likes and comments are net of those undone."""
-
-    at: datetime
-    views: int
-    likes: int
-    comments: int
-    shares: int
-    watch_minutes: float
-    unique_viewers: int | None = None
 
 
 class Reached(NamedTuple):

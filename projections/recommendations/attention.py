@@ -9,6 +9,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from math import log
 from typing import LiteralString, NamedTuple
@@ -91,7 +92,7 @@ class AttentionStep(NamedTuple):
     share: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Attention:
     """What goes on, by rising age; at most 1."""
 
@@ -100,6 +101,12 @@ class Attention:
     def columns(self) -> tuple[list[float], list[float]]:
         """Return the ages and the shares."""
         return [step.age for step in self.steps], [step.share for step in self.steps]
+
+    @cached_property
+    def by_age(self) -> tuple[list[float], list[float]]:
+        """The ages, and what goes on before the first of them and from each of them on."""
+        ages, shares = self.columns()
+        return ages, [shares[0], *shares]
 
     def left(self, age: float) -> float:
         """Return what goes on for a video of that age (seconds)."""

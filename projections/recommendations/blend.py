@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from heapq import heapify, heappop, heapreplace
 from itertools import islice
+from operator import itemgetter
 from random import Random
 from uuid import UUID
 from zlib import crc32
@@ -50,6 +51,11 @@ TIES = {
 }
 """What ties a video to a user."""
 SIGNALS_OF_TIES = tuple(TIES.values())
+OF_NEIGHBOUR, OF_CATEGORY, OF_SIMILAR = (WEIGHTS[name] for name in TIES)
+OF_POPULAR = WEIGHTS["popular"]
+# Before Python 3.12, to name a member of an enum takes as long as to call a function.
+NEIGHBOUR, TRENDING, POPULAR = Signal.NEIGHBOUR, Signal.TRENDING, Signal.POPULAR
+OTHER = Signal.OTHER
 # The n-th video of a category (n = 0, 1, …) has its score divided by 1 + n · REPEAT, as in maximal
 # marginal relevance (Carbonell and Goldstein, 1998) with a similarity of 1 within a category and 0
 # between categories. A new user has shown no taste, and gets more variety.
@@ -61,19 +67,11 @@ def blend(
     material: Material, *, limit: int, weights: Mapping[str, float] = WEIGHTS
 ) -> list[RankedVideo]:
     """Return the first `limit` candidates by falling score; equal scores are ordered by id."""
-    scored = sorted(
-        (
-            (_score(each, material, weights) * material.interest_in(each), each)
-            for each in material.candidates
-        ),
-        key=lambda pair: (-pair[0], pair[1].video_id.int),
-    )
-    varied = _vary(scored, REPEAT_FOR_NEW if material.profile.is_empty else REPEAT)
-    reasons = _Reasons(material)
+    repeat = REPEAT_FOR_NEW if material.profile.is_empty else REPEAT
+    reason_of = _Reasons(material).of
     return [
-        RankedVideo(each.video_id, score, reasons.of(each, signal), each.because, False, signal)
-        for score, each in islice(varied, limit)
-        for signal in (_signal(each),)
+        RankedVideo(each.video_id, score, reason_of(each, signal), each.because, False, signal)
+        for score, each, signal in islice(_vary(_scored(material, weights), repeat), limit)
     ]
 
 
@@ -109,54 +107,60 @@ def source_of(material: Material) -> RecommendationSource:
 
 def _ties(candidate: Candidate) -> tuple[float, float, float]:
     """Return how much of each of TIES there is, in their order."""
-    return (
-        WEIGHTS["neighbour"] * candidate.neighbour,
-        WEIGHTS["same_category"] * candidate.same_category,
-        WEIGHTS["similar"] * candidate.similar,
-    )
+    _, _, _, neighbour, same_category, similar, _, _ = candidate
+    return OF_NEIGHBOUR * neighbour, OF_CATEGORY * same_category, OF_SIMILAR * similar
 
 
-def _score(candidate: Candidate, material: Material, weights: Mapping[str, float]) -> float:
-    of_profile = (
-        weights["neighbour"] * candidate.neighbour * material.sure
-        + weights["same_category"] * candidate.same_category
-        + weights["similar"] * candidate.similar
-    )
-    of_all = weights["popular"] * candidate.popular + weights["trending"] * candidate.trending
-    return material.telling * of_profile + of_all
+# Falling scores, below zero, and rising ids where they are equal; plain tuples, since there are
+# sixty for each list.
+Scored = tuple[float, int, Candidate, Signal]
+BY_SCORE = itemgetter(0, 1)
 
 
-def _vary(
-    scored: Sequence[tuple[float, Candidate]], repeat: float
-) -> Iterator[tuple[float, Candidate]]:
+def _scored(material: Material, weights: Mapping[str, float]) -> list[Scored]:
+    """Return the candidates in order, each with the signal that brings it there."""
+    telling, sure, interest_in = material.telling, material.sure, material.interest.get
+    of_neighbour, of_category = weights["neighbour"], weights["same_category"]
+    of_similar, of_popular = weights["similar"], weights["popular"]
+    of_trending = weights["trending"]
+    scored = []
+    for candidate in material.candidates:
+        # Once, since each field of a named tuple takes longer than its share of a score.
+        video_id, category, trending, neighbour, same_category, similar, _, popular = candidate
+        of_profile = (
+            of_neighbour * neighbour * sure + of_category * same_category + of_similar * similar
+        )
+        score = telling * of_profile + (of_popular * popular + of_trending * trending)
+        weighed = score * interest_in(category or "", 1.0)
+        ties = OF_NEIGHBOUR * neighbour, OF_CATEGORY * same_category, OF_SIMILAR * similar
+        most = max(ties)
+        if most > OF_POPULAR * popular:
+            signal = SIGNALS_OF_TIES[ties.index(most)]
+        else:
+            signal = TRENDING if trending else POPULAR if popular else OTHER
+        scored.append((-weighed, video_id.int, candidate, signal))
+    scored.sort(key=BY_SCORE)
+    return scored
+
+
+def _vary(scored: Sequence[Scored], repeat: float) -> Iterator[tuple[float, Candidate, Signal]]:
     """Yield all with lowered scores, best first; those without a category repeat nothing."""
-    queues: dict[str | UUID, deque[tuple[float, Candidate]]] = defaultdict(deque)
-    for score, candidate in scored:
-        queues[candidate.category or candidate.video_id].append((score, candidate))
+    queues: dict[str | int, list[Scored]] = defaultdict(list)
+    for each in scored:
+        queues[each[2].category or each[1]].append(each)
     # The next of each queue; when one is yielded, nothing else changes.
-    heads = [(-queue[0][0], queue[0][1].video_id.int, 0, queue) for queue in queues.values()]
+    heads = [(*queue[0][:2], 0, queue) for queue in queues.values()]
     heapify(heads)
     while heads:
         lowered, _, given, queue = heads[0]
-        yield -lowered, queue.popleft()[1]
-        if queue:
-            score, candidate = queue[0]
-            given += 1
-            lowered = -(score / (1 + given * repeat))
-            heapreplace(heads, (lowered, candidate.video_id.int, given, queue))
+        _, _, candidate, signal = queue[given]
+        yield -lowered, candidate, signal
+        given += 1
+        if given < len(queue):
+            score, number, _, _ = queue[given]
+            heapreplace(heads, (score / (1 + given * repeat), number, given, queue))
         else:
             heappop(heads)
-
-
-def _signal(candidate: Candidate) -> Signal:
-    """Return the strongest tie of the candidate to the user; without one, whether it trends."""
-    ties = _ties(candidate)
-    most = max(ties)
-    if most > WEIGHTS["popular"] * candidate.popular:
-        return SIGNALS_OF_TIES[ties.index(most)]
-    if candidate.trending:
-        return Signal.TRENDING
-    return Signal.POPULAR if candidate.popular else Signal.OTHER
 
 
 REASONS = {
@@ -168,21 +172,24 @@ REASONS = {
 
 
 class _Reasons:
-    """What `_signal` does, in lines for people."""
+    """Signals in lines for people."""
 
     def __init__(self, material: Material) -> None:
         self._material = material
         self._liked = {each.video_id for each in material.profile.liked}
-        self._neighbours: dict[UUID | None, str] = {}
+        # By the numbers of ids, which hash in a third of the time.
+        self._neighbours: dict[int | None, str] = {}
 
     def of(self, candidate: Candidate, signal: Signal) -> str:
+        if signal is NEIGHBOUR:
+            because = candidate.because
+            number = None if because is None else because.int
+            reason = self._neighbours.get(number)
+            if reason is None:
+                reason = self._neighbours[number] = self._because(because)
+            return reason
         if signal in REASONS:
             return REASONS[signal]
-        if signal is Signal.NEIGHBOUR:
-            reason = self._neighbours.get(candidate.because)
-            if reason is None:
-                reason = self._neighbours[candidate.because] = self._because(candidate.because)
-            return reason
         category = _line(candidate.category or "")
         return f"Popular in {category} right now" if candidate.trending else f"More in {category}"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import count, islice, repeat
+from itertools import chain, count, islice
 from math import exp, fsum, inf
-from operator import attrgetter
+from operator import mul
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
@@ -71,14 +71,18 @@ class Neighbourhood(NamedTuple):
     pairs: float
     as_of: float
 
-    def closest(self, wanted: Collection[VideoFacts]) -> dict[VideoFacts, UUID]:
+    def closest(self, wanted: Iterable[VideoFacts]) -> dict[VideoFacts, UUID]:
         """Return of which video of the profile each is the closest neighbour."""
-        best: dict[VideoFacts, tuple[float, UUID]] = {}
-        for (seed, _, lists), pull in zip(self.around.seeds, self.pulls, strict=True):
-            for facts, weight in zip(lists.videos, lists.weights, strict=True):
-                if facts in wanted and (facts not in best or pull * weight > best[facts][0]):
-                    best[facts] = pull * weight, seed.video_id
-        return {facts: seed for facts, (_, seed) in best.items()}
+        closest: dict[VideoFacts, UUID] = {}
+        strongest = dict.fromkeys(wanted, -1.0)
+        strongest_of = strongest.get
+        for (seed, _, near), pull in zip(self.around.seeds, self.pulls, strict=True):
+            video_id = seed.video_id
+            for facts, weight in zip(near.videos, near.weights, strict=True):
+                least = strongest_of(facts)
+                if least is not None and pull * weight > least:
+                    closest[facts], strongest[facts] = video_id, pull * weight
+        return closest
 
     def sure(self, latest: float, weighing: Weighing) -> float:
         """Return how sure neighbours are, as of `latest`, when somebody was last engaged."""
@@ -176,47 +180,50 @@ def material_of(
     known = {facts.key for facts, *_ in around.seeds}.union(engaged)
     known.update(video.bytes for video in without)
 
-    def eligible(videos: Iterable[VideoFacts]) -> list[VideoFacts]:
-        return [
+    def eligible(videos: Iterable[VideoFacts], most: int | None = None) -> list[VideoFacts]:
+        found = (
             each
             for each in videos
             if each.listed and each.key not in known and each.owner != viewer
-        ]
+        )
+        return [*islice(found, most)]
 
     neighbourhood = _neighbourhood(around, weighing)
     near = _nearest(neighbourhood, eligible(neighbourhood.pulled), weighing)
-    tops = eligible(facts for category, facts in around.tops if facts.category == category)[:limit]
-    popular = eligible(facts for _, facts in around.popular)[:limit]
+    of_category = (facts for category, facts in around.tops if facts.category == category)
+    tops = eligible(of_category, limit)
+    popular = eligible((facts for _, facts in around.popular), limit)
     others = {facts.key: facts for facts in eligible(around.others)}
     # The nearest come first.
-    found = [*dict.fromkeys((*near, *others.values(), *popular, *tops))]
-    latest = max((each.as_of for each in found), default=-inf)
+    found = [*dict.fromkeys(chain(near, others.values(), popular, tops))]
+    latest = max([each.as_of for each in found], default=-inf)
     alike = {video.bytes: min(max(value, 0.0), 1.0) for video, value in similar}
     signals = _signals(found, [*near.values()], alike, around.categories, attention, latest)
-    order = [(-signals.neighbour[place], each.key, each) for place, each in enumerate(near)]
     sources: list[Sequence[VideoFacts]] = [
-        [each for *_, each in sorted(order)[:limit]],
+        _best(near, signals.neighbour.shares(), limit),
         tops,
         [others[key] for key in sorted(alike, key=lambda key: (-alike[key], key)) if key in others],
         [others[key] for key in trends.candidates if key in others],
         popular,
     ]
-    chosen = [*islice(take_turns(sources), limit)]
-    because = neighbourhood.closest({each for each in chosen if each in near})
-    places = dict(zip(found, range(len(found)), strict=True))
+    chosen = take_turns(sources, limit)
+    because = neighbourhood.closest([each for each in chosen if each in near])
+    place_of = dict(zip(found, count())).__getitem__
+    places = [place_of(facts) for facts in chosen]
     candidates = [
         Candidate(
             facts.video_id,
             facts.category,
             trends.shares.get(facts.key, 0.0),
-            signals.neighbour[place],
-            signals.same_category[place],
-            signals.similar[place],
+            neighbour,
+            same_category,
+            alike_,
             because.get(facts),
-            signals.popular[place],
+            popular_,
         )
-        for facts in chosen
-        for place in (places[facts],)
+        for facts, neighbour, same_category, alike_, popular_ in zip(
+            chosen, *(signal.shares_of(places) for signal in signals), strict=True
+        )
     ]
     telling = weighing.telling(latest - profile.latest.timestamp()) if profile.latest else 0.0
     return Material(
@@ -263,20 +270,53 @@ def _nearest(
     near = {each: pulled[each] * exp(exponent * (now - each.mass)) for each in eligible}
     if len(near) <= MOST_NEIGHBOURS:
         return near
+    best = _best(near, [*near.values()], MOST_NEIGHBOURS)
+    return {each: near[each] for each in best}
+
+
+def _best(videos: Collection[VideoFacts], scores: Sequence[float], most: int) -> list[VideoFacts]:
+    """Return the videos with the highest scores, in their order; equal ones are ordered by key."""
     # To sort numbers takes a tenth of the time.
-    least = sorted(near.values(), reverse=True)[MOST_NEIGHBOURS - 1]
-    best = {each: score for each, score in near.items() if score > least}
-    equal = sorted((each for each, score in near.items() if score == least), key=attrgetter("key"))
-    return best | dict.fromkeys(equal[: MOST_NEIGHBOURS - len(best)], least)
+    least = sorted(scores, reverse=True)[most - 1] if len(scores) > most else -inf
+    best = [
+        (-score, each.key, each)
+        for score, each in zip(scores, videos, strict=True)
+        if score >= least
+    ]
+    best.sort()
+    return [each for *_, each in best[:most]]
+
+
+class SignalValues(NamedTuple):
+    """How much of a signal each of the videos has that were found, the first of them at least."""
+
+    values: Sequence[float]
+    total: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> SignalValues:
+        return cls(values, fsum(values))
+
+    def shares(self) -> list[float]:
+        """Return what each has, divided by what all have."""
+        total = self.total
+        return [value / total for value in self.values] if total else [0.0] * len(self.values)
+
+    def shares_of(self, places: Sequence[int]) -> list[float]:
+        """Return the same of the videos at these places."""
+        values, total, most = self.values, self.total, len(self.values)
+        if not total:
+            return [0.0] * len(places)
+        return [values[place] / total if place < most else 0.0 for place in places]
 
 
 class Signals(NamedTuple):
-    """What speaks for each that was found: its share of all that was found by a signal."""
+    """What speaks for the videos that were found, in the order of a `Candidate`."""
 
-    neighbour: Sequence[float]
-    same_category: Sequence[float]
-    similar: Sequence[float]
-    popular: Sequence[float]
+    neighbour: SignalValues
+    same_category: SignalValues
+    similar: SignalValues
+    popular: SignalValues
 
 
 def _signals(
@@ -291,31 +331,21 @@ def _signals(
 
     Ages count up to `latest`, when somebody was last engaged.
     """
-    ages, going_on = attention.columns()
-    going_on.insert(0, going_on[0])
+    ages, going_on = attention.by_age
     left = [going_on[bisect_right(ages, latest - each.completed)] for each in found]
-    most = max((each.mass for each in found), default=-inf)
+    most = max([each.mass for each in found], default=-inf)
     if most == -inf:
         most = 0.0
-    masses = [exp(each.mass - most) * share for each, share in zip(found, left, strict=True)]
+    masses = [*map(mul, map(exp, [each.mass - most for each in found]), left)]
     share_of = categories.get
-    liked_most = [
-        mass * share_of(each.category, 0.0) for each, mass in zip(found, masses, strict=True)
-    ]
-    nearness = [score * share for score, share in zip(near, left, strict=False)]
-    like = (
-        [alike.get(each.key, 0.0) * share for each, share in zip(found, left, strict=True)]
-        if alike
-        else []
+    liked = [share_of(each.category, 0.0) for each in found] if categories else ()
+    like = [alike.get(each.key, 0.0) for each in found] if alike else ()
+    return Signals(
+        SignalValues.of([*map(mul, near, left)]),
+        SignalValues.of([*map(mul, masses, liked)]),
+        SignalValues.of([*map(mul, like, left)]),
+        SignalValues.of(masses),
     )
-    return Signals(*(_shares(each, len(found)) for each in (nearness, liked_most, like, masses)))
-
-
-def _shares(values: Sequence[float], most: int) -> Sequence[float]:
-    """Return the values divided by their sum, and zeros for what has none."""
-    total = fsum(values)
-    shares = [value / total for value in values] if total else [0.0] * len(values)
-    return shares if len(shares) == most else [*shares, *repeat(0.0, most - len(shares))]
 
 
 def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
@@ -328,17 +358,21 @@ def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
     return seeds
 
 
-def take_turns(sources: Sequence[Sequence[K]]) -> Iterator[K]:
-    """Yield each video once, a few of each source in turn."""
-    taken: set[K] = set()
+def take_turns(sources: Sequence[Sequence[K]], most: int) -> list[K]:
+    """Return so many videos at most, each once, a few of each source in turn."""
+    taken: dict[K, None] = {}
     left = [iter(source) for source in sources]
     before = -1
-    while before < len(taken):
+    while before < len(taken) < most:
         before = len(taken)
         for source, number in zip(left, TURNS, strict=True):
-            for video in islice((each for each in source if each not in taken), number):
-                taken.add(video)
-                yield video
+            enough = len(taken) + number
+            for video in source:
+                if video not in taken:
+                    taken[video] = None
+                    if len(taken) == enough:
+                        break
+    return list(taken)[:most]
 
 
 def vary(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -78,7 +78,8 @@ class Candidate(NamedTuple):
     popular: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: to make a frozen one takes four times as long.
+@dataclass(slots=True)
 class RankedVideo:
     """A video in its place: the higher its score the earlier; `reason` is for people.
 
@@ -135,7 +136,7 @@ class RankedRecommendations:
             return self
         items = self.items[:most]
         named = {video for each in items for video in (each.video_id, each.because) if video}
-        told = {video: self.told[video] for video in named if video in self.told}
+        told = {video: each for video in named if (each := self.told.get(video)) is not None}
         return replace(self, items=items, told=told)
 
     @property
@@ -175,10 +176,6 @@ class Material:
     interest: Mapping[str, float] = field(default_factory=dict)
     telling: float = 1.0
     sure: float = 1.0
-
-    def interest_in(self, candidate: Candidate) -> float:
-        """Return by what the candidate's score is multiplied."""
-        return self.interest.get(candidate.category or "", 1.0)
 
 
 class EngagementKind(StrEnum):

@@ -128,5 +128,5 @@ def _engaged(videos: Any, without: Collection[UUID]) -> list[EngagedVideo]:
     return [
         EngagedVideo(video, now if at is None else datetime.fromtimestamp(at, UTC))
         for video, at in videos
-        if video not in without
+        if not without or video not in without
     ]

@@ -33,6 +33,7 @@ from infra.cache import (
     OptionalRedis,
     ReadThroughCache,
     Requirement,
+    quick_json,
 )
 from infra.llm.errors import BudgetSpent, LanguageModelError
 from infra.metrics import counter
@@ -225,6 +226,7 @@ class Recommender:
             lambda made: whole if made.whole else lacking,
             lookups=RECOMMENDATION_LOOKUPS,
             unreadable=RECOMMENDATION_CACHE_FAILURES,
+            dump=quick_json,
         )
 
     async def get(self, user_id: str, fresh: Freshness = WHATEVER_THERE_IS) -> UserRecommendations:
@@ -336,38 +338,47 @@ class Recommender:
         videos = own.profile.newest()
         similar = await self._similar(videos, fresh) if videos else []
         attention = self._attention.cached or await self._read_attention()
-        materials: dict[Weighing, Material] = {}
-        for weighing in dict.fromkeys(variant.weighing for variant in self._variants):
+        materials: list[Material] = []
+        for number, variant in enumerate(self._variants):
+            if number and variant.weighing == self._variants[0].weighing:
+                materials.append(materials[0])
+                continue
+            weighing = variant.weighing
             asked = question_of(own.profile, trends, similar, weighing)
             around = await self._around(asked, fresh)
             engaged = own.engaged
             if engaged is None:
                 async with self._analytics.pool.connection() as conn:
                     engaged = await engaged_with(conn, user_id, around)
-            materials[weighing] = material_of(
-                own.profile,
-                around,
-                engaged,
-                trends,
-                attention,
-                similar=similar,
-                without=own.dismissed,
-                weighing=weighing,
+            materials.append(
+                material_of(
+                    own.profile,
+                    around,
+                    engaged,
+                    trends,
+                    attention,
+                    similar=similar,
+                    without=own.dismissed,
+                    weighing=weighing,
+                )
             )
         telling = own.dismissed[:TELLING]
-        offered = (each.video_id for one in materials.values() for each in one.candidates)
-        described = await self._described(list(dict.fromkeys((*videos, *telling, *offered))))
+        offered = (each.video_id for one in materials for each in one.candidates)
+        asked_about = [*videos, *telling, *offered]
+        described = await self._described(asked_about)
         # What the catalog no longer lists, the analytics may not have heard of.
-        complete = {
-            weighing: replace(
+        all_are_there = len(described) == len(asked_about)
+        return [
+            replace(
                 one,
-                candidates=[each for each in one.candidates if each.video_id in described],
+                candidates=one.candidates
+                if all_are_there
+                else [each for each in one.candidates if each.video_id in described],
                 described=described,
                 interest=interest(telling, described),
             )
-            for weighing, one in materials.items()
-        }
-        return [complete[variant.weighing] for variant in self._variants]
+            for one in materials
+        ]
 
     async def _read_attention(self) -> Attention:
         async with self._analytics.pool.connection() as conn:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import random
 import time
 from array import array
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 from math import exp, inf, log
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
@@ -112,15 +113,21 @@ class WantedFacts(NamedTuple):
 class Vicinity(NamedTuple):
     """All that was asked for; what is not there is left out.
 
-    `categories` are how much of the profile is of each, most first; `tops` those of the first
+    `categories` are how much of the profile is of each, most first; `chosen` the tops of the first
     three, or the first of each category where there is none.
     """
 
     seeds: Sequence[tuple[VideoFacts, float, NeighbourList]]
     categories: Mapping[str | None, float]
-    tops: Sequence[tuple[str, VideoFacts]]
+    chosen: Sequence[Sequence[tuple[str, VideoFacts]]]
     popular: Sequence[tuple[str, VideoFacts]]
     others: Sequence[VideoFacts]
+
+    @property
+    def tops(self) -> Iterator[tuple[str, VideoFacts]]:
+        """The first of each of the chosen tops, then the second of each, and so on."""
+        turns = chain.from_iterable(zip_longest(*self.chosen))
+        return (each for each in turns if each is not None)
 
 
 class FactStore:
@@ -169,9 +176,7 @@ class FactStore:
                 return None
             tops.append(top.videos)
         *chosen, popular = tops
-        if len(chosen) > 1:
-            chosen = [_in_turns(chosen)]
-        return Vicinity(seeds, categories, chosen[0], popular, others)
+        return Vicinity(seeds, categories, chosen, popular, others)
 
     async def load(self, conn: Conn, wanted: Sequence[WantedFacts]) -> Sequence[Vicinity]:
         """Return what these questions ask for, and read what is lacking; raise psycopg.Error."""
@@ -303,14 +308,6 @@ def categories_of(
 def _wanted(categories: Mapping[str | None, float]) -> Sequence[str | None]:
     """Return of which categories the tops are wanted; None stands for the first of each."""
     return list(categories)[:MOST_CATEGORIES] or [None]
-
-
-def _in_turns(
-    tops: Sequence[Sequence[tuple[str, VideoFacts]]],
-) -> list[tuple[str, VideoFacts]]:
-    """Return the first of each, then the second of each, and so on."""
-    most = max(map(len, tops))
-    return [top[place] for place in range(most) for top in tops if place < len(top)]
 
 
 async def _rows(conn: Conn, query: bytes, *given: Any) -> list[Any]:

@@ -177,6 +177,8 @@ def talk(
     do(bystander, "DELETE", f"/comments/{comment}", **remove)
     do(bystander, "POST", f"/comments/{comment}/restore")
     theirs = post(bystander, own, "of somebody else")
+    do(person, "PUT", f"/comments/{theirs}/like")
+    post(person, own, f"a reply {WORD}", parentId=theirs)
     report = {"json": {"reason": "spam", "detail": WORD}}
     do(person, "POST", f"/comments/{theirs}/report", **report)
     do(bystander, "POST", f"/comments/{comment}/report", json={"reason": "spam"})
@@ -201,8 +203,8 @@ def do(client: httpx.Client, method: str, path: str, **more: Any) -> None:
     see(client, answer)
 
 
-def post(client: httpx.Client, video: str, content: str) -> str:
-    answer = client.post(f"/videos/{video}/comments", json={"content": content})
+def post(client: httpx.Client, video: str, content: str, **more: str) -> str:
+    answer = client.post(f"/videos/{video}/comments", json={"content": content, **more})
     assert answer.status_code == 201, answer.text
     see(client, answer)
     return str(answer.json()["commentId"])

@@ -17,7 +17,7 @@ from tests.support import PROJECT, eventually
 
 GUIDE = PROJECT / "docs" / "adding-a-feature.md"
 # What compares the code with its declarations, its documents and its stored events.
-JUDGES = ("comment_likes", "features", "docs", "codec", "architecture", "routes")
+JUDGES = ("bookmarks", "features", "docs", "codec", "architecture", "routes")
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +60,14 @@ def test_the_tests_pass_with_the_feature(extended: Path) -> None:
     succeeds(extended, "pytest", "-q", "-n0", "-p", "no:cacheprovider", *files)
 
 
-def test_a_comment_is_liked(extended: Path, make_program: Callable[..., Program]) -> None:
+def test_a_video_is_kept(extended: Path, make_program: Callable[..., Program]) -> None:
     program = make_program(PYTHONPATH=str(extended)).start()
     alice, bob = program.client("alice"), program.client("bob")
-    posted = alice.post(f"/videos/{upload(alice)}/comments", json={"content": "What a film."})
-    path = f"/comments/{read(posted)['commentId']}/like"
-    liked = [viewer.put(path) for viewer in (alice, bob, bob)]
-    assert [read(each)["hasLiked"] for each in liked] == [True, True, True]
-    fresh = {"Backlot-Min-Position": liked[-1].headers["Backlot-Position"]}
-    assert read(program.client().get(path, headers=fresh))["likesCount"] == 2
+    path = f"/videos/{upload(alice)}/bookmark"
+    kept = [viewer.put(path) for viewer in (alice, bob, bob)]
+    assert [read(each)["isKept"] for each in kept] == [True, True, True]
+    fresh = {"Backlot-Min-Position": kept[-1].headers["Backlot-Position"]}
+    assert read(program.client().get(path, headers=fresh))["bookmarksCount"] == 2
     assert program.client().put(path).status_code == 401
-    eventually(lambda: "comment_likes" in program.run("projections", "list").stdout)
+    eventually(lambda: "bookmarks" in program.run("projections", "list").stdout)
     assert program.stop() == 0

@@ -19,6 +19,7 @@ from infra.errors import ExitCode
 from tests.e2e import plain
 from tests.e2e.program import Program
 from tests.e2e.videos import problem, read, upload
+from tests.routes import TUS
 from tests.support import eventually, hung, unused_port
 
 Call = Callable[[], httpx.Response]
@@ -54,7 +55,7 @@ def reads(program: Program, video: str) -> dict[str, Call]:
 
     def asked(path: str) -> Call:
         real = re.sub(r"\{(\w+)\}", lambda found: ids.get(found[1], video), path)
-        return lambda: operator.get(real, timeout=PATIENCE_SECONDS)
+        return lambda: operator.get(real, headers=TUS, timeout=PATIENCE_SECONDS)
 
     return {
         path: asked(path)

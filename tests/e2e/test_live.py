@@ -12,6 +12,7 @@ from tests.e2e import plain
 from tests.e2e.live_events import Told, events
 from tests.e2e.program import Program
 from tests.e2e.videos import read, upload
+from tests.support import eventually
 
 
 def counts(lines: Iterator[str]) -> Iterator[int]:
@@ -149,3 +150,42 @@ def test_open_streams_do_not_hold_up_the_end(make_program: Callable[..., Program
     assert program.wait() == 0
     # What uvicorn says of requests in flight that have not ended after their ten seconds.
     assert "graceful shutdown exceeded" not in program.complained + program.said
+
+
+def test_a_ticket_opens_the_stream_of_a_private_video(server: Program) -> None:
+    owner, other = server.client("owner"), server.client("other")
+    video, public = upload(owner, visibility="private"), upload(owner)
+    asked = f"/videos/{video}/events/ticket"
+    ticket = read(owner.post(asked))["ticket"]
+    url = f"{server.url}/videos/{video}/events"
+    posted = [read(owner.post(f"/videos/{video}/comments", json={"content": "a"}))]
+    since = owner.get(f"/videos/{video}/comments").headers["Backlot-Position"]
+    posted += [read(owner.post(f"/videos/{video}/comments", json={"content": "b"}))]
+    with (
+        plain.client() as page,
+        page.stream("GET", url, params={"ticket": ticket, "after": since}) as stream,
+    ):
+        seen = events(stream.iter_lines())
+        told = next(each for each in seen if each.kind == "comment")
+    # What came after `after`, and not what was known.
+    assert told.data["commentId"] == posted[1]["commentId"]
+    assert plain.get(url).status_code == 404
+    assert other.post(asked).status_code == 404
+    for wrong in ("x", ticket[:-2]):
+        assert plain.get(url, params={"ticket": wrong}).status_code == 401
+    elsewhere = plain.get(f"{server.url}/videos/{public}/events", params={"ticket": ticket})
+    assert elsewhere.status_code == 401
+
+
+def test_a_ticket_counts_no_more_than_the_tokens_of_its_holder(server: Program) -> None:
+    owner = server.client("revoked-owner")
+    video = upload(owner, visibility="private")
+    ticket = read(owner.post(f"/videos/{video}/events/ticket"))["ticket"]
+    url = f"{server.url}/videos/{video}/events"
+    with plain.client() as page, page.stream("GET", url, params={"ticket": ticket}) as stream:
+        assert stream.status_code == 200
+    admin = server.client("root", admin=True)
+    revoked = {"userId": "revoked-owner", "reason": "stolen laptop"}
+    assert admin.post("/admin/revocations", json=revoked).is_success
+    eventually(lambda: owner.get("/videos/liked").status_code == 401)
+    assert plain.get(url, params={"ticket": ticket}).status_code == 401

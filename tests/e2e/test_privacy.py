@@ -91,8 +91,9 @@ def test_every_table_with_personal_data_is_declared_and_searched(program: Progra
     lacking = {table: (counts[table], rows) for table, rows in found.items() if table != LOG}
     assert {table: each for table, each in lacking.items() if each[0] < each[1]} == {}
     with_rows = {
-        "likes.likes", "comments.comments", "comments.hidden", "translations.translations",
-        "moderation.details", "moderation.cases", "moderation.blocks", "catalog.uploads",
+        "likes.likes", "likes.comment_likes", "comments.comments", "comments.hidden",
+        "translations.translations", "moderation.details", "moderation.cases",
+        "moderation.blocks", "catalog.uploads",
         "dismissals.dismissed", "operations.operations", "audit.events", "public.backlot_telemetry",
         "public.backlot_view_sessions", "public.backlot_events_answers",
         "public.backlot_reservations", "public.backlot_dead_letters", "projections.replays",

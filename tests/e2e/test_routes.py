@@ -131,7 +131,8 @@ def head_of(
     for name, other in line.names.items():
         template = template.replace(f"{{{name}}}", other)
     method, _, path = things.fill(template).partition(" ")
-    options: dict[str, Any] = {"params": dict(line.query), "headers": headers}
+    sent = {**line.headers, **(headers or {})}
+    options: dict[str, Any] = {"params": dict(line.query), "headers": sent}
     if line.body is not None:
         options["json"] = json.loads(things.fill(json.dumps(line.body)))
     with client.stream(method, path, **options) as answer:
@@ -144,14 +145,16 @@ OF_THE_PROCESS = {
     *("GET /openapi.json", "GET /docs", "GET /docs/static"),
 }
 # Whoever has them may not use them again: a stream, what is published behind a position, what is
-# told to the security log each time, and lists that are named when something of them is chosen.
+# told to the security log each time, lists that are named when something of them is chosen, and
+# how far an upload is.
 NOT_KEPT = {
-    "GET /events",
+    *("GET /events", "GET /tus/uploads/{upload_id}", "GET /uploads/{upload_id}/s3"),
     *("GET /videos/{video_id}/events", "GET /recommendations", "GET /videos/recommendations"),
     *("GET /users/{user_id}/export", "GET /users/{user_id}/pseudonym"),
 }
 # What says by itself of when it is, and what is no matter of the log.
 WITHOUT_POSITION = {
+    "GET /tus/uploads/{upload_id}",
     *("GET /audit/verify", "GET /users/{user_id}/forgetting"),
     *("GET /users/{user_id}/export", "GET /users/{user_id}/pseudonym"),
 }

@@ -154,6 +154,9 @@ def test_comments_of_a_removed_video_cost_nothing_and_take_no_edits(
     eventually(lambda: all_final(bob, video, 1))
     [shown] = comments(bob, video).values()
     assert shown["translationStatus"] == "translated"
+    # How many like it and reply to it, only reads know.
+    for counted in ("replyCount", "likeCount", "hasLiked"):
+        del shown[counted]
     assert read(bob.patch(f"/comments/{comment}", json={"content": text})) == shown
     assert read(ann.delete(f"/videos/{video}"))
     calls = len(provider.calls)

@@ -15,6 +15,7 @@ from tests.e2e import plain
 from tests.e2e.conftest import SMALL_PARTS
 from tests.e2e.program import Program
 from tests.e2e.videos import MP4, problem, read, see, start, upload
+from tests.routes import TUS_BYTES
 from tests.support import eventually, unused_port
 
 # Who calls, in the order of the tables: the video's owner last.
@@ -62,6 +63,12 @@ CALLS: dict[str, tuple[str, str]] = {
         ITS_UPLOADER[0].format(200),
         ITS_UPLOADER[1].format(200),
     ),
+    "GET /uploads/{upload_id}/s3": ITS_OWNER,
+    "POST /uploads/{upload_id}/s3": (ITS_UPLOADER[0].format(200), ITS_UPLOADER[1].format(200)),
+    "DELETE /uploads/{upload_id}/s3": (ITS_UPLOADER[0].format(409), ITS_UPLOADER[1].format(409)),
+    "GET /tus/uploads/{upload_id}": (ITS_UPLOADER[0].format(200), ITS_UPLOADER[1].format(200)),
+    "PATCH /tus/uploads/{upload_id}": (ITS_UPLOADER[0].format(409), ITS_UPLOADER[1].format(409)),
+    "DELETE /tus/uploads/{upload_id}": (ITS_UPLOADER[0].format(409), ITS_UPLOADER[1].format(409)),
     "DELETE /uploads/{upload_id}": (ITS_UPLOADER[0].format(409), ITS_UPLOADER[1].format(409)),
 }
 BODIES: dict[str, dict[str, Any]] = {
@@ -110,7 +117,9 @@ def call(client: httpx.Client, name: str, video: str) -> httpx.Response:
     """The answer; of a stream its head."""
     method, _, path = name.partition(" ")
     url = re.sub(r"\{\w+_id\}", video, path)
-    with client.stream(method, url, json=BODIES.get(name)) as answer:
+    tus = {"content": b"0", "headers": TUS_BYTES} if "/tus/" in path else {}
+    given: dict[str, Any] = tus or {"json": BODIES.get(name)}
+    with client.stream(method, url, **given) as answer:
         if "text/event-stream" not in answer.headers.get("Content-Type", ""):
             answer.read()
         return answer

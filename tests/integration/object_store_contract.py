@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import md5
+from io import BytesIO
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
+from infra.objects.fragments import Fragment
 from infra.objects.port import (
     InvalidKey,
     NoSuchUpload,
@@ -233,6 +235,48 @@ class ObjectStoreContract:
         assert answer.headers["content-type"] == "video/mp4"
         assert answer.headers["content-disposition"].startswith("inline; filename")
 
+    async def test_a_part_of_the_program_is_as_one_of_a_client(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({1: FIRST})
+        arrived = await upload.store.writer.write_part(
+            upload.key, upload.id, 2, len(LAST), BytesIO(LAST)
+        )
+        assert arrived == Part(2, md5(LAST).hexdigest(), len(LAST))
+        await upload.complete(ref(1, FIRST), ref(2, LAST))
+        assert upload.content() == FIRST + LAST
+        with pytest.raises(NoSuchUpload):
+            await upload.store.writer.write_part(upload.key, "0" * 32, 1, len(LAST), BytesIO(LAST))
+
+    async def test_fragments_are_kept_until_they_are_dropped(
+        self, store: ObjectStore, key: str
+    ) -> None:
+        writer, first, second = store.writer, Fragment(2, 0, 4), Fragment(2, 4, 3)
+        assert await writer.list_fragments(key) == []
+        assert await writer.last_fragment(key) is None
+        for fragment, content in ((first, b"0123"), (second, b"456"), (second, b"456")):
+            await writer.write_fragment(key, fragment, BytesIO(content))
+        assert set(await writer.list_fragments(key)) == {first, second}
+        found = BytesIO(b"__")
+        found.seek(2)
+        await writer.read_fragment(key, first, found)
+        assert found.getvalue() == b"__0123"
+        latest = await writer.last_fragment(key)
+        assert latest is not None
+        assert abs(datetime.now(UTC) - latest) < timedelta(seconds=DEADLINE_SECONDS)
+        # Of other uploads nothing is seen, and nothing is dropped twice.
+        assert await writer.list_fragments(f"videos/{uuid4()}") == []
+        for _ in range(2):
+            await writer.drop_fragments(key, [first])
+        assert await writer.list_fragments(key) == [second]
+
+    async def test_old_fragments_are_swept(self, store: ObjectStore, key: str) -> None:
+        await store.writer.write_fragment(key, Fragment(1, 0, 2), BytesIO(b"01"))
+        soon = datetime.now(UTC) + timedelta(minutes=1)
+        assert await store.writer.sweep_fragments(soon - timedelta(days=1)) == 0
+        assert await store.writer.list_fragments(key) == [Fragment(1, 0, 2)]
+        assert await store.writer.sweep_fragments(soon) >= 1
+        assert await store.writer.list_fragments(key) == []
+
     @pytest.mark.parametrize("odd", ODD_KEYS)
     async def test_other_keys_are_refused(self, store: ObjectStore, odd: str) -> None:
         with pytest.raises(InvalidKey):
@@ -245,6 +289,10 @@ class ObjectStoreContract:
             store.get_url(odd, "video/mp4", "a.mp4", "http://here")
         with pytest.raises(InvalidKey):
             store.part_url(odd, "0" * 32, 1, 1, "http://here")
+        with pytest.raises(InvalidKey):
+            await store.writer.write_fragment(odd, Fragment(1, 0, 1), BytesIO(b"0"))
+        with pytest.raises(InvalidKey):
+            await store.writer.list_fragments(odd)
 
     @pytest.mark.parametrize(("number", "size"), [(0, 1), (-1, 1), (10_001, 1), (1, -1)])
     async def test_impossible_parts_get_no_url(

@@ -16,6 +16,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from domain.comment import Comment
+from domain.comment_likes import CommentLikes
 from domain.model import Aggregate, Origin
 from domain.moderation import Hold
 from domain.upload import Upload, Visibility, object_key
@@ -45,6 +46,7 @@ class Writer:
         self.recorder = open_recorder(database_url)
         self.mapper = EventMapper()
         self.likes: dict[tuple[UUID, str], VideoLikes] = {}
+        self.comment_likes: dict[tuple[UUID, str], CommentLikes] = {}
         self.head = 0
 
     def close(self) -> None:
@@ -107,12 +109,28 @@ class Writer:
         return self.save(*(self.wish("unlike", video, viewer) for viewer in viewers))
 
     def comment(
-        self, video: UUID, author: str = "bob", content: str = "Bonito", hold: Hold | None = None
+        self,
+        video: UUID,
+        author: str = "bob",
+        content: str = "Bonito",
+        hold: Hold | None = None,
+        parent: UUID | None = None,
     ) -> Comment:
         comment = Comment.blank(uuid4())
-        comment.post(video, content, origin(author), hold)
+        comment.post(video, content, origin(author), hold, parent)
         self.save(comment)
         return comment
+
+    def wish_comment(self, verb: str, comment: Comment, viewer: str) -> CommentLikes:
+        """A like or unlike of a comment, decided but not recorded yet."""
+        assert comment.video_id is not None
+        blank = CommentLikes.blank(stream_id(comment.id, viewer))
+        likes = self.comment_likes.setdefault((comment.id, viewer), blank)
+        getattr(likes, verb)(comment.id, comment.video_id, viewer, origin(viewer))
+        return likes
+
+    def like_comment(self, comment: Comment, *viewers: str) -> int:
+        return self.save(*(self.wish_comment("like", comment, viewer) for viewer in viewers))
 
 
 class Tally(Projection):

@@ -15,6 +15,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from domain.comment import Comment
+from domain.comment_likes import CommentLikes
 from domain.dismissals import Dismissal
 from domain.dismissals import stream_id as dismissal_of
 from domain.model import Aggregate
@@ -41,6 +42,7 @@ KINDS: list[type[Aggregate.Event]] = [
     *Upload.events(),
     *Comment.events(),
     *VideoLikes.events(),
+    *CommentLikes.events(),
     *Dismissal.events(),
     *Person.events(),
 ]
@@ -115,6 +117,8 @@ class Community:
             video = self._comment(kind)
         elif kind in VideoLikes.events():
             video = self._like(kind)
+        elif kind in CommentLikes.events():
+            video = self._like_comment(kind)
         elif kind in Dismissal.events():
             video = self._dismiss(kind)
         else:
@@ -170,9 +174,13 @@ class Community:
         held = [Comment.Resubmitted, Comment.Approved, Comment.Rejected, Comment.Withdrawn]
         if kind in new:
             held_for = hold if kind is Comment.Submitted else None
-            video = self.video().id
+            video, parent = self.video().id, self._thread()
+            if parent is not None and parent.video_id is not None and self.dice.random() < 0.6:
+                video = parent.video_id
             self._keep(video)
-            self.comments.append(self.writer.comment(video, "bob", text, held_for))
+            parent_id = None if parent is None or parent.video_id != video else parent.id
+            comment = self.writer.comment(video, "bob", text, held_for, parent_id)
+            self.comments.append(comment)
             return video
         wanted = Standing.HELD if kind in held else Standing.POSTED
         if kind is Comment.Restored:
@@ -203,10 +211,33 @@ class Community:
         }
         return self._saved(comment, deeds[kind])
 
+    def _thread(self) -> Comment | None:
+        """A comment that may have replies."""
+        there = {each.id for each in self.uploads if each.status is Status.COMPLETED}
+        posted = (each for each in self.comments if each.standing is Standing.POSTED)
+        found = [each for each in posted if each.parent_id is None and each.video_id in there]
+        return self.dice.choice(found) if found else None
+
+    def _like_comment(self, kind: type[Aggregate.Event]) -> UUID:
+        comment, fan = self._thread() or self._in_standing(Standing.POSTED), self.dice.choice(FANS)
+        if self.dice.random() < 0.3:
+            comment = self._in_standing(Standing.POSTED)
+        assert comment.video_id is not None
+        for verb in ("like", "unlike") if kind is CommentLikes.Unliked else ("unlike", "like"):
+            self._keep(comment.video_id)
+            likes = self.writer.wish_comment(verb, comment, fan)
+            if likes.pending_events:
+                self.writer.save(likes)
+        return comment.video_id
+
     def _in_standing(self, standing: Standing) -> Comment:
         """A comment of that standing, on which nothing else was found out yet."""
         hold = Hold(HoldCause.WATCHED_WORD, OWNER) if standing is Standing.HELD else None
-        comment = self.writer.comment(self.video().id, "bob", "¡Qué bonito!", hold)
+        parent = self._thread() if self.dice.random() < 0.4 else None
+        video = self.video().id if parent is None else parent.video_id
+        assert video is not None
+        parent_id = None if parent is None else parent.id
+        comment = self.writer.comment(video, "bob", "¡Qué bonito!", hold, parent_id)
         self.comments.append(comment)
         if standing is Standing.REMOVED:
             self._saved(comment, lambda: comment.remove(ActingAs.OWNER, None, origin(OWNER)))
@@ -273,6 +304,8 @@ def paths(videos: Iterable[UUID]) -> Iterator[tuple[str, str | None]]:
             yield f"/videos/{video}", user
             yield f"/videos/{video}/like", user
             yield f"/videos/{video}/comments?limit=3", user
+            for sort in ("oldest", "top"):
+                yield f"/videos/{video}/comments?sort={sort}&limit=3", user
     for user in (None, OWNER, "ann"):
         for query in ("limit=100", "limit=2", f"owner={OWNER}", "category=art"):
             yield f"/videos?{query}", user
@@ -280,11 +313,20 @@ def paths(videos: Iterable[UUID]) -> Iterator[tuple[str, str | None]]:
         yield "/videos/liked?limit=100", user
 
 
+def comment_paths(comments: Iterable[Comment]) -> Iterator[tuple[str, str | None]]:
+    """Each query about one comment, with each who may ask."""
+    for comment in comments:
+        for user in (None, OWNER, "ann", "bob"):
+            for query in ("", "/replies?limit=2", "/like"):
+                yield f"/comments/{comment.id}{query}", user
+
+
 async def look_around(site: Site, video: UUID) -> None:
     await site.queries.cache.videos([video])
     await site.queries.comment_cache.newest(video)
     for fan in FANS:
-        await site.queries.cache.liked(fan, [video])
+        await site.queries.cache.liked.among(fan, [video])
+        await site.queries.comment_cache.liked.among(fan, [])
 
 
 class HeldPool:
@@ -310,13 +352,13 @@ class Held:
         self.pool = HeldPool(site.queries.pool)
         names = OwnNames()
         self.videos = VideoCache(self.pool, self.tail, names, Likes())  # type: ignore[arg-type]
-        self.comments = CommentCache(self.pool, self.tail, names)  # type: ignore[arg-type]
+        self.comments = CommentCache(self.pool, self.tail, names, Likes())  # type: ignore[arg-type]
 
     def load(self, what: str, video: UUID, meanwhile: Callable[[], Any]) -> Any:
         """What is loaded, while something happens that the tail hears of before it ends."""
         loads: dict[str, Callable[[], Any]] = {
             "video": lambda: self.videos.videos([video]),
-            "likes": lambda: self.videos.liked("ann", [video]),
+            "likes": lambda: self.videos.liked.among("ann", [video]),
             "comments": lambda: self.comments.newest(video),
         }
 
@@ -333,7 +375,7 @@ class Held:
     def is_kept(self, what: str, video: UUID) -> bool:
         kept = {
             "video": self.videos._videos.peek(video),
-            "likes": self.videos._viewers.peek("ann"),
+            "likes": self.videos.liked.peek("ann"),
             "comments": self.comments._pages.peek(video),
         }
         return kept[what] is not None

@@ -44,10 +44,10 @@ from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from projections.trending import Formula, Trending, TrendingCache
 from readapi.comment_cache import CommentCache
-from readapi.comments import TranslationRequests
 from readapi.likes import LikeCounts
 from readapi.live import LiveVideos
 from readapi.queries import Queries
+from readapi.translation import TranslationRequests
 from readapi.video_cache import VideoCache
 from tests.integration.projection_support import Writer, hosting
 from tests.support import eventually
@@ -97,7 +97,7 @@ class Site:
             ranking_seconds=0.0,
             offer_seconds=self.settings.recommendations.invalidate_seconds,
         )
-        comments = CommentCache(pool, tail, OwnNames())
+        comments = CommentCache(pool, tail, OwnNames(), Likes())
         waiting = Waiting(pool, read_models().all())
         self.wake = asyncio.Event()
         return Queries(

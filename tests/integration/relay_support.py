@@ -71,6 +71,8 @@ def write_everything(writer: Writer) -> int:
     writer.like(video, "ann")
     writer.unlike(video, "ann")
     comment = writer.comment(video)
+    writer.like_comment(comment, "ann")
+    writer.save(writer.wish_comment("unlike", comment, "ann"))
     comment.edit("¡Muy bonito!", origin("bob"))
     comment.translate(2, "es", "en", "Very beautiful!", "model", "1", origin("translator"))
     comment.delete(origin("bob"))
@@ -81,7 +83,7 @@ def write_everything(writer: Writer) -> int:
     person.request_forgetting("ann", VideosFate.DELETE, origin("root"))
     person.finish_forgetting("ann", {}, origin("privacy"))
     writer.save(comment, aborted, expired, person)
-    return 11
+    return 13
 
 
 def make_relay(

@@ -95,6 +95,13 @@ def difference(database_url: str, one: str, other: str) -> Difference:
         return compare(conn, one, other)
 
 
+OTHERS = (
+    *("public", "information_schema", "projections", "lists", "feedback", "analytics"),
+    "webhooks",
+)
+"""The schemas that are of no read model."""
+
+
 def copies(database_url: str) -> list[str]:
     """The schemas of all copies; each has its row."""
     known = rows(database_url, "SELECT subscription FROM backlot_checkpoints ORDER BY subscription")
@@ -102,7 +109,7 @@ def copies(database_url: str) -> list[str]:
         database_url,
         "SELECT nspname FROM pg_namespace WHERE nspname <> ALL (%s) AND nspname !~ '^pg_' "
         "ORDER BY nspname",
-        [["public", "information_schema", "projections", "lists", "feedback", "analytics"]],
+        [[*OTHERS]],
     )
     assert found == known
     return [name for (name,) in known]

@@ -37,6 +37,8 @@ def test_texts_keep_every_character(database_url: str, values: list[str | None])
         ("bigint", [-1, 0, 2**63 - 1]),
         ("bytea", [b"", b"\x00\xff"]),
         ("uuid", [uuid4(), None]),
+        ("uuid", [None, None]),
+        ("bigint", [7, None]),
         ("timestamptz", [datetime.min.replace(tzinfo=UTC), datetime.now(UTC)]),
         ("timestamptz", [datetime(2026, 3, 1, 12, 30, tzinfo=timezone(timedelta(hours=-5))), None]),
         ("timestamptz", [None, None]),

@@ -144,7 +144,12 @@ def test_one_event_with_what_stands_around_it(site: Site, indexed: bool) -> None
         "actorKind": "user",
         "correlationId": "second",
         "causationId": "second",
-        "payload": {"video_id": str(upload.id), "author": "bob", "content": "Bonita"},
+        "payload": {
+            "video_id": str(upload.id),
+            "author": "bob",
+            "parent_id": None,
+            "content": "Bonita",
+        },
         "payloadMode": "full",
         "previous": {
             "position": 3,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -23,16 +24,21 @@ import pytest
 from backlot import doctor, health
 from backlot.doctor import examine
 from backlot.health import DoctorPart
+from commands.webhooks import AddNewWebhook, DisableWebhook
+from domain.webhooks import DisabledBecause
+from engine.event_store import open_recorder
 from infra.data_folder import DataFolder
 from infra.http.keys import read_or_make_secret
 from infra.postgres.connection import breaker_of
 from infra.postgres.server import EmbeddedPostgres
+from infra.settings.values import TcpAddress
 from projections.analytics.schema import migrate
 from projections.recommendations import embeddings
 from projections.recommendations.embeddings import Embedded
+from tests.integration.buses import execute, open_bus
 from tests.kafka_cluster import kafka_cluster
 from tests.kafka_topics import topic_broker
-from tests.support import hung
+from tests.support import hung, unused_port
 from tests.two_users import as_user
 
 FIELDS = [field.name for field in fields(DoctorPart)]
@@ -53,11 +59,16 @@ def part(name: str) -> DoctorPart:
     return found
 
 
-def test_a_running_embedded_database(folder: Path) -> None:
-    with DataFolder(folder) as data, EmbeddedPostgres(data.postgres) as server:
+@pytest.mark.parametrize("host", [None, "0.0.0.0"])
+def test_a_running_embedded_database(folder: Path, host: str | None) -> None:
+    port = unused_port()
+    listen = None if host is None else TcpAddress(host, port)
+    with DataFolder(folder) as data, EmbeddedPostgres(data.postgres, listen=listen) as server:
         database, api = part("database"), part("api")
         assert (database.kind, database.url, database.ok) == ("embedded", server.url, True)
         assert "PostgreSQL 18" in database.detail
+        assert (f"at {host}:{port}" in database.detail) is (host is not None)
+        assert ("without TLS" in database.detail) is (host == "0.0.0.0")
         # The folder is held, so something should answer; it does not.
         assert not api.ok
     assert "not running" in part("database").detail
@@ -415,3 +426,28 @@ class TestEmbeddings:
         found = part("embeddings")
         assert not found.ok
         assert "OPENAI_BASE_URL" in found.detail
+
+
+class TestWebhooks:
+    def test_one_that_fails_has_to_be_mended_and_one_that_was_stopped_has_not(
+        self, folder: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        assert part("webhooks").detail == "none"
+
+        async def disable(reason: DisabledBecause) -> UUID:
+            hook, topics = uuid4(), frozenset({"video.liked"})
+            with closing(open_recorder(database_url)) as recorder:
+                async with open_bus(recorder) as bus:
+                    added = AddNewWebhook(hook, uuid4(), "https://hooks.example/", topics)
+                    await execute(bus, added)
+                    await execute(bus, DisableWebhook(hook, reason))
+            return hook
+
+        asyncio.run(disable(DisabledBecause.ASKED))
+        assert (part("webhooks").ok, part("webhooks").detail) == (True, "1")
+        hook = asyncio.run(disable(DisabledBecause.FAILING))
+        found = part("webhooks")
+        assert not found.ok
+        assert f"{hook} is disabled (failing); " in found.detail
+        assert "backlot webhooks enable" in found.detail

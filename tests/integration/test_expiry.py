@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,13 +21,14 @@ from domain.upload import object_key
 from engine.schedule import run_job
 from infra import metrics
 from infra.objects.folder import FolderStore
+from infra.objects.fragments import Fragment
 from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable
 from infra.objects.s3 import S3Store
 from infra.redlock import LockTaken
 from projections.catalog import Catalog
 from tests.integration.buses import record
 from tests.integration.event_log import recording
-from tests.integration.expiry_support import NOW, Place, gone, run, send
+from tests.integration.expiry_support import LATER, LONGEST, NOW, Place, gone, run, send
 from tests.integration.projection_support import hosting
 from tests.integration.s3_server import BUCKET, S3Server, s3_server, s3_store
 from tests.support import ended, eventually
@@ -96,6 +98,19 @@ async def test_what_arrived_within_the_time_keeps_an_upload(place: Place) -> Non
     assert await run(place.job(NOW), place) == {}
     assert place.history(upload) == place.history(young) == ["started"]
     assert len(await place.store.list_parts(upload.object_key, upload.store_upload_id)) == 1
+
+
+async def test_fragments_keep_an_upload_and_go_with_it(place: Place) -> None:
+    upload, stray, writer = await place.start(), object_key(uuid4()), place.store.writer
+    for key in (upload.object_key, stray):
+        await writer.write_fragment(key, Fragment(1, 0, 1), BytesIO(b"x"))
+    assert await run(place.job(NOW), place) == {}
+    assert await run(place.job(), place) == {"expired": 1}
+    assert await writer.list_fragments(upload.object_key) == []
+    # A request that raced with the end of its upload left it; by then no upload can be that old.
+    assert await writer.list_fragments(stray) == [Fragment(1, 0, 1)]
+    await run(place.job(LATER + LONGEST), place)
+    assert await writer.list_fragments(stray) == []
 
 
 async def test_an_upload_that_never_ends_expires_by_its_age(place: Place) -> None:

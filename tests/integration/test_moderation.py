@@ -27,6 +27,7 @@ from domain.moderation import (
 from domain.upload import CommentPolicy
 from engine.replay.records import Purpose, ReplayOptions
 from projections.analytics.rules import KINDS, row_of
+from projections.comment_order import CommentOrder, CommentPlace
 from projections.comments import Comments
 from projections.integration_events import (
     COMMENT_CREATED,
@@ -83,7 +84,7 @@ class TestComments:
 
         async def query(model: Comments, conn: AsyncConnection[Any]) -> None:
             assert await model.counts(conn, [video]) == {video: 3}
-            page = await model.page(conn, video, END, 10)
+            page = await model.page(conn, CommentOrder.NEWEST, video, CommentPlace(END), 10)
             assert [row.comment_id for row in page] == [let.id, back.id, posted.id]
             assert page[0].position == places[let.id]
             hidden = await model.hidden_page(conn, END, 10, video_id=video)

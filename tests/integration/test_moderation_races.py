@@ -9,8 +9,9 @@ from uuid import UUID
 
 import pytest
 
-from commands.comments import DeleteComment, EditComment, Failed, NewText, RecordTranslation
+from commands.comments import DeleteComment, EditComment, NewText
 from commands.moderation import ApproveComment, DecideCase, ReportThing, RestoreComment
+from commands.translation import Failed, RecordTranslation
 from domain.errors import Conflict, DomainError
 from domain.moderation import (
     ActingAs,

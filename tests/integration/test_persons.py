@@ -393,3 +393,8 @@ class TestChildren:
         persons.close()
         persons.close()
         assert persons.admit("alice") == alice
+
+
+def test_tickets_of_one_process_are_those_of_all(persons: Persons, another: Persons) -> None:
+    assert persons.ticket_key() == another.ticket_key() == persons.ticket_key()
+    assert persons.ticket_key() != persons.webhook_key()

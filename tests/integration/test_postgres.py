@@ -11,13 +11,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import psycopg
 import pytest
 
 from infra import metrics
 from infra.postgres.cluster import PostgresError, stray_processes
-from infra.postgres.server import EmbeddedPostgres
+from infra.postgres.server import EmbeddedPostgres, running_url
+from infra.settings.values import TcpAddress
 
 OUTLIVED = """
 import os, sys
@@ -157,3 +159,51 @@ def test_a_half_made_cluster_is_made_again(disk_dir: Path) -> None:
     with EmbeddedPostgres(disk_dir / "interrupted") as server:
         assert server.ready
     assert not draft.exists()
+
+
+def test_roles_with_a_password_come_in_where_it_listens(disk_dir: Path, free_port: int) -> None:
+    cluster = disk_dir / "listening"
+    listen = TcpAddress("127.0.0.1", free_port)
+    over_tcp: dict[str, Any] = {"host": listen.host, "port": listen.port, "dbname": "backlot"}
+    with EmbeddedPostgres(cluster, listen=listen) as server:
+        assert running_url(cluster) == server.url
+        with psycopg.connect(server.url, autocommit=True) as root:
+            root.execute("CREATE ROLE reader LOGIN PASSWORD 'right'; CREATE ROLE open LOGIN")
+            root.execute("ALTER ROLE postgres PASSWORD 'right'")
+            root.execute("CREATE DATABASE other")
+        found = psycopg.connect(**over_tcp, user="reader", password="right")
+        with found as reader:
+            assert reader.execute("SELECT current_user").fetchone() == ("reader",)
+        for refused in (
+            {"user": "reader", "password": "wrong"},
+            {"user": "open", "password": "right"},
+            {"user": "postgres", "password": "right"},
+            {"user": "reader", "password": "right", "dbname": "other"},
+        ):
+            with pytest.raises(psycopg.OperationalError):
+                psycopg.connect(**{**over_tcp, **refused}).close()
+        # The port is taken now.
+        with pytest.raises(PostgresError, match="TCP/IP sockets"):
+            EmbeddedPostgres(disk_dir / "late", listen=listen).start()
+    # Without the setting, it is off the network again.
+    with EmbeddedPostgres(cluster) as server:
+        assert show(server.url, "listen_addresses") == ""
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(**over_tcp, user="reader", password="right").close()
+
+
+def test_what_was_killed_on_another_port_leaves_no_socket(disk_dir: Path, free_port: int) -> None:
+    # Of a folder whose path is too long for a socket, that lies in one that is removed at the end.
+    cluster = disk_dir / ("long" * 30) / "postgres"
+    killed = EmbeddedPostgres(cluster, listen=TcpAddress("127.0.0.1", free_port))
+    killed.start()
+    folder = Path(show(killed.url, "unix_socket_directories"))
+    killed._stopping.set()
+    assert killed.pid is not None
+    os.kill(killed.pid, signal.SIGKILL)
+    with EmbeddedPostgres(cluster) as server:
+        names = {path.name for path in folder.iterdir()}
+        assert names == {".s.PGSQL.5432", ".s.PGSQL.5432.lock"}
+        assert show(server.url, "port") == "5432"
+    assert not folder.exists()
+    killed.stop()

@@ -22,6 +22,7 @@ from engine.log import Log
 from engine.projection import Projection
 from infra.postgres.connection import column
 from projections.catalog import Catalog
+from projections.comment_order import CommentOrder, CommentPlace
 from projections.comments import CommentRow, Comments
 from projections.likes import SUMS, Likes
 from projections.operations import Operations
@@ -284,7 +285,7 @@ def test_comments_and_their_language(spec: Spec, writer: Writer) -> None:
 
     async def query(comments: Comments, conn: AsyncConnection[Any]) -> None:
         assert await comments.counts(conn, [video, uuid4()]) == {video: 7}
-        found = await comments.page(conn, video, END, 10)
+        found = await comments.page(conn, CommentOrder.NEWEST, video, CommentPlace(END), 10)
         assert [row.comment_id for row in found] == [
             each.id for each in (emoji, skipped, edited, failed, translated, english, plain)
         ]
@@ -297,7 +298,8 @@ def test_comments_and_their_language(spec: Spec, writer: Writer) -> None:
         assert state[skipped.id] == ("salut", False, None, None, None, "skipped")
         assert state[emoji.id] == ("🎬", False, None, None, None, "not_needed")
         assert found[2].created_at == edited.posted_at
-        rest = await comments.page(conn, video, found[2].position, 10)
+        place = found[2].place(CommentOrder.NEWEST)
+        rest = await comments.page(conn, CommentOrder.NEWEST, video, place, 10)
         assert rest == found[3:]
 
     tended = english, translated, failed, edited, deleted, skipped, emoji

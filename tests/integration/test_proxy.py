@@ -120,6 +120,28 @@ def test_reads_go_to_the_queries_and_all_else_to_the_commands(
     assert json.loads(asked) == [ports[side], method]
 
 
+@pytest.mark.parametrize("method", ["HEAD", "GET", "POST", "PATCH", "DELETE", "OPTIONS"])
+def test_all_of_tus_goes_to_the_commands(
+    client: httpx.Client, ports: dict[str, int], method: str
+) -> None:
+    asked = client.request(method, "/tus/uploads/1").headers["X-Asked"]
+    assert json.loads(asked) == [ports["commands"], method]
+
+
+def test_bytes_by_tus_may_be_many_and_pass_as_they_come(client: httpx.Client) -> None:
+    size = 9 * 1024 * 1024
+    assert client.patch("/tus/uploads/1", content=b"x" * size).json()["size"] == size
+    Told.arrived.clear()
+
+    def halves() -> Iterator[bytes]:
+        yield b"1234"
+        assert Told.arrived.wait(DEADLINE_SECONDS), "the proxy waits for the rest of the body"
+        yield b"5678"
+
+    answer = client.patch("/tus/uploads/1", content=halves(), headers={"Content-Length": "8"})
+    assert answer.json()["size"] == 8
+
+
 def test_what_was_asked_arrives_as_it_was(client: httpx.Client) -> None:
     given = {"Authorization": "Bearer a.b.c", "Backlot-Min-Position": "7", "Idempotency-Key": "k"}
     told = client.get("/videos?cursor=a%2Fb&limit=2", headers=given).json()

@@ -19,7 +19,7 @@ from infra.http.problems import Problem
 from infra.http.shapes import BEGINNING, InvalidPosition, Position, decode_position
 from projections.integration_events import TOPICS, Message
 from readapi.events import MessagePage, PublishedMessages, Wanted, read_page
-from readapi.live import LiveLimits
+from readapi.stream_slots import LiveLimits
 from tests.integration.consuming_support import VIDEO, run
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from domain.person import stream_id as person_of
 from domain.upload import Upload, Visibility
 from infra import metrics
 from infra.pseudonyms import OwnNames
-from readapi import video_cache
+from readapi import liked_cache
 from tests.integration.event_log import rows
 from tests.integration.projection_support import origin
 from tests.integration.read_community import (
@@ -29,6 +30,7 @@ from tests.integration.read_community import (
     Models,
     asked,
     change,
+    comment_paths,
     look_around,
     paths,
     shown,
@@ -76,7 +78,9 @@ def test_whatever_happens_the_answers_are_those_of_a_new_process(
         disturb(site, models, dice, video)
         about = [*paths({video})]
         others = [*paths(each.id for each in community.uploads[-6:])]
-        chosen = [*dice.sample(about, 8), *dice.sample(others, 4)]
+        chosen = [*dice.sample(about, 10), *dice.sample(others, 4)]
+        if community.comments:
+            chosen += dice.sample([*comment_paths(community.comments[-3:])], 4)
         compare(site, other, models, chosen, f"seed {seed}, {kind.TOPIC}")
 
 
@@ -180,6 +184,32 @@ def test_likes_and_views_are_added_in_memory(site: Site, models: Models) -> None
     assert shown(site, video, "ann")["likes"] == 1
 
 
+def test_likes_of_comments_are_added_in_memory(site: Site, models: Models) -> None:
+    """The same of comments, and of replies that nobody has in memory."""
+    video = site.writer.video(OWNER).id
+    comment, other = (site.writer.comment(video) for _ in range(2))
+    site.writer.like_comment(comment, "ann")
+    models.advance()
+
+    def told(user: str | None) -> list[tuple[int, bool | None]]:
+        items = asked(site, f"/videos/{video}/comments", user)[1]["items"]
+        return [(each["likeCount"], each.get("hasLiked")) for each in items]
+
+    assert told("ann") == [(0, False), (1, True)]
+    assert told(None) == [(0, None), (1, None)]
+    loaded = loads("comments"), loads("comment likes")
+    site.writer.like_comment(comment, "bob", "cat")
+    site.writer.like_comment(other, "ann")
+    assert told("ann") == [(1, True), (3, True)]
+    site.writer.save(site.writer.wish_comment("unlike", comment, "ann"))
+    assert told("ann") == [(1, True), (2, False)]
+    assert told(None) == [(1, None), (2, None)]
+    assert (loads("comments"), loads("comment likes")) == loaded
+    models.advance()
+    site.forget()
+    assert told("ann") == [(1, True), (2, False)]
+
+
 def loads(kind: str) -> float:
     return metrics.value("backlot_read_cache_reads_total", kind=kind, outcome="miss")
 
@@ -210,10 +240,38 @@ def liked_of(site: Site, user: str) -> list[UUID]:
         query = f"/videos/liked?limit=2&cursor={page['nextCursor']}"
 
 
+def test_what_several_viewers_like_is_read_with_one_statement(
+    site: Site, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gets their own, newest first: whoever likes nothing, or too much to keep, among them."""
+    monkeypatch.setattr(liked_cache, "MOST_LIKES", 3)
+    videos = [site.writer.video(OWNER).id for _ in range(5)]
+    likes = {"ann": videos[:3], 'b"o,b}': [videos[2], videos[0]], "eve": [], "zoe": videos}
+    for viewer, liked in likes.items():
+        for video in liked:
+            site.writer.like(video, viewer)
+    models.advance()
+    pool, lent = site.queries.pool, []
+
+    def counted() -> Any:
+        lent.append(1)
+        return type(pool).connection(pool)
+
+    async def ask() -> list[Any]:
+        await site.queries.tail.confirm()
+        monkeypatch.setattr(pool, "connection", counted)
+        return await asyncio.gather(*map(site.queries.cache.liked.all, likes))
+
+    found = site.run(ask())
+    assert len(lent) == 1
+    told = [None if each is None else [*each.things] for each in found]
+    assert told == [videos[2::-1], [videos[0], videos[2]], [], None]
+
+
 def test_who_likes_more_than_is_kept_is_told_the_same(
     site: Site, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video_cache, "MOST_LIKES", 3)
+    monkeypatch.setattr(liked_cache, "MOST_LIKES", 3)
     videos = [site.writer.video(OWNER).id for _ in range(6)]
     for count, video in enumerate(videos[:5], 1):
         site.writer.like(video, "ann")
@@ -263,6 +321,7 @@ class Names(OwnNames):
     """User ids, which a test may forget."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.known: dict[str, str] = {}
 
     def recall(self, pseudonyms: Iterable[str]) -> dict[str, str]:

@@ -167,6 +167,8 @@ def test_comments_newest_first(site: Site) -> None:
         "confidence": 0.99,
         "translationStatus": "not_needed",
         "edited": True,
+        "replyCount": 0,
+        "likeCount": 0,
     }
 
 

@@ -211,6 +211,45 @@ def test_comments_come_as_a_list_of_them_shows_them(site: Site) -> None:
     site.run(story())
 
 
+def test_counts_come_as_the_newest_numbers_and_replies_by_a_name_of_their_own(site: Site) -> None:
+    """To those who watch, and once to whoever comes back."""
+    video = site.writer.video("alice").id
+
+    async def run() -> None:
+        comment = await written(site, video, "first")
+        async with live(site) as found:
+            page = following(found, video)
+            assert await page.likes() == 0
+            await asyncio.to_thread(site.writer.like_comment, comment, "ann", "bob")
+            told = await page.next()
+            about = {"commentId": str(comment.id)}
+            assert (told.kind, told.data) == (
+                "comment-counts",
+                {**about, "likeCount": 2, "replyCount": 0},
+            )
+            begun = told.position
+            reply = await asyncio.to_thread(
+                site.writer.comment, video, "bob", "a reply", None, comment.id
+            )
+            told = await page.next()
+            assert (told.kind, told.data["parentId"]) == ("reply", str(comment.id))
+            told = await page.next()
+            assert told.data == {**about, "likeCount": 2, "replyCount": 1}
+            await save(site, lambda: reply.delete(origin("bob")), reply)
+            told = await page.next()
+            assert (told.kind, told.data) == ("comment-removed", {"commentId": str(reply.id)})
+            now = {**about, "likeCount": 2, "replyCount": 0}
+            assert (await page.next()).data == now
+            back = following(found, video, since=begun)
+            missed = [await back.next(), await back.next()]
+            assert {each.kind: each.data for each in missed} == {
+                "comment-removed": {"commentId": str(reply.id)},
+                "comment-counts": now,
+            }
+
+    site.run(run())
+
+
 def test_what_not_everybody_sees_is_told_to_nobody(site: Site) -> None:
     video = site.writer.video("alice")
     owner = origin("alice")

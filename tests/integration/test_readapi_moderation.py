@@ -8,7 +8,10 @@ from typing import Any, ClassVar, LiteralString
 
 import httpx
 import pytest
+from psycopg import Cursor
+from psycopg.rows import TupleRow
 
+from domain.comment import Comment
 from domain.moderation import (
     ActingAs,
     Decision,
@@ -20,10 +23,12 @@ from domain.moderation import (
     block_id,
 )
 from domain.upload import CommentPolicy
+from engine.projection import Batch, columns
 from engine.replay.records import Purpose, ReplayOptions
 from infra.http.auth import mint_token
 from projections.catalog import Catalog
 from projections.comment_tables import FIRST_TABLES
+from projections.comment_tallies import ADD_DELTAS
 from projections.comments import Comments
 from projections.likes import Likes
 from projections.moderation import Moderation
@@ -204,12 +209,26 @@ class TestQueries:
         assert site.ask(path).json()["commentPolicy"] == "closed"
 
 
+POST: LiteralString = """
+INSERT INTO {schema}.comments
+    (comment_id, video_id, position, author, content, created_at, written_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
+"""
+
+
 class CommentsTwo(Comments):
     """As the release before made it: without tables for what is hidden."""
 
     version = 2
     tables = FIRST_TABLES
     additions: ClassVar[Mapping[int, LiteralString]] = {}
+
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        events = ((at, event) for at, event in batch if isinstance(event, Comment.Posted))
+        for at, e in events:
+            row = (e.originator_id, e.video_id, at, e.author, e.content, e.timestamp, e.timestamp)
+            cursor.execute(self.sql(POST), row)
+            cursor.execute(self.sql(ADD_DELTAS), columns([(e.video_id, 1)]))
 
 
 def test_the_copy_of_a_former_release_grows_at_the_start(

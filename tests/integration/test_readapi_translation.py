@@ -20,7 +20,7 @@ from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
 from projections.translation import Translations
-from readapi.comments import preferred
+from readapi.translation import preferred
 from tests.integration.projection_support import hosting, origin
 from tests.integration.readapi_support import Site
 from tests.support import ended, until

@@ -25,6 +25,7 @@ from engine.projection import Projection
 from engine.replay.records import ReplayOptions, ReplayState
 from infra.postgres.connection import column
 from projections.catalog import Catalog
+from projections.comment_order import CommentOrder, CommentPlace
 from projections.comments import Comments
 from projections.like_counters import read_counters
 from projections.likes import SUMS, Likes
@@ -144,7 +145,7 @@ def looks_at_comments(comments: Comments, videos: Sequence[UUID]) -> list[Look]:
             grows.number(f"comments of {video}", count)
 
     async def page(conn: AsyncConnection[Any]) -> None:
-        found = await comments.page(conn, videos[0], END, 10_000)
+        found = await comments.page(conn, CommentOrder.NEWEST, videos[0], CommentPlace(END), 10_000)
         grows.keys("comments", [row.comment_id for row in found])
         (noted,) = [row for row in found if row.content.isdigit()]
         grows.number("revision", int(noted.content) + 1)

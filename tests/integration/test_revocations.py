@@ -156,10 +156,10 @@ def test_what_no_token_can_outlive_is_dropped_from_memory(recorder: GroupCommitR
     subject = authenticator()
     found = follower(recorder, subject, clock=lambda: now[0])
     asyncio.run(found.refresh())
-    assert subject._revoked.tokens == {"t-1"}
+    assert subject.revoked.tokens == {"t-1"}
     now[0] += WEEK + timedelta(seconds=1)
     asyncio.run(found.refresh())
-    assert (subject._revoked.tokens, list(found.standing)) == (frozenset(), [])
+    assert (subject.revoked.tokens, list(found.standing)) == (frozenset(), [])
 
 
 def test_the_second_revocation_of_a_user_holds(recorder: GroupCommitRecorder) -> None:
@@ -175,4 +175,4 @@ def test_the_second_revocation_of_a_user_holds(recorder: GroupCommitRecorder) ->
     asyncio.run(found.refresh())
     latest: dict[UUID, float] = {each.id: each.at.timestamp() for each in found.standing}
     assert list(latest) == [second.revocation_id, first.revocation_id]
-    assert subject._revoked.users == {"ann": latest[second.revocation_id]}
+    assert subject.revoked.users == {"ann": latest[second.revocation_id]}

@@ -13,10 +13,10 @@ import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
+from projections.analytics.periods import Counts
 from projections.analytics.queries import (
     LENGTHS,
     Bucket,
-    Counts,
     Range,
     Stats,
     TooManyPoints,

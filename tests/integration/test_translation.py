@@ -8,12 +8,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from commands.comments import (
-    EditComment,
-    Failed,
-    NewText,
-    RecordTranslation,
-)
+from commands.comments import EditComment, NewText
+from commands.translation import Failed, RecordTranslation
 from domain.moderation import ActingAs, Hold, HoldCause
 from domain.upload import NOBODY
 from infra.language.detector import TextDetector

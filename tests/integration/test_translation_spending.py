@@ -9,10 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from commands.comments import (
-    EditComment,
-    NewText,
-)
+from commands.comments import EditComment, NewText
 from domain.upload import NOBODY
 from infra import metrics
 from infra.tasks.queues import Postponed

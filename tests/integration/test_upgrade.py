@@ -104,7 +104,7 @@ class OperationsOne(Operations):
 class Renamed(LikesTwo):
     """The next version without a column that the release before asks for."""
 
-    tables = TABLES.replace("likes bigint", "total bigint")
+    tables = TABLES.replace("likes bigint", "total bigint", 1)
 
 
 class TestFeeding:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from domain.comment_likes import CommentLikes
 from domain.upload import Upload, Visibility
 from engine.completeness import completeness
 from engine.installation import install
@@ -23,7 +24,7 @@ from engine.projection import Projection
 from projections.analytics import videos
 from projections.analytics.schema import migrate
 from projections.catalog import ADD_VISIBILITY, Catalog
-from projections.likes import ADD_PRIVATE, Likes
+from projections.likes import ADD_PRIVATE, FIRST_TABLES, Likes
 from tests.integration.event_log import rows
 from tests.integration.projection_spec import ProjectionSpec
 from tests.integration.projection_support import Writer, caught_up, hosting, origin
@@ -208,9 +209,11 @@ class LikesOne(Likes):
 
     version = 1
     events = tuple(  # type: ignore[assignment]  # a shorter one
-        event for event in Likes.events if event is not Upload.VisibilityChanged
+        event
+        for event in Likes.events
+        if event not in (Upload.VisibilityChanged, *CommentLikes.events())
     )
-    tables = Likes.tables.replace(f";\n{ADD_PRIVATE}", "")
+    tables = FIRST_TABLES.replace(f";\n{ADD_PRIVATE}", "")
     additions: ClassVar[Any] = {}
 
 

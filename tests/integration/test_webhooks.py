@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -18,6 +19,7 @@ from commands.webhooks import (
     SkipDelivery,
     TryWebhook,
 )
+from domain.errors import Conflict, NotFound
 from engine.persons import Persons
 from infra import metrics
 from infra.http.shapes import BEGINNING
@@ -29,6 +31,7 @@ from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
 from tests.integration.relay_support import watch_everything, write_everything
 from tests.integration.webhook_support import (
+    Desk,
     Received,
     Receiver,
     receiving,
@@ -79,6 +82,11 @@ def test_all_topics_are_delivered_as_services_read_them_and_signed(
     run(scenario)
 
 
+def tried_thrice(desk: Desk) -> int:
+    """How many deliveries wait for their long pause: what comes of an attempt is written down."""
+    return sum(attempts == 3 for _, _, attempts, _ in desk.deliveries("waiting"))
+
+
 def lag(webhook: UUID, what: str = "events") -> float:
     return metrics.value(f"backlot_webhook_lag_{what}", webhook=str(webhook))
 
@@ -99,7 +107,7 @@ def test_what_fails_holds_back_its_key_alone_and_keeps_the_order(
             await until(lambda: len(receiver.taken) == 36 and len(receiver.all) == 39)
             # Of the key that fails, nothing but its first was tried.
             assert len({each.id for each in receiver.all if each.key == bad}) == 1
-            assert len(desk.deliveries("waiting")) == 12
+            await until(lambda: len(desk.deliveries("waiting")) == 12 and tried_thrice(desk) == 1)
             await until(lambda: lag(webhook) == 12 and lag(webhook, "seconds") > 0)
             refusing[0] = False
             await desk.do(AlterWebhook(webhook, enabled=True))
@@ -135,6 +143,29 @@ def test_a_restart_delivers_nothing_again_and_a_crash_what_was_under_way(
         assert positions == sorted(positions)
         assert len(receiver.taken) == 7
         assert receiver.ids[4] == receiver.ids[5]
+
+    run(scenario)
+
+
+def test_another_process_takes_over_where_one_ends(
+    database_url: str, writer: Writer, persons: Persons
+) -> None:
+    async def scenario() -> None:
+        video = uuid4()
+        async with receiving() as receiver, AsyncExitStack() as others:
+            async with sending(database_url, persons) as desk:
+                await desk.add(receiver.url, VIDEO_LIKED)
+                likes_of(writer, 3, video)
+                await until(lambda: len(desk.deliveries("delivered")) == 3)
+                other = await others.enter_async_context(sending(database_url, persons))
+                writer.like(video, "side by side")
+                await until(lambda: len(desk.deliveries("delivered")) == 4)
+            writer.like(video, "late")
+            await until(lambda: len(other.deliveries("delivered")) == 5)
+        (positions,) = receiver.by_key().values()
+        assert positions == sorted(positions)
+        # Neither has sent what the other had.
+        assert len(receiver.taken) == len(positions) == 5
 
     run(scenario)
 
@@ -210,6 +241,12 @@ def test_deliveries_are_tried_repeated_skipped_and_forgotten(
             await until(lambda: len(receiver.taken) == 2)
             await until(lambda: len(desk.deliveries("delivered")) == 2)
             _, (liked, *_) = desk.deliveries("delivered")
+            with pytest.raises(Conflict):
+                await desk.do(SkipDelivery(webhook, liked))
+            for asks in (RepeatDelivery, SkipDelivery):
+                for where in ((webhook, liked + 1_000), (uuid4(), liked)):
+                    with pytest.raises(NotFound):
+                        await desk.do(asks(*where))
             await desk.do(RepeatDelivery(webhook, liked))
             await until(lambda: receiver.ids[1:] == [receiver.ids[1]] * 2)
             poison, behind = (
@@ -219,6 +256,8 @@ def test_deliveries_are_tried_repeated_skipped_and_forgotten(
             writer.save(*(writer.wish("like", video, viewer) for viewer in ("bob", "eve")))
             await until(lambda: any(each[3] == 422 for each in desk.deliveries("waiting")))
             (stuck, *_), *_ = desk.deliveries("waiting")
+            with pytest.raises(Conflict):
+                await desk.do(RepeatDelivery(webhook, stuck))
             await desk.do(SkipDelivery(webhook, stuck))
             await desk.until_taken(receiver, [event_name(behind)])
             assert [each[0] for each in desk.deliveries("skipped")] == [stuck]
@@ -276,7 +315,7 @@ def test_what_waits_is_bounded_and_the_log_is_the_queue(
             sending(database_url, persons) as desk,
         ):
             webhook = await desk.add(receiver.url, VIDEO_LIKED)
-            await until(lambda: len(receiver.all) == 3 * 8)
+            await until(lambda: len(receiver.all) == 3 * 8 and tried_thrice(desk) == 8)
             assert len(desk.deliveries("waiting")) == 15
             await until(lambda: lag(webhook) >= 80)
             answers[0] = 200

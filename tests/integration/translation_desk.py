@@ -9,10 +9,7 @@ from uuid import UUID, uuid4
 
 from fakeredis import FakeServer
 
-from commands.comments import (
-    CommentText,
-    FindCommentText,
-)
+from commands.translation import CommentText, FindCommentText
 from engine.event_store import GroupCommitRecorder
 from infra.redis import embedded_redis
 from infra.settings import load_settings

@@ -22,6 +22,7 @@ from engine.command_bus import CommandBus, Executed
 from engine.event_store import GroupCommitRecorder, open_recorder
 from engine.installation import make_tables
 from engine.persons import Persons
+from engine.projection import ReadModels
 from engine.subscription import Notifications
 from infra.settings.features import WebhookSettings
 from infra.standard_webhooks import derive_secret
@@ -31,7 +32,7 @@ from tests.integration.buses import execute, open_bus
 from tests.integration.event_log import rows
 from tests.integration.person_support import KEK
 from tests.support import ended, until
-from workers.webhooks import subscribe_webhooks
+from workers.webhooks import lookups, subscribe_webhooks
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 # What fails is soon tried again, and then rests until somebody enables the webhook.
@@ -202,7 +203,7 @@ async def sending(database_url: str, persons: Persons, **options: Any) -> AsyncI
     """A process that sends; it ends as by a cancellation."""
     recorder = open_recorder(database_url)
     try:
-        async with open_bus(recorder) as bus:
+        async with open_bus(recorder, readers=lookups(ReadModels(()))) as bus:
             notifications = Notifications(database_url)
             wake = notifications.subscribe()
             given = database_url, sending_settings(**options), persons, bus, wake

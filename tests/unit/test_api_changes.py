@@ -107,7 +107,7 @@ BREAKING: dict[str, tuple[Edit, str, str]] = {
     ),
     "a shorter limit": (
         lambda new: schemas(new)["WriteComment"]["properties"]["content"].update(maxLength=100),
-        "postComment",
+        "editComment",
         "the body.content: maxLength was 10000, is 100",
     ),
     "another type": (

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
+import orjson
 import pytest
 from fakeredis import FakeServer
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-from infra.cache import CachedValue, Generations, Lifetimes, OptionalRedis, ReadThroughCache
+from domain.feedback import Signal, Variant
+from infra.cache import (
+    CachedValue,
+    Generations,
+    Lifetimes,
+    OptionalRedis,
+    ReadThroughCache,
+    quick_json,
+)
+from infra.http.shapes import Position
 from infra.redis import embedded_redis
+from projections.recommendations.model import (
+    RankedRecommendations,
+    RankedVideo,
+    RecommendationSource,
+)
+from projections.recommendations.recommender import FORM
 
 pytestmark = pytest.mark.anyio
 
@@ -97,3 +114,24 @@ async def test_nothing_holds_while_redis_is_away() -> None:
     server.connected = False
     assert not await one.holds(found)
     await redis.aclose()
+
+
+def test_what_is_encoded_quickly_is_read_as_ever() -> None:
+    near = RankedVideo(UUID(int=1), 0.1, "Because you liked “Täler”", UUID(int=2), True)
+    made = RankedRecommendations(
+        RecommendationSource.LLM,
+        (near, RankedVideo(UUID(int=3), 1e-12, "New", signal=Signal.NEW, variant=Variant.B)),
+        whole=False,
+        told={UUID(int=2): ("Täler", None)},
+        rival=(near,),
+        experiment=7,
+    )
+    value = CachedValue(made, AT, "generation", None, Position(7, 2))
+    assert FORM.validate_json(quick_json(value)) == value
+    # But for how a time says that it is UTC.
+    assert quick_json(value) == FORM.dump_json(value).replace(b"Z", b"+00:00")
+
+
+def test_what_has_no_form_is_not_encoded() -> None:
+    with pytest.raises(orjson.JSONEncodeError):
+        quick_json({"what": object()})

@@ -15,10 +15,12 @@ from engine.log import END_OF_LOG
 from engine.tail import Lru
 from infra.http.shapes import Position
 from projections.analytics.calendar import DAY, HOUR
-from projections.analytics.queries import Bucket, Counts, Range, Reached, Stats
+from projections.analytics.periods import Counts
+from projections.analytics.queries import Bucket, Range, Reached, Stats
 from readapi import caches
-from readapi.analytics import Figures, FiguresAt, VideoStats, stats_as_json
+from readapi.analytics import stats_as_json
 from readapi.caches import Listed, ListSegment, VideoLists
+from readapi.stats import Figures, FiguresAt, VideoStats
 
 NOW = datetime(2026, 11, 30, 12, 34, 56, tzinfo=UTC)
 NOWHERE = Reached(Position(1), 1)

@@ -59,7 +59,7 @@ def backlot(
     return Run(capsys, monkeypatch)
 
 
-GROUPS = ["events", "likes", "projections", "projections parked", "tasks", "topics"]
+GROUPS = ["analytics", "events", "likes", "projections", "projections parked", "tasks", "topics"]
 
 
 @pytest.mark.parametrize("path", sorted(words for words, _ in every_command()))
@@ -346,6 +346,7 @@ def test_the_doctor_of_a_fresh_machine_finds_nothing_to_mend(
         "llm",
         "embeddings",
         "erasure",
+        "webhooks",
         "seals",
         "keys",
         "auth",

@@ -316,3 +316,27 @@ class TestLanguagesThatReadersAskFor:
     def test_what_is_said_of_another_text_is_dropped(self, history: Any) -> None:
         given(Comment, *history).when(into_german(1)).then()
         given(Comment, *history).when(leave("failed")).then()
+
+
+class TestReplies:
+    PARENT = UUID("3e0a5f86-2c57-4f1d-9d0b-6b1f0e9a77c1")
+
+    def test_every_event_of_a_reply_names_what_it_answers(self) -> None:
+        keys = {**KEYS, "parent_id": self.PARENT}
+        posted = fact(Comment.Posted, ANN, **keys, content="Two")
+        reply = lambda comment: comment.post(VIDEO, "Two", ANN, parent_id=self.PARENT)  # noqa: E731 - as the others
+        given(Comment).when(reply).then(posted)
+        given(Comment, posted).when(delete).then(fact(Comment.Deleted, ANN, **keys))
+
+    def test_a_reply_to_a_reply_belongs_to_the_same_comment(self) -> None:
+        comment = Comment.blank(UUID(int=1))
+        comment.post(VIDEO, "One", ANN)
+        assert comment.require_thread(VIDEO) == comment.id
+        reply = Comment.blank(UUID(int=2))
+        reply.post(VIDEO, "Two", ANN, parent_id=comment.id)
+        assert reply.require_thread(VIDEO) == comment.id
+        with pytest.raises(NotFound):
+            reply.require_thread(UUID(int=3))
+        reply.delete(ANN)
+        with pytest.raises(NotFound):
+            reply.require_thread(VIDEO)

@@ -37,6 +37,7 @@ TYPES: dict[Any, str] = {
     float: "number",
     float | None: "number?",
     UUID: "UUID",
+    UUID | None: "UUID?",
     datetime: "time",
     dict[str, object]: "object",
     dict[str, int]: "object",

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.comment import Comment
+from domain.comment_likes import CommentLikes
 from domain.model import Aggregate, Origin
 from domain.person import Person
 from domain.upload import Upload
@@ -107,6 +108,8 @@ def test_each_projection_wants_what_it_can_write() -> None:
     assert set(Likes.events) == {
         VideoLikes.Liked,
         VideoLikes.Unliked,
+        CommentLikes.Liked,
+        CommentLikes.Unliked,
         Upload.VisibilityChanged,
         Upload.Removed,
         Person.Forgotten,

@@ -430,6 +430,8 @@ def test_one_subscriber_of_ipv6_is_one_caller() -> None:
         ("GET", "/videos/1", "read"),
         ("GET", "/uploads/1", "read"),
         ("GET", "/analytics/trending", "read"),
+        ("GET", "/users/1/stats", "read"),
+        ("GET", "/users/1/export", "admin"),
         ("GET", "/audit/events", "admin"),
         ("POST", "/projections/likes/replay", "admin"),
         ("GET", "/metrics", "admin"),

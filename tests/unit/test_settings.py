@@ -178,6 +178,10 @@ def test_a_configured_public_url_loses_its_slash() -> None:
         ("BACKLOT_ROLES", " , ", "at least one"),
         ("BACKLOT_PUBLIC_URL", "media.example", "http://"),
         ("DATABASE_URL", "mysql://u:hunter2@db/x", "postgresql://"),
+        ("DATABASE_LISTEN", "localhost:5433", "an IP address"),
+        ("DATABASE_LISTEN", "0", "from 1 to 65535"),
+        ("DATABASE_LISTEN", "127.0.0.1", "from 1 to 65535"),
+        ("DATABASE_LISTEN", "127.0.0.1:65536", "from 1 to 65535"),
         ("DATABASE_URL", "postgresql://u:hunter2%zz@db/x", "libpq"),
         ("REDIS_URL", "http://:hunter2@cache", "redis://"),
         ("REDIS_URL", "redis://u:hunter2@cache/first", "is not a Redis URL"),
@@ -392,8 +396,25 @@ def test_files_of_certificates_are_part_of_the_url_of_an_encrypted_redis() -> No
         ({"KAFKA_SSL_CA_FILE": "/c"}, "KAFKA_SECURITY_PROTOCOL: SSL or SASL_SSL"),
         ({"KAFKA_SSL_KEY_PASSWORD": "hunter2"}, "KAFKA_SSL_KEY_FILE: set it too"),
         ({"DATABASE_OWNER_URL": "postgresql://owner@db/b"}, "DATABASE_URL: set it too"),
+        ({"DATABASE_URL": "postgresql://db/b", "DATABASE_LISTEN": "5433"}, "DATABASE_LISTEN: the"),
     ],
 )
 def test_half_a_trust_is_refused(given: dict[str, str], told: str) -> None:
     with pytest.raises(SettingsError, match=told):
         load_settings(given)
+
+
+@pytest.mark.parametrize(
+    ("said", "address", "is_loopback"),
+    [
+        ("5433", "127.0.0.1:5433", True),
+        (" 127.0.0.2:5433 ", "127.0.0.2:5433", True),
+        ("[::1]:5433", "[::1]:5433", True),
+        ("0.0.0.0:5433", "0.0.0.0:5433", False),
+    ],
+)
+def test_where_the_embedded_database_listens(said: str, address: str, is_loopback: bool) -> None:
+    listen = load_settings({"DATABASE_LISTEN": said}).database.listen
+    assert listen is not None
+    assert (str(listen), listen.is_loopback) == (address, is_loopback)
+    assert load_settings({}).database.listen is None

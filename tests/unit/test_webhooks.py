@@ -81,11 +81,23 @@ class TestDecisions:
             lambda: webhooks.change(nobody, URL, None, ORIGIN),
             lambda: webhooks.enable(nobody, ORIGIN),
             lambda: webhooks.test(nobody, uuid4(), ORIGIN),
-            lambda: webhooks.skip(nobody, 1, ORIGIN),
-            lambda: webhooks.repeat(nobody, 1, ORIGIN),
+            lambda: webhooks.skip(nobody, 1, True, ORIGIN),
+            lambda: webhooks.repeat(nobody, 1, False, ORIGIN),
         ):
             with pytest.raises(NotFound):
                 decide()
+
+    def test_only_what_waits_is_skipped_and_only_what_does_not_repeated(self) -> None:
+        webhooks = added()
+        for decide, waits in ((webhooks.skip, True), (webhooks.repeat, False)):
+            before = len(webhooks.pending_events)
+            with pytest.raises(NotFound):
+                decide(ID, 1, None, ORIGIN)
+            with pytest.raises(Conflict):
+                decide(ID, 1, not waits, ORIGIN)
+            assert len(webhooks.pending_events) == before
+            decide(ID, 1, waits, ORIGIN)
+            assert len(webhooks.pending_events) == before + 1
 
     def test_secrets_overlap_as_long_as_was_said_and_not_longer(self) -> None:
         webhooks = added()

@@ -21,7 +21,7 @@ from backlot_client.generated.api.comments import list_comments, post_comment
 from backlot_client.generated.api.likes import like_video
 from backlot_client.generated.api.uploads import complete_upload, get_upload, start_upload
 from backlot_client.generated.api.videos import get_video
-from backlot_client.generated.models import ProblemDetails, StartUpload, WriteComment
+from backlot_client.generated.models import NewComment, ProblemDetails, StartUpload
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ def main(film: Path) -> None:
     with client:
         video_id = upload(client, film.read_bytes())
         liked = answered(like_video.sync(video_id, client=client))
-        body = WriteComment("Nice rain")
+        body = NewComment("Nice rain")
         posted = post_comment.sync_detailed(video_id, client=client, body=body)
         video = answered(get_video.sync(video_id, client=client))
         comments = answered(list_comments.sync(video_id, client=client))

@@ -1,0 +1,28 @@
+"""Lists, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+from backlot_client.generated.types import UNSET, Unset
+
+T = TypeVar("T")
+
+
+class Page(Protocol[T]):
+    """A page of a list, as generated; the last one has no cursor."""
+
+    items: list[T]
+    next_cursor: str | Unset
+
+
+def all_items(page_at: Callable[[str | Unset], Page[T]]) -> Iterator[T]:
+    """Return the items of all pages; each page is asked for when the one before is used up."""
+    cursor: str | Unset = UNSET
+    while True:
+        page = page_at(cursor)
+        yield from page.items
+        if isinstance(page.next_cursor, Unset):
+            return
+        cursor = page.next_cursor

@@ -1,0 +1,10 @@
+export { Backlot, type BacklotOptions } from './client.js';
+export type { ListenOptions, LiveEvent, LiveOptions } from './live.js';
+export { items, type Page } from './pages.js';
+export { merged } from './positions.js';
+export { Problem } from './problem.js';
+export type { RetryOptions } from './retries.js';
+export { blobSource, streamSource, type Source } from './sources.js';
+export type { TokenSource } from './tokens.js';
+export type { Fetch } from './transport.js';
+export type { Uploaded, UploadOptions } from './upload.js';
