@@ -64,8 +64,11 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 def changed(text: str, diff: str) -> str:
-    """The text with each hunk of a diff put in; a hunk has to fit in one place."""
-    for hunk in diff.split("@@\n"):
+    """The text with each hunk of a diff put in; a hunk has to fit in one place.
+
+    A line without anything, as editors leave it where a space ends a line, is an empty one.
+    """
+    for hunk in re.sub(r"(?m)^\n", " \n", diff).split("@@\n"):
         lines = hunk.splitlines(keepends=True)
         before = "".join(line[1:] for line in lines if line[0] in " -")
         after = "".join(line[1:] for line in lines if line[0] in " +")
