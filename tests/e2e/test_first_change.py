@@ -6,6 +6,7 @@ Its `make` and `git` are the real ones. What it only mentions, such as `make che
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.e2e.releases import copy_of_source
 from tests.support import DEADLINE_SECONDS, PROJECT, requires
 
 GUIDE = PROJECT / "docs" / "guides" / "contributor.md"
+OURS = re.compile("MAKE|MFLAGS|GIT_")
 WHO = {
     f"GIT_{role}_{what}": text
     for role in ("AUTHOR", "COMMITTER")
@@ -41,8 +43,8 @@ class Clone:
 
     def types(self, command: str) -> tuple[int, str]:
         """Type it into a shell; return how it ended, and what it printed."""
-        # Whoever runs these tests by `make` has handed on the arguments of theirs.
-        inherited = {name: text for name, text in os.environ.items() if "MAKE" not in name}
+        # `make`, or a hook of Git, that runs these tests hands on its arguments, or its repository.
+        inherited = {name: os.environ[name] for name in os.environ if not OURS.match(name)}
         # What is installed is the source, not this copy of it.
         own = {"PYTHONPATH": str(self.folder), "GIT_CONFIG_GLOBAL": os.devnull}
         ran = subprocess.run(
@@ -89,6 +91,5 @@ def test_a_first_change_is_seen_to_fail_and_ends_in_a_commit(a_clone: Clone) -> 
         change.apply(a_clone.folder)
     assert "'maxLength': 2000" in succeeds()
     _, _, committed = succeeds().partition("Take longer details of reports\n\n")
-    files = {line.split()[0] for line in committed.splitlines()[:-1]}
-    assert files == {block.path for block in (test, *changes)}
+    assert set(committed.splitlines()) == {block.path for block in (test, *changes)}
     assert next(typed, None) is None
