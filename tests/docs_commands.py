@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from tests.structure import nodes_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 PACKAGES = ("backlot", "commands", "infra", "projections", "readapi", "workers")
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -42,9 +43,9 @@ def shell_blocks(page: Path) -> list[str]:
     return SHELL.findall(page.read_text())
 
 
-def in_pages() -> Iterator[Named]:
+def in_pages(pages: Iterable[Path]) -> Iterator[Named]:
     """Each command of each page, in order: in shell blocks, and within sentences."""
-    for page in PAGES:
+    for page in pages:
         text = REFERENCE.sub("", page.read_text())
         for block in SHELL.findall(text):
             yield from _calls(page.name, re.sub(r"(?m)(?:^| +)# .*$", "", block))
@@ -81,7 +82,7 @@ def _filled_in(word: str) -> str:
     """A word with what stands for something filled in."""
     if word == "CORRELATION_ID":
         return CORRELATION
-    if re.fullmatch(r"\$ID|[A-Z]+_ID|[0-9a-f]{8}-…", word):
+    if re.fullmatch(r"\$ID|\$?[A-Z]+_ID|[0-9a-f]{8}-…", word):
         return UUID
     return word
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from tests.e2e import guide
 from tests.e2e.program import Program
 from tests.e2e.videos import upload
 from tests.support import requires, unused_port
@@ -74,6 +75,13 @@ def make_program(short_dir: Path) -> Iterator[Callable[..., Program]]:
     yield make
     for program in made:
         program.clean_up()
+
+
+@pytest.fixture
+def clone(short_dir: Path) -> Iterator[Path]:
+    """A folder with what a reader has in a clone after `make up`."""
+    with guide.clone(short_dir / f"clone-{next(_numbers)}") as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -2,57 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from tests.e2e.guide import Block, blocks
 from tests.e2e.program import Program
 from tests.e2e.releases import copy_of_source
 from tests.e2e.videos import read, upload
 from tests.support import PROJECT, eventually
 
 GUIDE = PROJECT / "docs" / "adding-a-feature.md"
-BLOCK = re.compile(r"(?ms)^### (?P<path>\S+)\n\n```(?P<kind>\w+)\n(?P<text>.*?)^```$")
 # What compares the code with its declarations, its documents and its stored events.
 JUDGES = ("bookmarks", "features", "docs", "codec", "architecture", "routes")
-
-
-class Block(NamedTuple):
-    """A fenced block of the guide, and the file that it makes or changes."""
-
-    path: str
-    kind: str
-    text: str
-
-    def apply(self, folder: Path) -> None:
-        """Make the file, or change it where the block is a diff."""
-        path = folder / self.path
-        if self.kind == "diff":
-            path.write_text(changed(path.read_text(), self.text))
-        else:
-            assert not path.exists(), f"{self.path} is there already"
-            path.write_text(self.text)
-
-
-def blocks(page: str) -> Iterator[Block]:
-    for match in BLOCK.finditer(page):
-        yield Block(match["path"], match["kind"], match["text"])
-
-
-def changed(text: str, diff: str) -> str:
-    """The text with each hunk of a diff put in; a hunk has to fit in one place."""
-    for hunk in diff.split("@@\n"):
-        lines = hunk.splitlines(keepends=True)
-        before = "".join(line[1:] for line in lines if line[0] in " -")
-        after = "".join(line[1:] for line in lines if line[0] in " +")
-        assert f"\n{text}".count(f"\n{before}") == 1, f"fits in no place, or in many:\n{before}"
-        text = f"\n{text}".replace(f"\n{before}", f"\n{after}")[1:]
-    return text
 
 
 @pytest.fixture(scope="module")

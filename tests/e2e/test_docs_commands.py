@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from backlot.cli import main
-from backlot.demo.script import bundled_film
 from tests.command_line import readable
-from tests.docs_commands import CORRELATION, ROOT, UUID, Named, in_pages, shell_blocks
+from tests.docs_commands import CORRELATION, PAGES, ROOT, UUID, Named, in_pages, shell_blocks
+from tests.e2e.guide import carried_out
 from tests.e2e.program import OWN_VARIABLES, Program
 from tests.e2e.videos import MP4, read, see, upload
-from tests.fork_server import ForkedProcess
-from tests.support import DEADLINE_SECONDS, eventually, requires, unused_port
+from tests.support import eventually, requires, unused_port
 
 REQUEST = "0f4e-of-the-docs"
 # Whoever started one of them would wait, or change this machine; each has tests of its own.
@@ -156,8 +151,11 @@ def empty_database(site: Program) -> str:
 
 
 def to_run() -> list[Named]:
-    """The commands of all pages in order, each once, without those that are only mentioned."""
-    found = {named.words: named for named in in_pages() if readable(named.words)}
+    """The commands of all pages in order, each once, without those that are only mentioned.
+
+    Guides are followed whole elsewhere: `tests/e2e/test_guides.py`.
+    """
+    found = {named.words: named for named in in_pages(PAGES) if readable(named.words)}
     return [named for named in found.values() if not " ".join(named.words).startswith(NOT_HERE)]
 
 
@@ -189,78 +187,13 @@ def test_every_command_does_what_its_page_says(
     assert wrong == []
 
 
-# What stands in the place of the program: it has the thread below run it, and ends as that did.
-COMMAND = """\
-#!{python} -IS
-import json, os, socket, sys
-with socket.socket(socket.AF_UNIX) as asking:
-    asking.connect({path!r})
-    asking.sendall(json.dumps([os.getpid(), os.getcwd(), dict(os.environ), sys.argv[1:]]).encode())
-    asking.shutdown(socket.SHUT_WR)
-    sys.exit(asking.recv(1)[0])
-"""
-
-
-def run_commands(listening: socket.socket) -> None:
-    """Run what is asked for in processes that are forked: to import the program takes longer."""
-    with suppress(OSError):
-        while True:
-            with listening.accept()[0] as asking:
-                with asking.makefile("rb") as asked:
-                    pid, folder, environment, arguments = json.load(asked)
-                streams = Path(f"/proc/{pid}/fd")
-                process = ForkedProcess(
-                    "backlot",
-                    arguments,
-                    cwd=Path(folder),
-                    env=environment,
-                    stdout=streams / "1",
-                    stderr=streams / "2",
-                )
-                asking.sendall(bytes([process.wait(DEADLINE_SECONDS)]))
-
-
-@pytest.fixture
-def clone(tmp_path: Path, short_dir: Path) -> Iterator[Path]:
-    """A folder with what a reader of README.md has in a clone after `make up`."""
-    made = tmp_path / "clone"
-    bin_folder, demo = made / ".venv" / "bin", made / "backlot" / "demo"
-    for folder in (bin_folder, demo):
-        folder.mkdir(parents=True)
-    path = str(short_dir / "commands.sock")
-    (bin_folder / "backlot").write_text(COMMAND.format(python=sys.executable, path=path))
-    (bin_folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -IS "$@"\n')
-    for name in ("backlot", "python"):
-        (bin_folder / name).chmod(0o755)
-    shutil.copy(bundled_film(), demo / "sample.mp4")
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(path)
-        listening.listen()
-        thread = Thread(target=run_commands, args=(listening,))
-        thread.start()
-        yield made
-        listening.shutdown(socket.SHUT_RDWR)
-        thread.join()
-    Path(path).unlink()
-
-
 def test_the_first_tour_leads_to_its_end(site: Program, clone: Path) -> None:
     """Every block of README.md, word for word but for the port; the film is the small one."""
     requires("curl")
     blocks = shell_blocks(ROOT / "README.md")
     typed = [block for block in blocks if not block.startswith(("make ", "ffmpeg "))]
-    script = "set -eu\n" + "".join(typed).replace("http://127.0.0.1:8000", site.url)
-    state = {"XDG_STATE_HOME": str(clone / "state"), "TMPDIR": str(clone)}
-    ran = subprocess.run(
-        ["sh", "-c", script],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=clone,
-        env={**site.environment(), **state},
-        timeout=300,
-    )
-    assert ran.returncode == 0, ran.stderr
+    script = "".join(typed).replace("http://127.0.0.1:8000", site.url)
+    told = carried_out(script, site, clone)
     for said in (
         "206 Partial Content",
         "the same bytes",
@@ -269,5 +202,4 @@ def test_the_first_tour_leads_to_its_end(site: Program, clone: Path) -> None:
         "upload.completed",
         "switched at position",
     ):
-        assert said in ran.stdout, ran.stdout
-    assert '"requestId"' not in ran.stdout, "an answer was a problem"
+        assert said in told, told

@@ -12,13 +12,13 @@ import pytest
 from backlot.arguments import ListingGroup
 from infra.errors import ExitCode
 from tests.command_line import described, every_command, tree
-from tests.docs_commands import ROOT, Named, in_messages, in_pages
+from tests.docs_commands import GUIDES, PAGES, ROOT, Named, in_messages, in_pages
 
 PAGE = (ROOT / "docs" / "cli.md").read_text()
 ROW = re.compile(r"^\| (`backlot .*) \|$", re.MULTILINE)
 # They act as soon as they are read.
 OF_THE_ROOT = {"--version", "--install-completion", "--show-completion"}
-NAMED = sorted({*in_pages(), *in_messages()})
+NAMED = sorted({*in_pages([*PAGES, *GUIDES]), *in_messages()})
 
 
 def row(usage: str, about: str, options: tuple[str, ...], codes: tuple[int, ...]) -> str:
