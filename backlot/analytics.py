@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import psycopg
 import typer
@@ -20,7 +20,6 @@ from backlot.output import Json, show
 from infra.errors import OperatorError, UsageError
 from infra.postgres.connection import explained, open_connection
 from infra.settings import Settings, load_settings
-from projections.analytics.bi import SCHEMA, VIEWS, TableFormat, export_views, make_reader
 
 app = group("What was counted, for reports.")
 
@@ -33,8 +32,9 @@ class AnalyticsAway(OperatorError):
 def export(
     folder: Annotated[Path, typer.Argument(help="What to write; must not be there yet.")],
     table_format: Annotated[
-        TableFormat, typer.Option("--format", help="Parquet needs the extra `parquet`.")
-    ] = TableFormat.CSV,
+        Literal["csv", "parquet"],
+        typer.Option("--format", help="Parquet needs the extra `parquet`."),
+    ] = "csv",
     views: Annotated[
         list[str] | None,
         typer.Option("--view", help="Only this one; may be given several times."),
@@ -48,14 +48,18 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write views, watch time, shares and sums to a folder, all of one moment, without names."""
+    from projections.analytics.bi import VIEWS, TableFormat, export_views
+
     names = tuple(dict.fromkeys(views or VIEWS))
     if unknown := sorted({*names} - {*VIEWS}):
         raise UsageError(f"--view: there is no {unknown[0]!r}; there are {', '.join(VIEWS)}")
     with _connected(load_settings(), "export") as conn:
-        rows = export_views(conn, folder, table_format, names, first=_day(first), last=_day(last))
+        rows = export_views(
+            conn, folder, TableFormat(table_format), names, first=_day(first), last=_day(last)
+        )
     total = sum(rows.values())
     text = f"{total:,} rows of {len(rows)} views written to {folder}"
-    show(text, {"folder": str(folder), "format": str(table_format), "rows": rows}, as_json)
+    show(text, {"folder": str(folder), "format": table_format, "rows": rows}, as_json)
 
 
 def _day(at: datetime | None) -> date | None:
@@ -68,6 +72,8 @@ def reader(
     as_json: Json = False,
 ) -> None:
     """Let a database role read the views for reports, and nothing else; print a new password."""
+    from projections.analytics.bi import SCHEMA, make_reader
+
     settings = load_settings()
     password = secrets.token_urlsafe(24)
     owner_url = settings.database.owner_url if settings.analytics.timescale_url is None else None

@@ -149,7 +149,7 @@ def quick_json(value: object) -> bytes:
 
     Only for types whose JSON pydantic does not form otherwise. Raise orjson.JSONEncodeError.
     """
-    return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)
 
 
 def _plain(value: object) -> object:
