@@ -44,7 +44,7 @@ class CompleteMultipartUploadResult(Wire):
 async def complete_as_s3(upload_id: UUID, request: Request) -> Response:
     """The parts that arrived make the film, whatever the body names."""
     execute = await executor(request, b"")
-    answer = await complete(upload_id, (), execute.further())
+    answer = await complete(upload_id, (), execute)
     found = UploadCompleted.model_validate_json(bytes(answer.body))
     fields = [
         ("Location", f"{execute.base_url}/videos/{upload_id}"),

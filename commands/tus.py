@@ -25,7 +25,7 @@ from commands.upload_queries import FindUploadDetails, UploadDetails
 from commands.upload_shapes import StartUpload, UploadBegun
 from commands.uploads import UploadFinalizing, begin_upload, complete, give_up
 from domain.upload import Status
-from infra.http.openapi import sends
+from infra.http.openapi import may_send, sends
 from infra.http.problems import Problem, problems
 from infra.http.requests import add_header, header
 from infra.objects.appender import Appender, UploadPlace
@@ -114,8 +114,16 @@ BODY: dict[str, Any] = {
 }
 
 
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what `problems` does, with what tus says beside."""
+    told = may_send("Tus-Resumable", "Tus-Version", "Upload-Offset", "Retry-After")
+    # What the edge refuses is of no protocol.
+    return {status: {**each, "headers": told} for status, each in problems(*statuses).items()}
+
+
 def _answers(status: int, about: str, *names: str) -> dict[int | str, dict[str, Any]]:
-    return {status: {"description": about, "headers": sends("Tus-Resumable", *names)}}
+    headers = sends("Tus-Resumable", *names) | may_send("Backlot-Position")
+    return {status: {"description": about, "headers": headers}}
 
 
 router = APIRouter(prefix="/tus/uploads", tags=["tus"])
@@ -152,7 +160,7 @@ async def tell_protocol(request: Request) -> Response:
     status_code=201,
     response_model=UploadBegun,
     responses=_answers(201, "Begun at `Location`.", "Location", "Upload-Expires", "Upload-Offset")
-    | problems(400, 401, 403, 404, 409, 412, 413, 415, 422, 423, MISMATCH, 503),
+    | _refusals(400, 401, 403, 404, 409, 412, 413, 415, 422, 423, MISMATCH, 503),
     openapi_extra=_documented("Upload-Length", "Upload-Metadata", "Upload-Checksum") | BODY,
     summary="Start an upload by tus",
 )
@@ -186,7 +194,7 @@ async def create_upload(request: Request) -> Response:
     responses=_answers(
         200, "How far it is.", "Upload-Offset", "Upload-Length", "Upload-Metadata", "Upload-Expires"
     )
-    | problems(400, 401, 403, 404, 409, 412, 422, 423, 503),
+    | _refusals(400, 401, 403, 404, 409, 412, 422, 423, 503),
     openapi_extra=_documented(),
     summary="How far an upload by tus is (HEAD)",
 )
@@ -210,7 +218,7 @@ async def tell_offset(upload_id: UUID, request: Request) -> Response:
     status_code=204,
     response_class=Response,
     responses=_answers(204, "The bytes are kept.", "Upload-Offset", "Upload-Expires")
-    | problems(400, 401, 403, 404, 409, 412, 413, 415, 422, 423, MISMATCH, 503),
+    | _refusals(400, 401, 403, 404, 409, 412, 413, 415, 422, 423, MISMATCH, 503),
     openapi_extra=_documented("Upload-Offset", "Upload-Checksum") | BODY,
     summary="Send bytes by tus",
 )
@@ -228,7 +236,7 @@ async def send_bytes(upload_id: UUID, request: Request) -> Response:
     status_code=204,
     response_class=Response,
     responses=_answers(204, "It was given up.")
-    | problems(400, 401, 403, 404, 409, 412, 422, 423, 503),
+    | _refusals(400, 401, 403, 404, 409, 412, 422, 423, 503),
     openapi_extra=_documented(),
     summary="Give an upload up by tus",
 )

@@ -95,6 +95,11 @@ SENT: Mapping[str, str] = {
 WHOLE_SECONDS: Json = {"type": "integer", "minimum": 1}
 
 
+def may_send(*names: str) -> Json:
+    """Return the same as `sends`, of headers that are not always there."""
+    return {name: {**_header(name), "required": False} for name in names}
+
+
 def sends(*names: str) -> Json:
     """Return the `headers` of an answer in a route's `responses=`, by their names in `SENT`."""
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
@@ -118,7 +123,7 @@ def document(title: str, version: str, routes: Sequence[BaseRoute]) -> Json:
         operation["operationId"] = names[path, method]
         _describe_request(method, operation)
         _describe_answers(path, method, operation)
-        _share_problems(operation["responses"], components["responses"])
+        _share_problems(operation, components["responses"])
     components["parameters"] = _share_headers([each for _, _, each in operations])
     return found
 
@@ -186,13 +191,14 @@ def _describe_answers(path: str, method: str, operation: Json) -> None:
     if "401" in answers:
         operation.setdefault("security", [{"bearer": []}])
     if limited := (rate_class("GET", path) is not None):
-        answers.update({str(status): told for status, told in problems(*OF_THE_EDGE).items()})
+        for status, told in problems(*OF_THE_EDGE).items():
+            answers.setdefault(str(status), told)
     waits = any(parameter["name"] == MIN_POSITION for parameter in operation["parameters"])
     for status, answer in answers.items():
         for content in answer.get("content", {}).values():
             _drop_titles(content.get("schema"))
         if PROBLEM_JSON in answer.get("content", {}):
-            answer["headers"] = _of_problem(status)
+            answer["headers"] = _of_problem(status) | answer.get("headers", {})
             continue
         names = ["Cache-Control", "X-Request-Id"]
         names += ["RateLimit", "RateLimit-Policy"] if limited else []
@@ -203,7 +209,7 @@ def _describe_answers(path: str, method: str, operation: Json) -> None:
             names += ["Backlot-Position", "Backlot-Stale-Position"]
         if status in ("200", "304") and {"304", "401"} <= answers.keys():
             names += ["ETag", "Vary"]
-        answer["headers"] = dict(sorted((answer.get("headers", {}) | sends(*names)).items()))
+        answer["headers"] = dict(sorted((sends(*names) | answer.get("headers", {})).items()))
 
 
 def _of_problem(status: str) -> Json:
@@ -212,18 +218,20 @@ def _of_problem(status: str) -> Json:
     names += ["X-Request-Id", *(["WWW-Authenticate"] if status == "401" else [])]
     names += ["Retry-After"] if status in ("409", "429", "503") else []
     # Queries have it here, too, once they have read something.
-    position = {**_header("Backlot-Position"), "required": False}
-    return dict(sorted({**sends(*names), "Backlot-Position": position}.items()))
+    return dict(sorted((sends(*names) | may_send("Backlot-Position")).items()))
 
 
-def _share_problems(answers: Json, shared: Json) -> None:
-    """Put references in place of problems, which are the same in all operations."""
+def _share_problems(operation: Json, shared: Json) -> None:
+    """Put references in place of problems, which are the same in all operations of a protocol."""
+    answers = operation["responses"]
     for status, answer in answers.items():
         if problem := answer.get("content", {}).get(PROBLEM_JSON):
             slug = str(problem["example"]["type"])
             name = "".join(word.capitalize() for word in slug.split("-"))
+            if shared.setdefault(name, answer) != answer:
+                name += "Of" + operation["tags"][0].capitalize()
+                shared[name] = answer
             answers[status] = {"$ref": f"#/components/responses/{name}"}
-            shared.setdefault(name, answer)
 
 
 def _share_headers(operations: Iterable[Json]) -> Json:

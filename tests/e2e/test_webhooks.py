@@ -136,6 +136,14 @@ def test_what_happens_is_delivered_and_forgotten_persons_are_told_without_their_
     eventually(
         lambda: [headers["webhook-id"] for headers, _ in receiver.taken].count(liked["id"]) == 2
     )
+    path = f"/admin/webhooks/{hook}/deliveries"
+    assert admin.post(f"{path}/{one['deliveryId']}/repeat").status_code == 202
+    eventually(
+        lambda: [headers["webhook-id"] for headers, _ in receiver.taken].count(liked["id"]) == 3
+    )
+    eventually(lambda: not deliveries(admin, waiting))
+    problem(admin.post(f"{path}/{one['deliveryId']}/skip"), 409, "conflict")
+    problem(admin.post(f"{path}/999999/repeat"), 404, "not-found")
     assert (
         f'backlot_webhook_lag_events{{webhook="{hook}"}}'
         in plain.get(f"{program.url}/metrics").text
