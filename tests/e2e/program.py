@@ -94,6 +94,8 @@ class Program:
 
     def launch(self, *arguments: str) -> Self:
         """Run the program without waiting for anything; `up` unless told otherwise."""
+        # Their connections are to a database that may have ended with the program before.
+        self._leave_persons()
         self.home.mkdir(parents=True, exist_ok=True)
         self._process = self._begin(self.module, arguments or ("up",), {}, "out", "err")
         return self
