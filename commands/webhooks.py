@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -217,8 +218,8 @@ class DeliveryWaits(Lookup[bool | None]):
 
 
 @dataclass(frozen=True)
-class RepeatDelivery(Command[DeliveryAsked]):
-    """Deliver something once more that was delivered, skipped or lost."""
+class DeliveryCommand(Command[DeliveryAsked]):
+    """What becomes of one delivery, which depends on whether it waits."""
 
     webhook_id: UUID
     delivery_id: int
@@ -231,29 +232,28 @@ class RepeatDelivery(Command[DeliveryAsked]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> DeliveryAsked:
         waits = aggregates.look_up(DeliveryWaits(self.webhook_id, self.delivery_id))
-        webhooks = aggregates.get(Webhooks, STREAM_ID)
-        webhooks.repeat(self.webhook_id, self.delivery_id, waits, origin)
+        self.record(aggregates.get(Webhooks, STREAM_ID), waits, origin)
         return DeliveryAsked(webhook_id=self.webhook_id, delivery_id=self.delivery_id)
+
+    @abstractmethod
+    def record(self, webhooks: Webhooks, waits: bool | None, origin: Origin) -> None:
+        """Record what was asked for; refuse it where it does not fit."""
 
 
 @dataclass(frozen=True)
-class SkipDelivery(Command[DeliveryAsked]):
+class RepeatDelivery(DeliveryCommand):
+    """Deliver something once more that was delivered, skipped or lost."""
+
+    def record(self, webhooks: Webhooks, waits: bool | None, origin: Origin) -> None:
+        webhooks.repeat(self.webhook_id, self.delivery_id, waits, origin)
+
+
+@dataclass(frozen=True)
+class SkipDelivery(DeliveryCommand):
     """Give up a delivery that waits, so that what waits behind it goes on."""
 
-    webhook_id: UUID
-    delivery_id: int
-
-    def streams(self) -> Sequence[UUID]:
-        return (STREAM_ID,)
-
-    def lookups(self) -> Sequence[DeliveryWaits]:
-        return (DeliveryWaits(self.webhook_id, self.delivery_id),)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> DeliveryAsked:
-        waits = aggregates.look_up(DeliveryWaits(self.webhook_id, self.delivery_id))
-        webhooks = aggregates.get(Webhooks, STREAM_ID)
+    def record(self, webhooks: Webhooks, waits: bool | None, origin: Origin) -> None:
         webhooks.skip(self.webhook_id, self.delivery_id, waits, origin)
-        return DeliveryAsked(webhook_id=self.webhook_id, delivery_id=self.delivery_id)
 
 
 def checked_url(url: str, rules: OutboundRules) -> str:

@@ -254,16 +254,7 @@ async def video_in_period(
     async with analytics.reading(known.fresh, COUNTS_CONSUMER) as conn, conn.transaction():
         await begin_snapshot(conn)
         stats = await read_period(conn, [video_id], period, now, viewers=True)
-    body = VideoStats(
-        video_id=video_id,
-        time_range=dates.range_of(range_),
-        bucket=bucket.value,
-        since=period.since,
-        until=period.until,
-        tz=period.zone.key,
-        totals=_figures(stats.totals),
-        series=_series(stats, period),
-    )
+    body = VideoStats(video_id=video_id, **_told(stats, period, dates.range_of(range_), bucket))
     return told_stats(request.scope, body.to_json(), private=_is_private(known))
 
 
@@ -306,17 +297,8 @@ async def get_owner_stats(
         videos = await videos_of(conn, owner, unlisted=own)
         period = dates.period(range_, bucket, min(videos.values(), default=now), now)
         stats = await read_period(conn, list(videos), period, now, viewers=False)
-    body = OwnerStats(
-        user_id=user_id,
-        videos=len(videos),
-        time_range=dates.range_of(range_),
-        bucket=bucket.value,
-        since=period.since,
-        until=period.until,
-        tz=period.zone.key,
-        totals=_figures(stats.totals),
-        series=_series(stats, period),
-    )
+    told = _told(stats, period, dates.range_of(range_), bucket)
+    body = OwnerStats(user_id=user_id, videos=len(videos), **told)
     return told_stats(request.scope, body.to_json(), private=_is_private(known))
 
 
@@ -401,6 +383,21 @@ async def _settle(known: Asked) -> None:
 
 def _is_private(known: Asked) -> bool:
     return not known.queries.stats_public or known.caller is not None
+
+
+def _told(
+    stats: PeriodStats, period: Period, time_range: TimeRange, bucket: Bucket
+) -> dict[str, Any]:
+    """Return what is told of a period, whatever it is about."""
+    return {
+        "time_range": time_range,
+        "bucket": bucket.value,
+        "since": period.since,
+        "until": period.until,
+        "tz": period.zone.key,
+        "totals": _figures(stats.totals),
+        "series": _series(stats, period),
+    }
 
 
 def _figures(counts: Counts) -> Figures:
