@@ -62,6 +62,16 @@ with Stop(raises=True):
         print("interrupted", flush=True)
 """
 
+# The main thread waits in C for a lock that it holds, and comes by no handler any more.
+STUCK = """
+import ctypes
+c, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+with Stop(lambda: os.write(1, b"asked\\n")), last_word(lambda: os.write(1, b"last word\\n")):
+    c.pthread_mutex_lock(lock)
+    print("ready", flush=True)
+    c.pthread_mutex_lock(lock)
+"""
+
 
 @contextmanager
 def running(
@@ -109,6 +119,15 @@ def test_the_second_ends_at_once_after_the_last_words() -> None:
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
         assert process.stdout.readline() == "cleaning up\n"
+        process.send_signal(signal.SIGINT)
+        assert end(process) == (130, ["last word"])
+
+
+def test_a_main_thread_that_is_stuck_stops_nothing_from_being_heard() -> None:
+    with running(STUCK) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "asked\n"
         process.send_signal(signal.SIGINT)
         assert end(process) == (130, ["last word"])
 
