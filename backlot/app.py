@@ -169,6 +169,7 @@ def open_parts(
         sealer=_sealer(settings, database_url, seal_key, proofs, stamp),
         proofs=proofs,
         limits=limits,
+        secret=secret,
     )
 
 

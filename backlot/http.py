@@ -27,6 +27,7 @@ from starlette.staticfiles import StaticFiles
 
 from backlot.features import FEATURES
 from backlot.health import check, operations
+from backlot.web import show_pages
 from commands.comments import AuthorBlocked, CommentsClosed
 from commands.uploads import UploadFinalizing
 from domain.errors import Conflict, DomainError, Forgotten, Invalid, NotAllowed, NotFound
@@ -203,9 +204,17 @@ def applications(parts: Parts, lifespan: Lifespan) -> HttpApp:
     if (cors := parts.settings.cors).origins:
         public.cross_origin = CrossOrigin(cors.origins, credentials=cors.credentials)
     if port is None:
+        show_pages(parts, public)
         return public
-    apart = [route for route in routes if is_apart(route) or _path(route) in ON_BOTH_PORTS]
-    public.serve_apart(port, make(f"{title}, for operators", apart))
+    apart = make(
+        f"{title}, for operators",
+        [route for route in routes if is_apart(route) or _path(route) in ON_BOTH_PORTS],
+    )
+    public.serve_apart(port, apart)
+    # The pages ask for both.
+    whole = make(title, routes)
+    whole.state = public.state
+    show_pages(parts, whole, public, apart)
     return public
 
 

@@ -20,6 +20,7 @@ from backlot.app import make_app, open_parts
 from backlot.health import check
 from backlot.processes import PROCESSES, Assignment, ServingProcesses, socket_folder, working
 from backlot.signals import STOP_SECONDS, STOPS, Stop
+from backlot.web import operators_link
 from infra.cancellation import cancel
 from infra.errors import ExitCode, OperatorError
 from infra.http.connections import ConnectionLimits, LeanProtocol, room_for_connections, sweep
@@ -116,6 +117,8 @@ def _first_server(
         while not processes.ready:  # noqa: ASYNC110 - threads see it
             await asyncio.sleep(LOOK_SECONDS)
         print(f"ready: {settings.server.local_url}", flush=True)
+        if (link := operators_link(settings, parts.secret)) is not None:
+            print(f"log in (once, within ten minutes): {link}", flush=True)
 
     limits = connection_limits(settings.server)
     if settings.server.processes == 1:

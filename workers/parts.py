@@ -58,6 +58,8 @@ class Parts:
     sealer: Sealer | None = None
     proofs: Proofs = field(default_factory=Proofs)
     limits: Limits = SHORT_WORK
+    # This installation's, which local tokens are signed with.
+    secret: str = ""
     # What `/metrics` answers.
     page: Callable[[], Awaitable[bytes]] = own_page
 

@@ -147,6 +147,13 @@ def query_parameters(route: APIRoute) -> frozenset[str]:
     )
 
 
+class Pages(NamedTuple):
+    """An application for browsers, and whether a path is one of its."""
+
+    app: ASGIApp
+    has: Callable[[str], bool]
+
+
 class HeadersSent(Exception):
     """All that a HEAD asks for is sent, so whatever answers may stop."""
 
@@ -203,6 +210,7 @@ class HttpApp(FastAPI):
         self.cross_origin: CrossOrigin | None = None
         self._hosts = hosts
         self._apart: dict[int, HttpApp] = {}
+        self._pages: Pages | None = None
         self._known: list[tuple[APIRoute, frozenset[str], frozenset[str]]] | None = None
         self._hot: list[tuple[APIRoute, Shortcut]] | None = None
         self._answers = AnswersByPath()
@@ -214,6 +222,10 @@ class HttpApp(FastAPI):
         """
         app.state = self.state
         self._apart[port] = app
+
+    def show_pages(self, pages: ASGIApp, has: Callable[[str], bool]) -> None:
+        """Have another application answer at the paths that it has, as pages for browsers."""
+        self._pages = Pages(pages, has)
 
     def limit_rates(self, limits: RateLimits) -> None:
         """Limit the rates of all requests, whichever port they come to."""
@@ -238,6 +250,9 @@ class HttpApp(FastAPI):
         if self._apart and (apart := self._apart.get(_local_port(scope))):
             await apart(scope, receive, send)
             return
+        if self._pages is not None and self._pages.has(scope["path"]):
+            await self._show(self._pages.app, scope, receive, send)
+            return
         if scope["method"] == "POST" and scope["path"].startswith(self._overridden):
             scope = as_overridden(scope)
         if scope["method"] != "HEAD":
@@ -245,6 +260,28 @@ class HttpApp(FastAPI):
             return
         with suppress(HeadersSent):
             await self._serve(as_get(scope), receive, send)
+
+    async def _show(self, pages: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a page. What it asks the APIs for is authorized and limited there."""
+        started, status = time.perf_counter(), 0
+        scope[HEADERS] = dict(reversed(scope["headers"]))
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            check_size(scope)
+            if self._hosts is not None:
+                _check_host(scope, self._hosts)
+            await pages(scope, limited(receive, scope, self._body_limit), watched)
+        except Problem as problem:
+            await problem_response(scope, problem)(scope, receive, watched)
+        finally:
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            HTTP.observe(method, "pages", status or 500, time.perf_counter() - started)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an HTTP request, or tell what went wrong in place of an answer."""

@@ -35,6 +35,7 @@ MAY_HOLD_SECRETS = (
     "JWT_PUBLIC_KEY", "S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL", "S3_SECRET_ACCESS_KEY",
     "TASK_BROKER_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "KAFKA_SASL_PASSWORD", "TIMESCALE_URL",
     "SEAL_TSA_URL", "KEY_ENCRYPTION_KEY", "VAULT_TOKEN", "VAULT_ADDR", "KMS_ENDPOINT_URL",
+    "WEB_SESSION_SECRET",
     "OLD_KEY_ENCRYPTION_KEY", "OLD_VAULT_TOKEN", "OLD_VAULT_ADDR", "OLD_KMS_ENDPOINT_URL",
 )  # fmt: skip
 # What may come from a file beside every secret: it belongs to one, or has several lines.
@@ -59,6 +60,7 @@ class Role(StrEnum):
     RELAY = "relay"
     CONSUMERS = "consumers"
     TASKS = "tasks"
+    WEB = "web"
 
 
 SERVING = frozenset({Role.COMMANDS, Role.QUERIES})
@@ -165,6 +167,7 @@ class Settings(SettingsGroup):
     embeddings: adapters.EmbeddingSettings
     privacy: features.PrivacySettings
     webhooks: features.WebhookSettings
+    web: features.WebSettings
 
     @model_validator(mode="after")
     def _parts_that_s3_takes(self) -> Self:

@@ -11,7 +11,10 @@ from pathlib import Path
 from tests import structure
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("backlot", "commands", "domain", "engine", "infra", "projections", "readapi", "workers")
+PACKAGES = (
+    *("backlot", "commands", "domain", "engine", "infra", "projections", "readapi", "web"),
+    "workers",
+)
 DOMAIN_MAY_IMPORT = {"domain", "eventsourcing.domain"}
 CLOCKS_AND_CHANCE = {"random", "secrets", "time", "os", "socket", "subprocess", "threading"}
 CLOCK_READS = {"now", "utcnow", "today", "uuid1", "uuid4"}

@@ -1,0 +1,39 @@
+"""The console: what operators look at and do, at `/console`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.routing import BaseRoute
+
+from web.console import now
+from web.templating import TEMPLATES
+from web.visits import ADMIN, AUDITORS, MODERATORS
+
+ROUTES: list[BaseRoute] = [*now.ROUTES]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A page of the console in its navigation."""
+
+    name: str
+    path: str
+    roles: frozenset[str]
+
+
+SECTIONS = (
+    Section("Now", "/console", AUDITORS),
+    Section("Projections", "/console/projections", ADMIN),
+    Section("Log", "/console/log", AUDITORS),
+    Section("Queues", "/console/queues", AUDITORS),
+    Section("Integrity", "/console/integrity", AUDITORS),
+    Section("Moderation", "/console/moderation", MODERATORS),
+    Section("Privacy", "/console/privacy", ADMIN),
+    Section("Why", "/console/why", AUDITORS),
+    Section("Spending", "/console/spending", AUDITORS),
+    Section("Who did what", "/console/operations", AUDITORS),
+)
+
+
+TEMPLATES.globals["sections"] = SECTIONS

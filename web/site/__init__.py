@@ -1,0 +1,18 @@
+"""The site: what visitors see, at `/`."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from web.visits import Visit, page
+
+ROUTES: list[BaseRoute] = []
+
+
+async def front(visit: Visit) -> Response:
+    """Send whoever comes to `/` to what they may use, where the site is off."""
+    return visit.leave("/console" if visit.roles else "/studio")
+
+
+OFF: list[BaseRoute] = [page("/", front)]
