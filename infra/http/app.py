@@ -264,7 +264,8 @@ class HttpApp(FastAPI):
     async def _show(self, pages: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a page. What it asks the APIs for is authorized and limited there."""
         started, status = time.perf_counter(), 0
-        scope[HEADERS] = dict(reversed(scope["headers"]))
+        scope["app"], scope[HEADERS] = self, dict(reversed(scope["headers"]))
+        scope["client"] = (client_address(scope), 0)
 
         async def watched(message: Message) -> None:
             nonlocal status

@@ -20,6 +20,7 @@ from domain.person import VideosFate
 from infra.settings.values import (
     AnchorPlaces,
     HttpUrl,
+    HttpUrls,
     Languages,
     Lower,
     Networks,
@@ -28,6 +29,7 @@ from infra.settings.values import (
     PostgresUrl,
     Rated,
     RequestRate,
+    Secret,
     SettingsGroup,
     Terms,
     TermsFile,
@@ -293,9 +295,21 @@ class WebSettings(SettingsGroup, alias_generator=variables("WEB_")):
 
     site: Annotated[Literal["on", "off"], Lower] = "on"
     read_only: bool = False
-    api_url: HttpUrl = None
-    admin_api_url: HttpUrl = None
-    session_secret: SecretStr | None = None
+    api_urls: HttpUrls = ()
+    session_secret: Secret = None
+    oidc_issuer: HttpUrl = None
+    oidc_client_id: str | None = None
+    oidc_client_secret: SecretStr | None = None
+    oidc_scopes: str = "openid"
+    oidc_token: Literal["access_token", "id_token"] = "access_token"  # noqa: S105 - a name
+
+    @model_validator(mode="after")
+    def _who_asks_the_provider(self) -> Self:
+        if (self.oidc_issuer is None) != (self.oidc_client_id is None):
+            raise ValueError("WEB_OIDC_ISSUER and WEB_OIDC_CLIENT_ID: set both or neither")
+        if "openid" not in self.oidc_scopes.split():
+            raise ValueError("WEB_OIDC_SCOPES: must have `openid` in it")
+        return self
 
 
 class PrivacySettings(SettingsGroup, alias_generator=str.upper):
