@@ -55,8 +55,7 @@ def show_pages(
     if public is None or apart is None:
         whole.show_pages(pages, has_page)
         return
-    public.show_pages(pages, lambda path: has_page(path, OF_OPERATORS))
-    apart.show_pages(pages, lambda path: has_page(path, "/studio", "/watch"))
+    _show_apart(pages, public, apart)
 
 
 def web_app(settings: Settings, local: str, connect: Connect, spend_link: Spend | None) -> ASGIApp:
@@ -104,6 +103,20 @@ def pages_alone(
             told = {"ok": False, "error": str(error)}
         return Readiness(ready=told["ok"], parts={"api": told})
 
+    secret = local() if settings.web.session_secret is None else ""
+    pages = web_app(settings, secret, partial(_outside, apis), None)
+    public, port = _empty(settings, ask), settings.server.admin_port
+    if port is None:
+        public.show_pages(pages, has_page)
+        return public, ask
+    apart = _empty(settings, ask)
+    public.serve_apart(port, apart)
+    _show_apart(pages, public, apart)
+    return public, ask
+
+
+def _empty(settings: Settings, ask: Callable[[], Awaitable[Readiness]]) -> HttpApp:
+    """Return an application of no API: only how the process is."""
     app = HttpApp(
         title="Backlot pages",
         version=version("backlot"),
@@ -116,10 +129,13 @@ def pages_alone(
         openapi_url=None,
     )
     app.router.routes.extend(operations(ask, own_page).routes)
-    given = settings.web.session_secret is not None
-    secret = "" if given else local()
-    app.show_pages(web_app(settings, secret, partial(_outside, apis), None), has_page)
-    return app, ask
+    return app
+
+
+def _show_apart(pages: ASGIApp, public: HttpApp, apart: HttpApp) -> None:
+    """Show the console at one port, and the rest at the other."""
+    public.show_pages(pages, lambda path: has_page(path, OF_OPERATORS))
+    apart.show_pages(pages, lambda path: has_page(path, "/studio", "/watch"))
 
 
 def _connect(settings: Settings, whole: HttpApp) -> Connect:

@@ -12,7 +12,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    SecretStr,
     model_validator,
 )
 
@@ -20,7 +19,6 @@ from domain.person import VideosFate
 from infra.settings.values import (
     AnchorPlaces,
     HttpUrl,
-    HttpUrls,
     Languages,
     Lower,
     Networks,
@@ -29,7 +27,6 @@ from infra.settings.values import (
     PostgresUrl,
     Rated,
     RequestRate,
-    Secret,
     SettingsGroup,
     Terms,
     TermsFile,
@@ -288,28 +285,6 @@ class WebhookSettings(SettingsGroup, alias_generator=variables("WEBHOOK_")):
     def on(self) -> bool:
         """Whether any process here sends."""
         return self.switch == "on"
-
-
-class WebSettings(SettingsGroup, alias_generator=variables("WEB_")):
-    """The pages: what they show, and, in a process without the APIs, where those are."""
-
-    site: Annotated[Literal["on", "off"], Lower] = "on"
-    read_only: bool = False
-    api_urls: HttpUrls = ()
-    session_secret: Secret = None
-    oidc_issuer: HttpUrl = None
-    oidc_client_id: str | None = None
-    oidc_client_secret: SecretStr | None = None
-    oidc_scopes: str = "openid"
-    oidc_token: Literal["access_token", "id_token"] = "access_token"  # noqa: S105 - a name
-
-    @model_validator(mode="after")
-    def _who_asks_the_provider(self) -> Self:
-        if (self.oidc_issuer is None) != (self.oidc_client_id is None):
-            raise ValueError("WEB_OIDC_ISSUER and WEB_OIDC_CLIENT_ID: set both or neither")
-        if "openid" not in self.oidc_scopes.split():
-            raise ValueError("WEB_OIDC_SCOPES: must have `openid` in it")
-        return self
 
 
 class PrivacySettings(SettingsGroup, alias_generator=str.upper):
