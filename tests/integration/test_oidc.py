@@ -25,6 +25,7 @@ from web.visits import WebParts
 OURS = "https://backlot.test"
 CALLBACK = f"{OURS}/login/oidc/callback"
 CODE = "the code"
+SECRET = "signs the tokens of these tests only"
 
 
 class IdentityProvider(ThreadingHTTPServer):
@@ -49,10 +50,9 @@ class IdentityProvider(ThreadingHTTPServer):
         if asked != self.challenge or authorization != f"Basic {basic}":
             return None
         claims = {"sub": "ann", "roles": ["auditor"], "exp": 4_000_000_000}
-        sign = {"key": "signs the tokens of these tests only", "algorithm": "HS256"}
         return {
-            "access_token": jwt.encode(claims, **sign),
-            "id_token": jwt.encode({"nonce": self.nonce, "sub": "ann"}, **sign),
+            "access_token": jwt.encode(claims, SECRET),
+            "id_token": jwt.encode({"nonce": self.nonce, "sub": "ann"}, SECRET),
             "token_type": "Bearer",
         }
 
