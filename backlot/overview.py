@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -257,6 +258,13 @@ class OverviewSource:
             )
             for name, lags in sorted(by_name.items())
         ]
+
+
+def open_overview(parts: Parts, queries: Queries, stack: AsyncExitStack) -> OverviewSource:
+    """Return what makes the overview, until `stack` is closed."""
+    source = OverviewSource(parts, queries)
+    stack.push_async_callback(source.close)
+    return source
 
 
 async def _log_state(conn: AsyncConnection[TupleRow]) -> tuple[LogState, float]:

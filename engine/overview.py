@@ -159,16 +159,18 @@ async def heads(conn: AsyncConnection[TupleRow]) -> dict[str, int]:
     return dict(await (await conn.execute(HEADS)).fetchall())
 
 
-async def followers(
-    conn: AsyncConnection[TupleRow], ends: Mapping[str, int]
-) -> list[Follower]:
+async def followers(conn: AsyncConnection[TupleRow], ends: Mapping[str, int]) -> list[Follower]:
     """Return the consumers, the relay and the webhooks of a database, by name.
 
     With Kafka, by the positions that consumers keep beside their offsets; one that has none is
     left out: how far behind it is, only its own metric tells.
     """
     rows = await (await conn.execute(FOLLOWERS)).fetchall()
-    return [Follower(*row, ends[row[1]]) for row in rows if row[1] in ends]
+    return [
+        Follower(name, source, position, updated_at, ends[source])
+        for name, source, position, updated_at in rows
+        if source in ends
+    ]
 
 
 async def follower_lag(conn: AsyncConnection[TupleRow], follower: Follower) -> float:

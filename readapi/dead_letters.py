@@ -1,4 +1,4 @@
-"""What could not be dealt with and waits for a decision: messages, and events of all projections."""
+"""What waits for a decision: messages that failed, and parked events of all projections."""
 
 from __future__ import annotations
 
