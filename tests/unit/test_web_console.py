@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from typer.main import get_command
 
@@ -117,13 +116,15 @@ def test_each_command_that_the_console_shows_exists() -> None:
     shown = list(commands())
     assert len(shown) > 10
     for template, told in shown:
-        at: click.Command = get_command(app)
+        at: Any = get_command(app)
         for word in told.split():
-            if not isinstance(at, click.Group) or word.startswith("-"):
+            if word.startswith("-") or not hasattr(at, "commands"):
                 break
             assert word in at.commands, f"{template.name}: backlot {told}"
             at = at.commands[word]
-        assert not isinstance(at, click.Group) or at.invoke_without_command, f"{template}: {told}"
+        # What ends with a space goes on with an argument, or with an act of `ACTS`.
+        alone = not hasattr(at, "commands") or at.invoke_without_command
+        assert alone or told.endswith(" "), f"{template.name}: backlot {told}"
 
 
 def test_each_page_of_the_console_shows_a_command() -> None:
