@@ -1,6 +1,6 @@
-"""Pictures of the console, the studio and the site for the README, of a demo on a server of its own.
+"""Pictures of the console, the studio and the site for the README, of a demo on its own server.
 
-`make pictures` makes them again: docs/pictures/*.webp, in a light theme, each of 200 KB at most.
+`make pictures` takes them again: docs/pictures/*.webp, in a light theme, each of 200 KB at most.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def first_video(url: str) -> str:
 
 
 def main() -> None:
-    """Make all pictures again."""
+    """Take all pictures again."""
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     if browser_path is None:
         raise SystemExit("chromium is not installed: apt-get install chromium")
@@ -134,7 +134,7 @@ def main() -> None:
                 taken = take(browser, url, secret, video, picture)
                 path = PICTURES / f"{picture.name}.webp"
                 path.write_bytes(taken)
-                print(f"{path.relative_to(PICTURES.parents[1])}: {len(taken):,} bytes")
+                sys.stdout.write(f"{path.relative_to(PICTURES.parents[1])}: {len(taken):,} bytes\n")
             browser.close()
     except ServerNotStarted as error:
         raise SystemExit(str(error)) from error

@@ -11,12 +11,12 @@ import pytest
 from starlette.requests import Request
 
 from tests.support import PROJECT
+from web.api import ApiProblem
 from web.app import make_web_app
 from web.sealed import Box
 from web.site.acts import number, whole
 from web.site.trending import why
 from web.site.videos import chosen_from
-from web.api import ApiProblem
 from web.visits import WebParts
 
 MOST_BYTES = 200_000
@@ -106,7 +106,7 @@ async def test_where_it_is_off_there_is_no_page_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "act", ["play", "watched", "like", "share", "report", "ticket", "not-interested", "comments"]
+    "act", ["like", "report", "ticket", "not-interested", "comments", "comments/edit"]
 )
 async def test_who_has_no_token_acts_nowhere(act: str) -> None:
     async with pages(site=True) as client:

@@ -25,9 +25,7 @@ PAGE = 20
 SORTS = {"newest": "Newest", "top": "Top", "oldest": "Oldest"}
 LONGEST = 10_000
 # What the script fills in, for comments that come while somebody watches.
-BLANK = Told(
-    commentId="", userId="", content="", translationStatus="pending"
-)
+BLANK = Told(commentId="", userId="", content="", translationStatus="pending")
 TEMPLATES.globals |= {"blank_comment": BLANK, "longest_comment": LONGEST}
 
 

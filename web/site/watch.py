@@ -57,10 +57,10 @@ async def ticket(visit: Visit, form: Form) -> Response:
 
 ROUTES = [
     page(OF_VIDEO, watch),
-    action(f"{OF_VIDEO}/play", play),
-    action(f"{OF_VIDEO}/watched", watched),
+    action(f"{OF_VIDEO}/play", play, None),
+    action(f"{OF_VIDEO}/watched", watched, None),
     action(f"{OF_VIDEO}/like", like),
-    action(f"{OF_VIDEO}/share", share),
+    action(f"{OF_VIDEO}/share", share, None),
     action(f"{OF_VIDEO}/report", report),
     action(f"{OF_VIDEO}/ticket", ticket),
 ]

@@ -12,23 +12,9 @@ let session = null;
 let from = null;
 let until = null;
 
-// Asks as whoever the visitor is; one without a token asks the API, which may let anybody watch.
-async function begin() {
-  if (me) return ask(`/watch/${videoId}/play`, {});
-  const answer = await fetch(`/videos/${videoId}/watch`, {method: "POST"});
-  if (answer.ok) return answer.json();
-  if (answer.status === 401) {
-    toPlay.hidden = true;
-    frame.querySelector(".refused").hidden = false;
-    frame.querySelector(".refused a").focus();
-  } else {
-    complain((await answer.json()).detail);
-  }
-  return null;
-}
-
+// Whoever has no token is led to the login, unless anybody may watch.
 async function load() {
-  const begun = await begin();
+  const begun = await ask(`/watch/${videoId}/play`, {});
   if (begun === null) return false;
   session = begun.sessionId;
   film.src = begun.url;
@@ -69,14 +55,7 @@ function report() {
   if (from === null || until - from < SHORTEST) return;
   const told = {session, seconds: (until - from).toFixed(3), position: from.toFixed(3)};
   from = until;
-  if (me) {
-    ask(`/watch/${videoId}/watched`, told, {silent: true, keepalive: true});
-    return;
-  }
-  const body = {sessionId: session, seconds: +told.seconds, position: +told.position};
-  const headers = {"Content-Type": "application/json"};
-  const path = `/videos/${videoId}/watch-time`;
-  fetch(path, {method: "POST", headers, body: JSON.stringify(body), keepalive: true}).catch(() => {});
+  ask(`/watch/${videoId}/watched`, told, {silent: true, keepalive: true});
 }
 
 film.addEventListener("timeupdate", () => {

@@ -129,7 +129,7 @@ document.querySelector("[data-share]").addEventListener("click", async (event) =
     return;
   }
   button.textContent = "Copied";
-  if (me) ask(`/watch/${videoId}/share`, {channel: "link"}, {silent: true});
+  ask(`/watch/${videoId}/share`, {channel: "link"}, {silent: true});
 });
 
 // Which of the recommendations the visitor could see, and which one they go for.
