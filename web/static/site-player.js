@@ -58,18 +58,15 @@ function report() {
   ask(`/watch/${videoId}/watched`, told, {silent: true, keepalive: true});
 }
 
-film.addEventListener("timeupdate", () => {
-  const now = film.currentTime;
+function follow() {
   if (film.seeking) return;
-  const step = until === null ? -1 : now - until;
-  if (step >= 0 && step < 2 * Math.max(1, film.playbackRate)) {
-    until = now;
-  } else {
-    report();
-    from = until = now;
-  }
+  until = film.currentTime;
+  from ??= until;
   if (until - from >= REPORT_EVERY) report();
-});
+}
+
+film.addEventListener("playing", follow);
+film.addEventListener("timeupdate", follow);
 film.addEventListener("seeking", () => {
   report();
   from = until = null;
