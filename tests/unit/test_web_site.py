@@ -19,6 +19,8 @@ from web.site.trending import why
 from web.site.videos import chosen_from
 from web.visits import WebParts
 
+pytestmark = pytest.mark.anyio
+
 MOST_BYTES = 200_000
 
 
