@@ -30,6 +30,11 @@ PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 WIDTH, HEIGHT = 1280, 800
 MOST_BYTES = 200_000
 QUALITIES = range(90, 20, -10)
+HOLD = """
+film => new Promise(held => {
+  film.ontimeupdate = () => { if (film.currentTime > 1.2) { film.pause(); held(); } };
+})
+"""
 OWNER, VIEWER, OPERATOR = "studio", "ana", "operator"
 
 
@@ -49,8 +54,7 @@ def play(page: Page) -> None:
     page.wait_for_selector(".next .film")
     page.wait_for_selector("[data-live-state]:text-is('live')")
     page.get_by_role("button", name="Play").click()
-    page.wait_for_function("document.querySelector('video').currentTime > 1.2")
-    page.evaluate("document.querySelector('video').pause()")
+    page.locator("video").evaluate(HOLD)
 
 
 ALL = (
@@ -96,7 +100,7 @@ def take(browser: Browser, url: str, secret: str, video: str, picture: Picture) 
         page.wait_for_selector("h1")
         picture.prepare(page)
         # What a page asks for once it is there has come, and nothing has the focus.
-        page.wait_for_function("!document.querySelector('.htmx-request')")
+        page.locator(".htmx-request").first.wait_for(state="detached")
         page.evaluate("document.activeElement.blur()")
         return shot(page)
 

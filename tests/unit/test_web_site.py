@@ -24,6 +24,11 @@ pytestmark = pytest.mark.anyio
 MOST_BYTES = 200_000
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 def components(**points: float) -> dict[str, float]:
     names = ("views", "likes", "comments", "watchMinutes", "recencyBoost", "agePenalty")
     return dict.fromkeys(names, 0.0) | points
@@ -42,7 +47,7 @@ def test_why_tells_of_recent_hours_and_of_age() -> None:
     told = words(views=50, recencyBoost=50, agePenalty=80)
     assert told == (
         "Mostly for its views (100 %). "
-        "50 % of its points count again, as they are of the last hours. "
+        "50 % of its points are for what happened in the last hours. "
         "Its age has taken 80 % of them away."
     )
 

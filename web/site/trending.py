@@ -48,7 +48,7 @@ def why(components: Mapping[str, float]) -> Why:
     words = [_gains({name: gained[name] for name in CREDITS})]
     boost = components[BOOST] / base
     if boost >= WORTH_A_WORD:
-        words.append(f"{_percent(boost)} of its points count again, as they are of the last hours.")
+        words.append(f"{_percent(boost)} of its points are for what happened in the last hours.")
     lost = components[PENALTY] / base
     if lost >= WORTH_A_WORD:
         words.append(f"Its age has taken {_percent(lost)} of them away.")

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.responses import JSONResponse, Response
 
 from web.api import path
-from web.site import trending
 from web.site.acts import OF_VIDEO, in_api, is_on, told, whole
+from web.site.trending import why
 from web.visits import Form, Visit, action, page
 
 PLACES = 8
 
 
 async def up_next(visit: Visit) -> Response:
-    """Show recommendations to who is known, and to others what trends."""
+    """Show recommendations to who is known; to others, and who has seen all, what trends."""
+    listed, items = None, []
     # One more than is shown: the video of the page may be among them.
     if visit.session is not None:
         found = await visit.api.get("/videos/recommendations", limit=PLACES + 1)
-        items = [(each["video"], each["reason"]) for each in found["items"]]
-    else:
+        listed = found.get("listId")
+        items = _others(visit, [(each["video"], each["reason"]) for each in found["items"]])
+    if not items:
         found = await visit.api.get("/analytics/trending", timeRange="30d", limit=PLACES + 1)
-        items = [(each["video"], trending.why(each["components"]).words) for each in found["items"]]
+        told = [(each["video"], why(each["components"]).words) for each in found["items"]]
+        listed, items = None, _others(visit, told)
+    return visit.page("site/up_next.html", items=items, listed=listed)
+
+
+Reasoned = list[tuple[Any, str]]
+
+
+def _others(visit: Visit, items: Reasoned) -> Reasoned:
+    """Return videos with their reasons, without that of the page."""
     here = visit.asked("video_id")
-    others = [(whole(video), why) for video, why in items if video["videoId"] != here][:PLACES]
-    return visit.page("site/up_next.html", items=others, listed=found.get("listId"))
+    return [(whole(video), reason) for video, reason in items if video["videoId"] != here][:PLACES]
 
 
 async def seen(visit: Visit, form: Form) -> Response:
