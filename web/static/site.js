@@ -5,8 +5,11 @@ const place = document.querySelector("[data-video]");
 const videoId = place.dataset.video;
 const me = place.dataset.user;
 
+// Returns a part of a comment, and not that of a reply within it; null where there is none.
 function slot(within, name) {
-  return within.querySelector(`[data-slot="${name}"]`);
+  const own = within.closest(".comment");
+  const found = [...within.querySelectorAll(`[data-slot="${name}"]`)];
+  return found.find((each) => each.closest(".comment") === own) ?? null;
 }
 
 // Shows what went wrong: HTML of ours, or plain text.
