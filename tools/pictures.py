@@ -35,7 +35,8 @@ film => new Promise(held => {
   film.ontimeupdate = () => { if (film.currentTime > 1.2) { film.pause(); held(); } };
 })
 """
-OWNER, VIEWER, OPERATOR = "studio", "ana", "operator"
+# The owner is who uploads in the demo; to the viewer, who is not in it, all of it is new.
+OWNER, VIEWER, OPERATOR = "studio", "maya", "operator"
 
 
 @dataclass(frozen=True)
