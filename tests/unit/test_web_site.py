@@ -93,12 +93,12 @@ def test_what_is_no_number_is_refused(text: str) -> None:
     assert refused.value.status == 422
 
 
-def pages(*, site: bool) -> httpx.AsyncClient:
-    """Return a client of pages whose APIs know nothing."""
+def pages(*, site: bool, status: int = 404, told: object = None) -> httpx.AsyncClient:
+    """Return a client of pages whose APIs answer everything in the same way."""
 
     def connect(_: Request) -> httpx.AsyncClient:
-        unknown = httpx.MockTransport(lambda request: httpx.Response(404, json={}))
-        return httpx.AsyncClient(transport=unknown, base_url="http://api.invalid")
+        api = httpx.MockTransport(lambda request: httpx.Response(status, json=told or {}))
+        return httpx.AsyncClient(transport=api, base_url="http://api.invalid")
 
     app = make_web_app(WebParts(connect=connect, box=Box("a secret"), site=site))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://pages.invalid")
@@ -120,6 +120,25 @@ async def test_who_has_no_token_acts_nowhere(act: str) -> None:
         sent = await client.post(f"/watch/{uuid4()}/{act}", data={"on": "1"})
     assert sent.status_code == 303
     assert sent.headers["location"].startswith("/login?next=")
+
+
+BEGUN = {"url": "http://objects.invalid/film", "sessionId": str(uuid4())}
+BY_SCRIPT = {"HX-Request": "true", "HX-Current-URL": "http://pages.invalid/watch/this"}
+
+
+async def test_who_has_no_token_watches_where_anybody_may() -> None:
+    async with pages(site=True, status=200, told=BEGUN) as client:
+        film = f"/watch/{uuid4()}/play"
+        assert (await client.post(film, headers=BY_SCRIPT)).json() == BEGUN
+        assert (await client.post(film)).headers["location"] == BEGUN["url"]
+        from_elsewhere = {"Sec-Fetch-Site": "cross-site"}
+        assert (await client.post(film, headers=from_elsewhere)).status_code == 403
+
+
+async def test_who_has_no_token_is_led_to_the_login_where_nobody_may() -> None:
+    async with pages(site=True, status=401) as client:
+        refused = await client.post(f"/watch/{uuid4()}/play", headers=BY_SCRIPT)
+    assert refused.headers["hx-redirect"] == "/login?next=/watch/this"
 
 
 def test_the_pictures_are_those_of_the_readme_and_small() -> None:

@@ -41,10 +41,9 @@ def _others(visit: Visit, items: Reasoned) -> Reasoned:
 async def seen(visit: Visit, form: Form) -> Response:
     """Report which of a list the visitor could see, or went for."""
     listed, videos = form.get("list", "") or "none", form.get("videos", "").split(",")
+    what, body = "shown", dict[str, Any](videoIds=videos)
     if form.get("chosen"):
-        body, what = {"videoId": videos[0]}, "chosen"
-    else:
-        body, what = {"videoIds": videos}, "shown"
+        what, body = "chosen", {"videoId": videos[0]}
     return JSONResponse(await visit.api.post(path(f"/recommendations/{{}}/{what}", listed), body))
 
 
