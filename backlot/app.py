@@ -17,6 +17,7 @@ from backlot.database import persons_of
 from backlot.features import FEATURES, PERSONAL, read_models, replayable
 from backlot.http import applications
 from backlot.installation import erase_restored, open_objects, prepare_database, reached
+from backlot.overview import OverviewSource
 from backlot.privacy import personal_data
 from backlot.signals import last_word
 from commands.endpoint import Quotas, Services
@@ -51,6 +52,7 @@ from infra.http.keys import read_or_make_secret
 from infra.http.rate_limits import Buckets, RateLimits
 from infra.interpreter import quick_turns
 from infra.kafka import client_options
+from infra.llm.spending import write_down
 from infra.postgres.connection import Limits, make_pool
 from infra.postgres.server import SETTINGS, EmbeddedPostgres
 from infra.redis import open_redis
@@ -59,7 +61,7 @@ from infra.redlock import make_redlock
 from infra.security_log import SECURITY_LOG
 from infra.settings import SERVING, Role, Settings
 from infra.shared_buckets import SharedBuckets
-from infra.tasks.broker import make_broker
+from infra.tasks.broker import make_broker, task_queues
 from infra.tasks.middleware import Resources
 from infra.tasks.queues import FailedTask
 from infra.tasks.worker import TaskWorker
@@ -78,6 +80,7 @@ from readapi.likes import LikeCounts
 from readapi.live import LiveVideos
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
+from readapi.spending import Budgets
 from readapi.stream_slots import LiveLimits
 from readapi.translation import TranslationRequests
 from readapi.video_cache import VideoCache
@@ -237,6 +240,8 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
         # Commands, projections and consumers compute in threads beside the loop.
         stack.enter_context(quick_turns())
         in_background(SECURITY_LOG.run(), stack)
+        if parts.settings.llm.configured:
+            in_background(write_down(parts.database_url), stack)
         if roles & (FOLLOWING | SERVING):
             in_background(parts.notifications.run(), stack)
         if roles & SERVING:
@@ -250,9 +255,14 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
         buckets = _limit_rates(app, parts, stack)
         if Role.QUERIES in roles:
             app.state.queries = await _queries(parts, stack)
+            app.state.overview = OverviewSource(parts, app.state.queries)
+            stack.push_async_callback(app.state.overview.close)
             app.state.published = _published(parts, stack)
+            app.state.task_queues = task_queues(parts.settings.tasks)
+            app.state.budgets = _budgets(parts)
             app.state.webhooks = WebhookSource(parts.recorder, parts.persons)
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
+            app.state.proofs = parts.proofs
             stack.push_async_callback(app.state.integrity.close)
             given = (parts.settings, parts.database_url, parts.redis, parts.objects)
             app.state.personal_data = personal_data(*given, parts.persons)
@@ -370,6 +380,12 @@ def _published(parts: Parts, stack: AsyncExitStack) -> PublishedMessages:
     stack.push_async_callback(published.aclose)
     in_background(published.run(), stack)
     return published
+
+
+def _budgets(parts: Parts) -> Budgets:
+    settings = parts.settings
+    of = {"translation": settings.translation, "recommendations": settings.recommendations}
+    return Budgets(parts.redis, {name: each.calls_per_day for name, each in of.items()})
 
 
 def _bus(parts: Parts) -> CommandBus:

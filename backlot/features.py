@@ -11,6 +11,7 @@ from fastapi import APIRouter
 import commands.catalog
 import commands.comment_likes
 import commands.comments
+import commands.dead_letters
 import commands.dismissals
 import commands.endpoint
 import commands.erasure
@@ -48,8 +49,11 @@ import projections.webhooks
 import readapi.analytics
 import readapi.audience
 import readapi.audit.routes
+import readapi.audit.seals
+import readapi.callers
 import readapi.catalog
 import readapi.comments
+import readapi.dead_letters
 import readapi.erasure
 import readapi.events
 import readapi.feedback
@@ -57,10 +61,13 @@ import readapi.likes
 import readapi.live
 import readapi.moderation
 import readapi.operations
+import readapi.operator_actions
 import readapi.privacy
 import readapi.recommendations
 import readapi.revocations
+import readapi.spending
 import readapi.stats
+import readapi.tasks
 import readapi.translation
 import readapi.webhooks
 import workers.analytics
@@ -290,7 +297,7 @@ FEATURES: tuple[Feature, ...] = (
         name="operations",
         aggregates=(Operation,),
         commands=(commands.operations.router,),
-        queries=(readapi.operations.router,),
+        queries=(readapi.operations.router, readapi.operator_actions.router),
         projections=(Operations,),
         reactors=workers.operations.executor.reactors,
         jobs=workers.maintenance.jobs,
@@ -301,6 +308,19 @@ FEATURES: tuple[Feature, ...] = (
             *engine.dead_letters.PERSONAL,
             *engine.replay.records.PERSONAL,
         ),
+    ),
+    Feature(
+        name="dead letters",
+        commands=(commands.dead_letters.router,),
+        queries=(readapi.dead_letters.router, readapi.tasks.router),
+    ),
+    Feature(
+        name="spending",
+        queries=(readapi.spending.router,),
+    ),
+    Feature(
+        name="callers",
+        queries=(readapi.callers.router,),
     ),
     Feature(
         name="revocations",
@@ -344,7 +364,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="audit",
-        queries=(readapi.audit.routes.router,),
+        queries=(readapi.audit.routes.router, readapi.audit.seals.router),
         projections=(Audit,),
         jobs=workers.maintenance.sealing_jobs,
         settings=(features.SealSettings,),

@@ -160,7 +160,7 @@ async def get_completeness(
 ) -> Response:
     projection = _known(queries.models.by_name(), name)
     await queries.confirm(fresh)
-    found = await _ask(queries, lambda conn: completeness(conn, projection))
+    found = await ask(queries, lambda conn: completeness(conn, projection))
     return await conditional_wire(request, Account.model_validate(found.as_dict()))
 
 
@@ -182,7 +182,7 @@ async def list_parked_events(
     schema = _known(queries.models.by_name(), name).schema
     await queries.confirm(fresh)
     after = decode_cursor("parked", page.cursor, 0)
-    rows = await _ask(queries, lambda conn: parked(conn, schema, after=after, limit=page.rows))
+    rows = await ask(queries, lambda conn: parked(conn, schema, after=after, limit=page.rows))
     shown, following = page.cut("parked", rows, lambda row: row.position)
     items = [ParkedEvent.model_validate(row.as_dict()) for row in shown]
     return await conditional_wire(request, Page[ParkedEvent](items=items, next_cursor=following))
@@ -217,14 +217,14 @@ def _known(projections: Mapping[str, T], name: str) -> T:
     return projections[name]
 
 
-async def _ask(queries: Queries, question: Callable[[Connection[TupleRow]], T]) -> T:
+async def ask(queries: Queries, question: Callable[[Connection[TupleRow]], T]) -> T:
     """Ask what operators' tools ask, in a thread and on a connection of its own."""
 
-    def ask() -> T:
+    def answer() -> T:
         with connect(str(queries.pool.conninfo), "query") as conn:
             return question(conn)
 
     try:
-        return await asyncio.to_thread(ask)
+        return await asyncio.to_thread(answer)
     except psycopg.OperationalError as error:
         raise ReadModelUnavailable(str(error)) from error

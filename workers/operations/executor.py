@@ -35,6 +35,7 @@ from engine.replay.requests import begin_for_outdated
 from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
 from infra.cancellation import cancel, to_the_end
 from infra.errors import describe
+from infra.tasks.broker import task_queues
 from projections.operations import Operations
 from workers.analytics import analytics_means
 from workers.operations.actions import LONG, Ended, Tools, action_of, carry_out, prepare
@@ -283,7 +284,10 @@ def reactors(parts: Parts, host: ProjectionHost) -> Iterator[Coroutine[Any, Any,
     executor = Executor(
         parts.recorder,
         parts.models[Operations],
-        Tools(url, models, tell_nobody, Event(), parts.counters, analytics),
+        Tools(
+            *(url, models, tell_nobody, Event(), parts.counters, analytics),
+            queues=task_queues(settings.tasks),
+        ),
         Children(command, {"DATABASE_URL": url}),
         auto_replay=settings.projections.auto_replay,
     )
