@@ -3,6 +3,7 @@
 
 const DAY = 86400;
 const COUNTS = [1, 2, 5].flatMap((step) => [...Array(12)].map((_, power) => step * 10 ** power)).sort((a, b) => a - b);
+const SECONDS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200];
 const DAYS = [1, 2, 7, 14, 28, 56, 91, 182, 365, 730].map((days) => days * DAY);
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -40,7 +41,7 @@ function options(told, name, width) {
       y: { range: (_, least, most) => [Math.min(0, least ?? 0), Math.max(1, 1.08 * (most ?? 0))] },
     },
     axes: [
-      { ...drawn, space: 70, values: (_, splits) => splits.map(axis), ...(told.byDays && { incrs: DAYS }) },
+      { ...drawn, space: 70, values: (_, splits) => splits.map(axis), ...(told.byDays && { incrs: DAYS }), ...(told.seconds && { incrs: SECONDS }) },
       { ...drawn, size: 60, ...(whole && { incrs: COUNTS }), values: (_, splits) => splits.map((each) => each.toLocaleString("en")) },
     ],
     series: [

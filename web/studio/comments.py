@@ -81,7 +81,9 @@ def _comment(visit: Visit, more: str = "") -> str:
 
 async def approve_comment(visit: Visit, form: Form) -> Response:
     """Approve the text that was looked at: one that came since is refused."""
-    await visit.api.post(_comment(visit, "/approve"), {"revision": number(form.get("revision", ""))})
+    await visit.api.post(
+        _comment(visit, "/approve"), {"revision": number(form.get("revision", ""))}
+    )
     return visit.leave(visit.back(QUEUE), "The comment is approved.")
 
 

@@ -83,9 +83,7 @@ def _upload(visit: Visit, more: str = "") -> str:
     return path("/uploads/{}", visit.asked("upload_id")) + more
 
 
-def urls_for_page(
-    parts: Sequence[Mapping[str, Any]], media: Sequence[str]
-) -> list[dict[str, Any]]:
+def urls_for_page(parts: Sequence[Mapping[str, Any]], media: Sequence[str]) -> list[dict[str, Any]]:
     """Return part URLs as a page may use them.
 
     What does not lead to the object store leads here, by whichever name the page was opened.

@@ -98,7 +98,9 @@ async def change_video(visit: Visit, form: Form) -> Response:
         if problem.status not in REFUSED:
             raise
         return _details(visit, await own_video(visit), changes, problem)
-    return visit.leave(f"/studio/videos/{visit.asked('video_id')}/details", "The changes are saved.")
+    return visit.leave(
+        f"/studio/videos/{visit.asked('video_id')}/details", "The changes are saved."
+    )
 
 
 async def remove_video(visit: Visit, form: Form) -> Response:
