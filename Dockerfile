@@ -20,6 +20,7 @@ COPY engine engine
 COPY infra infra
 COPY projections projections
 COPY readapi readapi
+COPY web web
 COPY workers workers
 RUN pip install --no-deps --no-build-isolation .
 

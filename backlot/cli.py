@@ -157,6 +157,28 @@ def token(
 
 
 @app.command()
+def login(
+    user: Annotated[str, typer.Option(help="Whom the link logs in.")] = "operator",
+    role: Annotated[
+        list[TokenRole] | None,
+        typer.Option(help="Give a role; may be given several times. Default: admin."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a link that logs its first user into the pages, once within ten minutes."""
+    from backlot.database import local_secret, signing_secret
+    from backlot.web import LINK_SECONDS, login_link
+
+    settings = load_settings()
+    signing_secret(settings)
+    local = "" if settings.web.session_secret is not None else local_secret(settings)
+    roles = sorted(map(str, role or (TokenRole.ADMIN,)))
+    link = login_link(settings, local, user, roles)
+    expires = rfc3339(datetime.now(UTC) + timedelta(seconds=LINK_SECONDS), "seconds")
+    show(link, {"link": link, "userId": user, "roles": roles, "expiresAt": expires}, as_json)
+
+
+@app.command()
 def upload(
     file: Annotated[Path, typer.Argument(help="The video or audio file.", show_default=False)],
     url: Annotated[str | None, typer.Option(help="The server; default: this one.")] = None,

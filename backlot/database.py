@@ -142,6 +142,11 @@ def signing_secret(settings: Settings) -> str:
         return settings.auth.secret.get_secret_value()
     if not settings.auth.local:
         raise NoSecret("tokens come from your identity provider: JWT_SECRET is not set")
+    return local_secret(settings)
+
+
+def local_secret(settings: Settings) -> str:
+    """Return the secret that this installation keeps in its data folder; raise NoSecret."""
     folder = settings.server.data_dir
     path = secret_path(folder)
     try:

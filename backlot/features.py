@@ -22,6 +22,7 @@ import commands.moderation
 import commands.operations
 import commands.revocations
 import commands.s3_uploads
+import commands.translation
 import commands.tus
 import commands.uploads
 import commands.watch
@@ -56,6 +57,8 @@ import readapi.comments
 import readapi.dead_letters
 import readapi.erasure
 import readapi.events
+import readapi.explanations
+import readapi.failed_translations
 import readapi.feedback
 import readapi.likes
 import readapi.live
@@ -64,6 +67,7 @@ import readapi.operations
 import readapi.operator_actions
 import readapi.privacy
 import readapi.recommendations
+import readapi.replays
 import readapi.revocations
 import readapi.spending
 import readapi.stats
@@ -205,6 +209,8 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="translation",
+        commands=(commands.translation.router,),
+        queries=(readapi.failed_translations.router,),
         projections=(Translations,),
         subscriptions=workers.translation.subscriptions,
         sweeps=workers.translation_sweep.sweeps,
@@ -297,7 +303,11 @@ FEATURES: tuple[Feature, ...] = (
         name="operations",
         aggregates=(Operation,),
         commands=(commands.operations.router,),
-        queries=(readapi.operations.router, readapi.operator_actions.router),
+        queries=(
+            readapi.operations.router,
+            readapi.replays.router,
+            readapi.operator_actions.router,
+        ),
         projections=(Operations,),
         reactors=workers.operations.executor.reactors,
         jobs=workers.maintenance.jobs,
@@ -317,6 +327,10 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="spending",
         queries=(readapi.spending.router,),
+    ),
+    Feature(
+        name="explanations",
+        queries=(readapi.explanations.router,),
     ),
     Feature(
         name="callers",

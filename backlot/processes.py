@@ -62,7 +62,10 @@ class Assignment:
         """Return the assignment of all: to serve, with the settings of the first one."""
         redis = sockets / "redis.sock"
         server = settings.server
-        update = {"roles": server.roles & SERVING, "configured_processes": server.processes}
+        update = {
+            "roles": server.roles & (SERVING | {Role.WEB}),
+            "configured_processes": server.processes,
+        }
         changes: dict[str, object] = {"server": server.model_copy(update=update)}
         if settings.tasks.broker_url is None and Role.TASKS in server.roles:
             # The first one runs what the others send.

@@ -13,6 +13,7 @@ from threading import Thread
 import structlog
 
 from backlot.app import make_app, open_parts
+from backlot.health import check
 from backlot.processes import READY, Assignment
 from backlot.signals import STOPS, Stop
 from backlot.up import Server, bound, calm_garbage_collector, connection_limits, serving
@@ -52,7 +53,8 @@ def _serve(assignment: Assignment, first: Connection) -> int:
         calm_garbage_collector()
         told = partial(pages_at, socket_at(assignment.sockets, os.getpid()), own_page)
         config = serving(make_app(parts), connection_limits(settings.server))
-        server = Server(config, parts, stop, announce=announce, beside=told)
+        ask = partial(check, parts)
+        server = Server(config, ask, stop, endings=parts.endings, announce=announce, beside=told)
         server.run(sockets=listeners)
         return ExitCode.DONE if server.started else ExitCode.FAILED
 

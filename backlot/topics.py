@@ -220,9 +220,7 @@ def discard(
     with _chosen(settings, ids, every, all_like, consumer, topic) as (conn, chosen):
         require_yes("Give these messages up for good?", yes=yes)
         asked = given(ids=ids, allLike=all_like, consumer=consumer, topic=topic, reason=reason)
-        with recorded(
-            database_url(settings), DISCARD_MESSAGES, DEAD_MESSAGES, asked
-        ) as running:
+        with recorded(database_url(settings), DISCARD_MESSAGES, DEAD_MESSAGES, asked) as running:
             found = dead_letters.give_up(
                 conn, CONSUMER, ids=chosen, subscription=consumer, topic=topic
             )

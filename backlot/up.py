@@ -6,7 +6,7 @@ import asyncio
 import gc
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,18 +14,20 @@ from typing import Any
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from backlot.app import make_app, open_parts
-from backlot.health import check
+from backlot.health import Readiness, check
 from backlot.processes import PROCESSES, Assignment, ServingProcesses, socket_folder, working
 from backlot.signals import STOP_SECONDS, STOPS, Stop
-from backlot.web import operators_link
+from backlot.web import operators_link, pages_alone
 from infra.cancellation import cancel
+from infra.data_folder import secret_path
 from infra.errors import ExitCode, OperatorError
 from infra.http.connections import ConnectionLimits, LeanProtocol, room_for_connections, sweep
+from infra.http.keys import read_or_make_secret
 from infra.logging import configure_logging
-from infra.settings import ServerSettings, Settings
+from infra.settings import Role, ServerSettings, Settings
 from workers.parts import Parts
 
 GRACE_SECONDS = 10
@@ -40,7 +42,7 @@ SWEEP_TICKS = 10
 """uvicorn ticks ten times a second."""
 
 
-def serving(app: FastAPI, limits: ConnectionLimits | None = None, **options: Any) -> uvicorn.Config:
+def serving(app: ASGIApp, limits: ConnectionLimits | None = None, **options: Any) -> uvicorn.Config:
     """Return uvicorn's configuration for an application; `options` are passed on to uvicorn."""
     protocol: Any = partial(LeanProtocol, limits=limits or ConnectionLimits())
     return uvicorn.Config(
@@ -80,6 +82,8 @@ def run_up(settings: Settings) -> int:
     Ctrl-C reaches only this process, which tells the others.
     """
     configure_logging(settings.logs)
+    if settings.server.roles == {Role.WEB}:
+        return _show_pages_alone(settings)
     print("starting Backlot …", file=sys.stderr)
     seconds = STOP_SECONDS + settings.tasks.stop_seconds
     processes = ServingProcesses(settings.server.processes - 1)
@@ -108,6 +112,22 @@ def run_up(settings: Settings) -> int:
             raise
 
 
+def _show_pages_alone(settings: Settings) -> int:
+    """Serve the pages of APIs that run elsewhere: without a database, with nothing to keep."""
+    folder = settings.server.data_dir
+    with Stop(numbers=STOPS) as stop, ExitStack() as stack:
+        listeners = [stack.enter_context(each) for each in _listen(settings.server)]
+        app, ask = pages_alone(settings, lambda: read_or_make_secret(secret_path(folder)))
+
+        async def announce() -> None:
+            print(f"ready: {settings.server.local_url}", flush=True)
+
+        config = serving(app, connection_limits(settings.server))
+        server = Server(config, ask, stop, announce=announce)
+        server.run(sockets=listeners)
+        return ExitCode.DONE if server.started else ExitCode.FAILED
+
+
 def _first_server(
     parts: Parts, stop: Stop, processes: ServingProcesses, stack: ExitStack
 ) -> Server:
@@ -120,18 +140,19 @@ def _first_server(
         if (link := operators_link(settings, parts.secret)) is not None:
             print(f"log in (once, within ten minutes): {link}", flush=True)
 
-    limits = connection_limits(settings.server)
+    limits, ask = connection_limits(settings.server), partial(check, parts)
+    told: dict[str, Any] = {"endings": parts.endings, "announce": announce}
     if settings.server.processes == 1:
-        return Server(serving(make_app(parts), limits), parts, stop, announce=announce)
+        return Server(serving(make_app(parts), limits), ask, stop, **told)
     sockets = stack.enter_context(socket_folder(settings.server.data_dir))
     parts = replace(parts, page=partial(processes.pages.whole, sockets))
     beside = partial(working, processes, Assignment.of(settings, parts.database_url, sockets))
     app = make_app(parts)
-    return Server(serving(app, limits), parts, stop, announce=announce, beside=beside)
+    return Server(serving(app, limits), ask, stop, beside=beside, **told)
 
 
 class Server(uvicorn.Server):
-    """Calls `announce` once every part has answered; is inside of `beside` while it serves.
+    """Calls `announce` once `ask` says that every part answers; is inside of `beside` meanwhile.
 
     It runs until `stop` is asked for: uvicorn's own handlers would wait again for whoever presses
     Ctrl-C twice.
@@ -140,16 +161,18 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        parts: Parts,
+        ask: Callable[[], Awaitable[Readiness]],
         stop: Stop,
         *,
+        endings: Sequence[Callable[[], Awaitable[None]]] = (),
         announce: Callable[[], Awaitable[None]],
         beside: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
         super().__init__(config)
         self._tell_ready = announce
         self._beside = beside
-        self._parts = parts
+        self._ask = ask
+        self._endings = endings
         self._stop = stop
 
     @contextmanager
@@ -170,7 +193,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or self._stop.asked
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for end in self._parts.endings:
+        for end in self._endings:
             await end()
         await super().shutdown(sockets)
 
@@ -190,7 +213,7 @@ class Server(uvicorn.Server):
     async def _announce(self) -> None:
         told: set[str] = set()
         try:
-            while not (readiness := await check(self._parts)).ready:
+            while not (readiness := await self._ask()).ready:
                 for name, state in readiness.parts.items():
                     if not state["ok"] and name not in told:
                         told.add(name)

@@ -6,7 +6,7 @@ names the operation under which it tells what came of it.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import Field
@@ -51,7 +51,7 @@ class DiscardLetters(Justified):
 
 
 router = APIRouter(prefix="/admin", tags=["operations"], dependencies=[Depends(require_admin)])
-ASKED = {
+ASKED: dict[str, Any] = {
     "status_code": 202,
     "response_model": OperationRequested,
     "responses": problems(400, 401, 403, 409, 413, 422, 503),

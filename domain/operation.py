@@ -19,6 +19,8 @@ MAX_JSON_CHARACTERS = 8_000
 RETRY_MESSAGES, DISCARD_MESSAGES = "redrive-dead", "discard-dead"
 RETRY_TASKS, DISCARD_TASKS = "redrive-tasks", "discard-tasks"
 DEAD_MESSAGES, DEAD_TASKS = "dead messages", "dead tasks"
+# The subject is the comment.
+RETRY_TRANSLATION = "retry-translation"
 
 Members = dict[str, object]
 """A JSON object."""

@@ -21,10 +21,9 @@ QUANTILE_SECONDS = 60.0
 # What takes as long as somebody listens, or waits for news, says nothing of how fast answers are.
 ENDLESS = frozenset({"/videos/{video_id}/events", "/events"})
 
-ANSWERS = re.compile(r'^backlot_http_requests_total\{(?P<labels>[^\n]*)\} (?P<value>\S+)$', re.M)
-TIMES = re.compile(
-    r'^backlot_http_request_seconds_bucket\{(?P<labels>[^\n]*)\} (?P<value>\S+)$', re.M
-)
+LINE = r"^backlot_http_{}\{{(?P<labels>[^\n]*)\}} (?P<value>\S+)$"
+ANSWERS = re.compile(LINE.format("requests_total"), re.MULTILINE)
+TIMES = re.compile(LINE.format("request_seconds_bucket"), re.MULTILINE)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -116,7 +115,7 @@ def quantile(below: Mapping[float, float], share: float) -> float | None:
         if below[upper] >= wanted:
             if upper == float("inf"):
                 return lower * 1000
-            under = below[lower] if lower in below else 0
+            under = below.get(lower, 0.0)
             inside = below[upper] - under
             part = (wanted - under) / inside if inside else 1.0
             return (lower + (upper - lower) * part) * 1000

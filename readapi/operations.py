@@ -136,7 +136,7 @@ async def get_projection(
     fresh: Fresh,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    return await conditional_wire(request, _known(await _statuses(queries, fresh), name))
+    return await conditional_wire(request, known(await _statuses(queries, fresh), name))
 
 
 async def _statuses(queries: Queries, fresh: Freshness) -> dict[str, ProjectionStatus]:
@@ -158,7 +158,7 @@ async def get_completeness(
     fresh: Fresh,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    projection = _known(queries.models.by_name(), name)
+    projection = known(queries.models.by_name(), name)
     await queries.confirm(fresh)
     found = await ask(queries, lambda conn: completeness(conn, projection))
     return await conditional_wire(request, Account.model_validate(found.as_dict()))
@@ -179,7 +179,7 @@ async def list_parked_events(
     fresh: Fresh,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    schema = _known(queries.models.by_name(), name).schema
+    schema = known(queries.models.by_name(), name).schema
     await queries.confirm(fresh)
     after = decode_cursor("parked", page.cursor, 0)
     rows = await ask(queries, lambda conn: parked(conn, schema, after=after, limit=page.rows))
@@ -210,7 +210,7 @@ async def get_operation(
     return await conditional_wire(request, body)
 
 
-def _known(projections: Mapping[str, T], name: str) -> T:
+def known(projections: Mapping[str, T], name: str) -> T:
     """Return the projection of this name; raise Problem 404."""
     if name not in projections:
         raise Problem(404, "not-found", "There is no such projection.")

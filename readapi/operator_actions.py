@@ -17,7 +17,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from domain.comment import Comment
-from domain.model import ActorKind, actor_kind
+from domain.model import ActorKind, Aggregate, actor_kind
 from domain.moderation import ModerationCase
 from domain.operation import Operation
 from domain.person import Person
@@ -40,21 +40,19 @@ KIND = "operator-actions"
 # So many events are looked at for one page.
 BATCH, MOST_BATCHES = 200, 5
 
-TYPES = tuple(
-    type_of(event.TOPIC)
-    for event in (
-        Operation.Requested,
-        *Revocations.events(),
-        *Webhooks.events(),
-        ModerationCase.Decided,
-        Comment.Removed,
-        Comment.Rejected,
-        Comment.Restored,
-        Comment.Approved,
-        Person.ForgetRequested,
-        Upload.Removed,
-    )
+RECORDED: tuple[type[Aggregate.Event], ...] = (
+    Operation.Requested,
+    *Revocations.events(),
+    *Webhooks.events(),
+    ModerationCase.Decided,
+    Comment.Removed,
+    Comment.Rejected,
+    Comment.Restored,
+    Comment.Approved,
+    Person.ForgetRequested,
+    Upload.Removed,
 )
+TYPES = tuple(type_of(event.TOPIC) for event in RECORDED)
 TARGETS = ("subject", "user_id", "person", "jti", "thing_id", "webhook_id", "revocation_id")
 """The fields that say what an action is about, the most telling first; else it is the stream."""
 OPERATION = type_of(Operation.Requested.TOPIC)
@@ -150,9 +148,7 @@ async def _outcomes(
     return await queries.operations.outcomes(conn, ids) if ids else {}
 
 
-def _told(
-    entry: Entry, outcomes: Mapping[UUID, str], names: Pseudonyms | None
-) -> OperatorAction:
+def _told(entry: Entry, outcomes: Mapping[UUID, str], names: Pseudonyms | None) -> OperatorAction:
     stored, payload = entry.stored, entry.payload or {}
     kind = type_of(stored.topic)
     is_operation = kind == OPERATION

@@ -18,6 +18,7 @@ from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import Time, Wire
 from infra.llm.limits import keys_of
 from infra.llm.spending import Spent, read_spending
+from infra.settings import Settings
 from projections.analytics.calendar import DAY, start_of_hour
 from readapi.pages import IfNoneMatch
 from readapi.queries import Fresh, Read
@@ -88,6 +89,15 @@ class Budgets:
 
     redis: Redis
     limits: Mapping[str, int]
+
+    @classmethod
+    def of(cls, redis: Redis, settings: Settings) -> Budgets:
+        """Return the budgets of the settings."""
+        limits = {
+            "translation": settings.translation.calls_per_day,
+            "recommendations": settings.recommendations.calls_per_day,
+        }
+        return cls(redis, limits)
 
     async def told(self) -> list[CallBudget]:
         """Return each budget as it stands today (UTC); never raise RedisError."""

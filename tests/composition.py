@@ -20,6 +20,7 @@ SECRETS = {
     "REDIS_PASSWORD": "of-redis",
     "KEY_ENCRYPTION_KEY": "0f1e2d3c4b5a69788796a5b4c3d2e1f0" * 2,
     "JWT_SECRET": "a secret that signs tokens in tests only",
+    "WEB_SESSION_SECRET": "a secret that seals sessions in tests only",
     "S3_ACCESS_KEY_ID": "GK0123456789abcdef01234567",
     "S3_SECRET_ACCESS_KEY": "0123456789abcdef" * 4,
     "GARAGE_RPC_SECRET": "fedcba9876543210" * 4,

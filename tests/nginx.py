@@ -18,7 +18,7 @@ from tests.support import requires, unused_port
 
 CONFIGURATION = PROJECT / "deploy" / "nginx.conf"
 START_SECONDS = 60.0
-API, MEDIA, ITSELF = "8080", "9000", "127.0.0.1:8081"
+API, MEDIA, CONSOLE, ITSELF = "8080", "9000", "8001", "127.0.0.1:8081"
 # Root's nginx would work as another user, who may not enter the folders of these tests.
 DIRECTIVES = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
 
@@ -29,10 +29,14 @@ class NotStarted(Exception):
 
 @dataclass(frozen=True)
 class Proxy:
-    """A running nginx: the API's address, the media's, and its folder with `nginx.log`."""
+    """A running nginx: the API's address, the media's, the console's, and its folder.
+
+    `nginx.log` is in the folder.
+    """
 
     url: str
     media_url: str
+    console_url: str
     folder: Path
 
     @property
@@ -43,23 +47,25 @@ class Proxy:
 
 @contextmanager
 def running_nginx(
-    folder: Path, upstreams: Mapping[str, str], changes: Mapping[str, str] | None = None
+    folder: Path, upstreams: dict[str, str], changes: Mapping[str, str] | None = None
 ) -> Iterator[Proxy]:
     """nginx in front of these servers: host:port by the name of their upstream.
 
+    The pages are nowhere, unless they are among them.
     `changes` are texts of its configuration and what stands there instead, such as lower limits.
     """
     program = requires("nginx")
     folder.mkdir(parents=True, exist_ok=True)
-    ports = {given: str(unused_port()) for given in (API, MEDIA, ITSELF)}
-    _configure(folder, upstreams, ports, changes or {})
+    ports = {given: str(unused_port()) for given in (API, MEDIA, CONSOLE, ITSELF)}
+    nowhere = f"127.0.0.1:{unused_port()}"
+    _configure(folder, {"web": nowhere, "console": nowhere} | upstreams, ports, changes or {})
     with (folder / "nginx.log").open("wb") as log:
         command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", DIRECTIVES]
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             _await(process, f"http://127.0.0.1:{ports[ITSELF]}/")
-            api, media = (f"http://127.0.0.1:{ports[given]}" for given in (API, MEDIA))
-            yield Proxy(api, media, folder)
+            reached = (f"http://127.0.0.1:{ports[given]}" for given in (API, MEDIA, CONSOLE))
+            yield Proxy(*reached, folder)
         finally:
             process.terminate()
             process.wait(10)
@@ -67,7 +73,7 @@ def running_nginx(
 
 def _configure(
     folder: Path,
-    upstreams: Mapping[str, str],
+    upstreams: dict[str, str],
     ports: Mapping[str, str],
     changes: Mapping[str, str],
 ) -> None:

@@ -13,14 +13,13 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from web import console, login, site, studio
+from web import console, login, oidc, site, studio
 from web.templating import STATIC
 from web.visits import Visit, WebParts, answered
 
 OWN_PATHS = ("/console", "/studio", "/watch", "/login", "/logout", "/static")
 """Where pages are, beside `/` itself; the APIs have the others."""
 
-SAME = "'self'"
 ONE_YEAR = "public, max-age=31536000, immutable"
 
 
@@ -35,19 +34,20 @@ def make_web_app(parts: WebParts) -> Starlette:
     routes: list[BaseRoute] = [
         Mount("/static", StaticFiles(directory=STATIC), name="static"),
         *login.ROUTES,
+        *oidc.ROUTES,
         *console.ROUTES,
         *studio.ROUTES,
         *(site.ROUTES if parts.site else site.OFF),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _unknown})
     app.state.web = parts
-    app.add_middleware(_headers(parts.media))
+    app.add_middleware(SecurityHeaders, media=parts.media)
     return app
 
 
 def policy(media: Sequence[str]) -> str:
     """Return the content security policy: nothing inline, nothing from elsewhere but films."""
-    films = " ".join((SAME, *media))
+    films = " ".join(("'self'", *media))
     return "; ".join(
         (
             "default-src 'none'",
@@ -64,34 +64,31 @@ def policy(media: Sequence[str]) -> str:
     )
 
 
-def _headers(media: Sequence[str]) -> type:
-    """Return the layer that gives each answer its headers."""
-    fixed = {
-        "content-security-policy": policy(media),
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "same-origin",
-        "cross-origin-opener-policy": "same-origin",
-        "permissions-policy": "camera=(), microphone=(), geolocation=()",
-    }
+class SecurityHeaders:
+    """Gives each answer the headers that keep others out of our pages."""
 
-    class SecurityHeaders:
-        def __init__(self, app: ASGIApp) -> None:
-            self._app = app
+    def __init__(self, app: ASGIApp, media: Sequence[str]) -> None:
+        self._app = app
+        self._fixed = {
+            "content-security-policy": policy(media),
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "same-origin",
+            "cross-origin-opener-policy": "same-origin",
+            "permissions-policy": "camera=(), microphone=(), geolocation=()",
+        }
 
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            is_file = scope["type"] == "http" and scope["path"].startswith("/static/")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_file = scope["type"] == "http" and scope["path"].startswith("/static/")
 
-            async def stamped(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    headers = MutableHeaders(scope=message)
-                    headers.update(fixed)
-                    versioned = is_file and b"v=" in scope["query_string"]
-                    headers.setdefault("cache-control", ONE_YEAR if versioned else "no-store")
-                await send(message)
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(self._fixed)
+                versioned = is_file and b"v=" in scope["query_string"]
+                headers.setdefault("cache-control", ONE_YEAR if versioned else "no-store")
+            await send(message)
 
-            await self._app(scope, receive, stamped)
-
-    return SecurityHeaders
+        await self._app(scope, receive, stamped)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

@@ -7,8 +7,8 @@ who may come. They only decide what is shown: what counts is what the APIs allow
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import httpx
@@ -21,6 +21,9 @@ from web.api import Api, ApiProblem, Connect
 from web.sealed import Box
 from web.sessions import FLASH, Session, proves, session_of, set_cookie
 from web.templating import TEMPLATES
+
+if TYPE_CHECKING:
+    from web.oidc import Provider
 
 log = structlog.get_logger(__name__)
 
@@ -50,8 +53,10 @@ class WebParts:
     """Origins beside ours to which browsers send parts and from which they play films: S3."""
     spend_link: Callable[[str], Awaitable[str | None]] | None = None
     """Returns the token that a login link stands for, once; None where it stands for none."""
-    extra: dict[str, Any] = field(default_factory=dict)
-    """What further ways to log in need."""
+    provider: Provider | None = None
+    """Who else may say who somebody is."""
+    public_url: str = ""
+    """Where browsers reach the pages, without a slash at the end."""
 
 
 class Visit:

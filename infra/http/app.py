@@ -147,7 +147,7 @@ def query_parameters(route: APIRoute) -> frozenset[str]:
     )
 
 
-class Pages(NamedTuple):
+class PageApp(NamedTuple):
     """An application for browsers, and whether a path is one of its."""
 
     app: ASGIApp
@@ -210,7 +210,7 @@ class HttpApp(FastAPI):
         self.cross_origin: CrossOrigin | None = None
         self._hosts = hosts
         self._apart: dict[int, HttpApp] = {}
-        self._pages: Pages | None = None
+        self._pages: PageApp | None = None
         self._known: list[tuple[APIRoute, frozenset[str], frozenset[str]]] | None = None
         self._hot: list[tuple[APIRoute, Shortcut]] | None = None
         self._answers = AnswersByPath()
@@ -225,7 +225,7 @@ class HttpApp(FastAPI):
 
     def show_pages(self, pages: ASGIApp, has: Callable[[str], bool]) -> None:
         """Have another application answer at the paths that it has, as pages for browsers."""
-        self._pages = Pages(pages, has)
+        self._pages = PageApp(pages, has)
 
     def limit_rates(self, limits: RateLimits) -> None:
         """Limit the rates of all requests, whichever port they come to."""
@@ -264,7 +264,8 @@ class HttpApp(FastAPI):
     async def _show(self, pages: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a page. What it asks the APIs for is authorized and limited there."""
         started, status = time.perf_counter(), 0
-        scope[HEADERS] = dict(reversed(scope["headers"]))
+        scope["app"], scope[HEADERS] = self, dict(reversed(scope["headers"]))
+        scope["client"] = (client_address(scope), 0)
 
         async def watched(message: Message) -> None:
             nonlocal status

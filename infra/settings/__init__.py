@@ -167,7 +167,7 @@ class Settings(SettingsGroup):
     embeddings: adapters.EmbeddingSettings
     privacy: features.PrivacySettings
     webhooks: features.WebhookSettings
-    web: features.WebSettings
+    web: adapters.WebSettings
 
     @model_validator(mode="after")
     def _parts_that_s3_takes(self) -> Self:

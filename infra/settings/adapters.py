@@ -14,6 +14,7 @@ from infra.settings.values import (
     CommaSet,
     EncryptionKey,
     HttpUrl,
+    HttpUrls,
     Listen,
     LockNodes,
     Lower,
@@ -372,3 +373,25 @@ class SpeechSettings(SettingsGroup, alias_generator=variables("SPEECH_")):
 
     transcription: Annotated[Literal["auto", "on", "off"], Lower] = "auto"
     whisper_model: str = Field(default="base", alias="WHISPER_MODEL", min_length=1)
+
+
+class WebSettings(SettingsGroup, alias_generator=variables("WEB_")):
+    """The pages: what they show, and, in a process without the APIs, where those are."""
+
+    site: Annotated[Literal["on", "off"], Lower] = "on"
+    read_only: bool = False
+    api_urls: HttpUrls = ()
+    session_secret: Secret = None
+    oidc_issuer: HttpUrl = None
+    oidc_client_id: str | None = None
+    oidc_client_secret: SecretStr | None = None
+    oidc_scopes: str = "openid"
+    oidc_token: Literal["access_token", "id_token"] = "access_token"  # noqa: S105 - a name
+
+    @model_validator(mode="after")
+    def _who_asks_the_provider(self) -> Self:
+        if (self.oidc_issuer is None) != (self.oidc_client_id is None):
+            raise ValueError("WEB_OIDC_ISSUER and WEB_OIDC_CLIENT_ID: set both or neither")
+        if "openid" not in self.oidc_scopes.split():
+            raise ValueError("WEB_OIDC_SCOPES: must have `openid` in it")
+        return self

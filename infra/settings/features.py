@@ -12,7 +12,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    SecretStr,
     model_validator,
 )
 
@@ -286,16 +285,6 @@ class WebhookSettings(SettingsGroup, alias_generator=variables("WEBHOOK_")):
     def on(self) -> bool:
         """Whether any process here sends."""
         return self.switch == "on"
-
-
-class WebSettings(SettingsGroup, alias_generator=variables("WEB_")):
-    """The pages: what they show, and, in a process without the APIs, where those are."""
-
-    site: Annotated[Literal["on", "off"], Lower] = "on"
-    read_only: bool = False
-    api_url: HttpUrl = None
-    admin_api_url: HttpUrl = None
-    session_secret: SecretStr | None = None
 
 
 class PrivacySettings(SettingsGroup, alias_generator=str.upper):

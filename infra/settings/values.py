@@ -148,6 +148,10 @@ def http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def http_urls(value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(http_url, value))
+
+
 def bare_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
@@ -378,6 +382,7 @@ CommaSet = BeforeValidator(split_commas)
 Lower = BeforeValidator(lower)
 BareUrl = Annotated[str, AfterValidator(bare_url)] | None
 HttpUrl = Annotated[str, AfterValidator(http_url)] | None
+HttpUrls = Annotated[tuple[str, ...], CommaSet, AfterValidator(http_urls)]
 Listen = Annotated[TcpAddress | None, BeforeValidator(tcp_address)]
 PostgresUrl = Annotated[SecretStr, AfterValidator(postgres_url)] | None
 RedisUrl = Annotated[SecretStr, AfterValidator(redis_address)] | None

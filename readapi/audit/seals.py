@@ -21,6 +21,7 @@ from infra.http.problems import Problem, problems
 from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import Time, Wire
 from infra.security_log import SecurityEvent, record
+from readapi.audit.routes import Integrity
 from readapi.operations import ask
 from readapi.pages import IfNoneMatch, Page, Paged, decode_cursor
 from readapi.queries import Fresh, Read
@@ -67,7 +68,7 @@ class AnchorPlace(Wire):
     last_position: int | None = None
     hash: str | None = None
     stamped_seal: int | None = None
-    acceptances: list[SealAcceptance] = []
+    acceptances: list[SealAcceptance]
     error: str | None = None
 
 
@@ -84,8 +85,8 @@ class EventProof(Wire):
 
 
 async def _proofs(request: Request) -> Proofs:
-    proofs: Proofs = request.app.state.proofs
-    return proofs
+    integrity: Integrity = request.app.state.integrity
+    return integrity.proofs
 
 
 KnownOutside = Annotated[Proofs, Depends(_proofs)]
@@ -208,7 +209,7 @@ def _place(place: AnchorStore) -> AnchorPlace:
             if each.acceptance is not None
         ]
     except AnchorsUnusable as error:
-        return AnchorPlace(place=place.name, error=str(error))
+        return AnchorPlace(place=place.name, acceptances=[], error=str(error))
     told = AnchorPlace(place=place.name, acceptances=accepted)
     if newest is not None:
         told.newest_seal, told.last_position = newest.number, newest.last

@@ -211,8 +211,16 @@ def composed(
         away = f"127.0.0.1:{unused_port()}"
         upstreams = {
             side: processes[side].address if side in processes else away
-            for side in ("commands", "queries")
+            for side in ("commands", "queries", "web")
         }
+        if "web" in processes:
+            upstreams["console"] = processes["web"].admin_url.removeprefix("http://")
+            near = (
+                address
+                for role in ("queries", "commands")
+                for address in (f"http://{processes[role].address}", processes[role].admin_url)
+            )
+            processes["web"].variables = {**own, "WEB_API_URLS": ",".join(near)}
         upstreams["objects"] = s3.url.removeprefix("http://")
         proxy = stack.enter_context(running_nginx(folder / "proxy", upstreams))
         own["S3_PUBLIC_ENDPOINT_URL"] = proxy.media_url

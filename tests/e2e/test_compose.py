@@ -119,8 +119,20 @@ def test_each_side_does_its_own_and_nothing_else(system: Composed) -> None:
             problem(direct.request(method, path), 404)
 
 
+def test_pages_ask_the_apis_wherever_they_are(system: Composed) -> None:
+    token = mint_token(system.secret, "olga", ["admin"])
+    with plain.client(base_url=system.base_url) as browser:
+        browser.post("/login", data={"token": token, "next": "/studio"})
+        assert "olga" in browser.get("/login").text
+        # The console is at its own port; what it shows is at the ports of operators of two roles.
+        assert browser.get("/console").status_code == 404
+        console = browser.get(f"{system.proxy.console_url}/console")
+        assert console.status_code == 200, console.text
+        assert "Events in the log" in console.text
+
+
 def test_counters_are_in_the_redis_of_the_composition(system: Composed) -> None:
-    for role in set(ROLES) - set(PAGES):
+    for role in set(ROLES) - {*PAGES, "web"}:
         with plain.client(base_url=f"http://{system.processes[role].address}") as direct:
             parts = read(direct.get("/readyz"))["parts"]
         assert parts["redis"]["ok"]

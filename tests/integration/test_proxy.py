@@ -80,6 +80,9 @@ class Told(BaseHTTPRequestHandler):
         pass
 
 
+NAMES = ("commands", "queries", "objects", "web", "console")
+
+
 def telling(stack: ExitStack) -> int:
     """A running server's port."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Told)
@@ -95,7 +98,7 @@ def telling(stack: ExitStack) -> int:
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[str, int]]:
     with ExitStack() as stack:
-        yield {name: telling(stack) for name in ("commands", "queries", "objects")}
+        yield {name: telling(stack) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,24 @@ def test_reads_go_to_the_queries_and_all_else_to_the_commands(
     side = "queries" if method in ("GET", "HEAD") else "commands"
     asked = client.request(method, "/videos/1/like").headers["X-Asked"]
     assert json.loads(asked) == [ports[side], method]
+
+
+@pytest.mark.parametrize("path", ["/", "/studio", "/studio/videos/1", "/login", "/static/a.css"])
+def test_pages_come_from_where_pages_are(
+    client: httpx.Client, ports: dict[str, int], path: str
+) -> None:
+    for method in ("GET", "POST"):
+        asked = client.request(method, path).headers["X-Asked"]
+        assert json.loads(asked) == [ports["web"], method]
+
+
+def test_the_console_is_at_its_own_port_alone(
+    client: httpx.Client, proxy: Proxy, ports: dict[str, int]
+) -> None:
+    asked = httpx.get(f"{proxy.console_url}/console/log", trust_env=False).headers["X-Asked"]
+    assert json.loads(asked) == [ports["console"], "GET"]
+    # To whoever comes through the public port it is a call of the API, which has none like it.
+    assert json.loads(client.get("/console").headers["X-Asked"]) == [ports["queries"], "GET"]
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET", "POST", "PATCH", "DELETE", "OPTIONS"])

@@ -31,19 +31,23 @@ SERVICES = list(COMPOSITION.services.values())
 ROLES = list(COMPOSITION.roles.values())
 PREPARING = ("migrations", "garage-init")
 LASTING = [service for service in SERVICES if service.name not in PREPARING]
+# The pages have none of their own: they ask the APIs.
+WITH_DATA = {*map(str, Role)} - {"web"}
 # Which secret is for whom; all that others could do with it, they can't.
 HOLDERS = {
-    "KEY_ENCRYPTION_KEY": {*map(str, Role)},
+    "KEY_ENCRYPTION_KEY": WITH_DATA,
     "JWT_SECRET": {"commands", "queries"},
-    "REDIS_URL": {*map(str, Role)} - {"relay"},
+    "WEB_SESSION_SECRET": {"web"},
+    "REDIS_URL": WITH_DATA - {"relay"},
     "S3_ACCESS_KEY_ID": {"commands", "queries", "workers", "tasks", "garage-init"},
     "S3_SECRET_ACCESS_KEY": {"commands", "queries", "workers", "tasks", "garage-init"},
-    "DATABASE_URL": {*map(str, Role), "migrations"},
+    "DATABASE_URL": WITH_DATA | {"migrations"},
     "DATABASE_OWNER_URL": {"migrations"},
     "GARAGE_ADMIN_TOKEN": {"garage", "garage-init"},
     "GARAGE_RPC_SECRET": {"garage"},
     "POSTGRES_PASSWORD": {"timescale"},
 }
+WITH_BUCKET = HOLDERS["S3_ACCESS_KEY_ID"] | {"web"}
 OF_OBJECTS = {"S3_BUCKET", "S3_REGION", "S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL"}
 ALIASES = Settings.variables()
 HTTP_PATHS = {"/healthz", "/metrics"}
@@ -64,10 +68,10 @@ def test_the_variables_are_settings_that_are_accepted(service: Service) -> None:
     assert set(service.environment) <= ALIASES
     settings = load_settings(service.environment)
     assert settings.server.roles == {Role(service.name)}
-    assert not settings.database.embedded
-    assert settings.keys.key_encryption_key is not None
+    assert settings.database.embedded is (service.name == "web")
+    assert (settings.keys.key_encryption_key is None) is (service.name == "web")
     assert settings.auth.local is (service.name not in HOLDERS["JWT_SECRET"])
-    assert (settings.objects.bucket is None) is (service.name not in HOLDERS["S3_ACCESS_KEY_ID"])
+    assert (settings.objects.bucket is None) is (service.name not in WITH_BUCKET)
     assert (settings.redis.url is None) is (service.name not in HOLDERS["REDIS_URL"])
     assert settings.kafka.bootstrap_servers
 
@@ -75,6 +79,7 @@ def test_the_variables_are_settings_that_are_accepted(service: Service) -> None:
 @pytest.mark.parametrize("service", ROLES, ids=named)
 def test_every_role_has_the_same_settings_but_its_own(service: Service) -> None:
     own = {"BACKLOT_ROLES", "TASK_THREADS", "OPENAI_API_KEY", "SEAL_ANCHOR", *HOLDERS, *OF_OBJECTS}
+    own |= {"WEB_API_URLS", "WEB_SITE"}
     first = {key: value for key, value in ROLES[0].environment.items() if key not in own}
     assert {key: value for key, value in service.environment.items() if key not in own} == first
 
@@ -102,7 +107,7 @@ def test_a_secret_is_in_no_other_variable_or_argument(name: str) -> None:
 def test_the_key_of_the_language_model_is_kept_from_who_calls_none(service: Service) -> None:
     """`backlot.env` has it for everybody; what is empty here counts as unset, and wins."""
     kept = service.environment.get("OPENAI_API_KEY") == ""
-    assert kept is (service.name in ("commands", "projections", "relay"))
+    assert kept is (service.name in ("commands", "projections", "relay", "web"))
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=named)
@@ -254,16 +259,16 @@ def _listens(server: Service) -> set[int]:
     garage = tomllib.loads((PROJECT / "deploy" / "garage.toml").read_text())
     objects = int(garage["s3_api"]["api_bind_addr"].rpartition(":")[2])
     usual = {"timescale": 5432, "redis": 6379, "garage": objects}
-    return (
-        {usual[server.name]}
-        if server.name in usual
-        else {int(port) for port in re.findall(r"://:(\d+)", told)}
-    )
+    if server.name in usual:
+        return {usual[server.name]}
+    if server.name in COMPOSITION.roles:
+        return {int(server.environment[name]) for name in ("BACKLOT_PORT", "ADMIN_PORT")}
+    return {int(port) for port in re.findall(r"://:(\d+)", told)}
 
 
 def test_each_server_is_named_by_a_setting() -> None:
     named_servers = {host for service in ROLES for _, host, _ in _addresses(service)}
-    assert named_servers == {"timescale", "redis", "kafka", "garage"}
+    assert named_servers == {"timescale", "redis", "kafka", "garage", "queries", "commands"}
 
 
 def test_the_servers_take_the_passwords_that_the_roles_use() -> None:
@@ -301,7 +306,10 @@ def test_the_object_store_is_configured_as_the_roles_expect() -> None:
 
 def test_every_role_waits_for_the_tables() -> None:
     for service in ROLES:
-        assert service.depends_on["migrations"] == "service_completed_successfully"
+        if service.name == "web":
+            assert {"commands", "queries"} == set(service.depends_on)
+        else:
+            assert service.depends_on["migrations"] == "service_completed_successfully"
     assert COMPOSITION.services["migrations"].words == ["backlot", "migrate"]
 
 

@@ -27,6 +27,7 @@ def test_every_service_is_described() -> None:
             "migrations",
             "commands",
             "queries",
+            "web",
             "projections",
             "workers",
             "relay",
@@ -56,7 +57,7 @@ def test_every_variable_that_is_described_is_there() -> None:
 def test_who_has_which_secret_is_told() -> None:
     section = GUIDE.partition("### Who has which secret\n")[2].partition("\n## ")[0]
     told = re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", section, re.MULTILINE)
-    assert len(told) == 8
+    assert len(told) == 9
     for secrets, holders in told:
         named = set(re.findall(r"`([a-z-]+)`", holders))
         if holders.startswith("every role"):

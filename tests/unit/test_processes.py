@@ -40,7 +40,7 @@ def test_without_others_all_are_ready() -> None:
 def test_the_others_serve_with_the_settings_of_the_first(tmp_path: Path) -> None:
     settings = load_settings({"BACKLOT_PROCESSES": "3", "RATE_LIMIT_WRITE": "1/2"})
     told = Assignment.of(settings, "postgresql://here", tmp_path)
-    assert told.settings.server.roles == {Role.COMMANDS, Role.QUERIES}
+    assert told.settings.server.roles == {Role.COMMANDS, Role.QUERIES, Role.WEB}
     # They are not alone with what they share.
     assert told.settings.server.processes == 3
     assert told.settings.rate_limits == settings.rate_limits

@@ -49,7 +49,7 @@ def test_figures_are_of_the_time_between_two_looks() -> None:
 def test_rates_are_of_ten_seconds_and_quantiles_of_a_minute() -> None:
     clock = Clock()
     rates = RequestRates(clock)
-    rates.take(page(0))
+    found = rates.take(page(0))
     for second in range(1, 41):
         clock.now += 1
         found = rates.take(page(100 * min(second, 20), slow=100 * min(second, 20)))

@@ -36,7 +36,6 @@ from engine.replay.records import (
 )
 from engine.replay.replay import ReplayElsewhere, carry_on
 from infra.errors import OperatorError
-from infra.tasks.queues import TaskQueues
 from projections.analytics.rebuild import NAME as ANALYTICS
 from projections.analytics.rebuild import AnalyticsMeans, Rebuild, Stopped
 from projections.feedback.rebuild import NAME as FEEDBACK
@@ -44,7 +43,7 @@ from projections.feedback.rebuild import FeedbackRebuild
 from projections.like_counters import NAME as COUNTERS
 from projections.like_counters import Counters, rebuild, renewing
 from projections.likes import Likes
-from workers.operations.dead_letters import decision_of
+from workers.operations.failures import TaskAccess, decision_of
 
 PATIENCE_SECONDS = 10.0
 LOOK_SECONDS = 0.02
@@ -83,8 +82,8 @@ class Tools:
 
     `report` hears how far a replay is. `counters` are those in Redis, where one is configured.
     `agrees` is asked whether what differs in the `analytics` is to be mended. `compared` hears
-    what a comparison found, with the values, which are kept nowhere. `queues` are those of the
-    tasks, where this process knows them.
+    what a comparison found, with the values, which are kept nowhere. `tasks` lead to
+    those that run in the background.
     """
 
     database_url: str
@@ -95,7 +94,7 @@ class Tools:
     analytics: AnalyticsMeans | None = None
     agrees: Callable[[Difference], bool] = lambda difference: False
     compared: Callable[[Difference], None] = tell_nobody
-    queues: TaskQueues | None = None
+    tasks: TaskAccess | None = None
 
     @property
     def likes(self) -> Likes | None:
@@ -152,9 +151,9 @@ def carry_out(conn: Connection[TupleRow], tools: Tools, operation: Operation) ->
 
     What is not possible ends as refused. Raise whatever else goes wrong.
     """
-    if (decide := decision_of(operation)) is not None:
+    if tools.tasks is not None and (decide := decision_of(operation)) is not None:
         try:
-            return Ended(OperationOutcome.DONE, decide(conn, tools.queues, operation))
+            return Ended(OperationOutcome.DONE, decide(conn, tools.tasks, operation))
         except OperatorError as error:
             return _refused(str(error))
     if operation.action not in ACTIONS:
