@@ -6,11 +6,19 @@ from dataclasses import dataclass
 
 from starlette.routing import BaseRoute
 
-from web.console import now
+from web.console import now, operations, outcomes, projections, queues, spending, webhooks
 from web.templating import TEMPLATES
 from web.visits import ADMIN, AUDITORS, MODERATORS
 
-ROUTES: list[BaseRoute] = [*now.ROUTES]
+ROUTES: list[BaseRoute] = [
+    *now.ROUTES,
+    *projections.ROUTES,
+    *queues.ROUTES,
+    *webhooks.ROUTES,
+    *spending.ROUTES,
+    *operations.ROUTES,
+    *outcomes.ROUTES,
+]
 
 
 @dataclass(frozen=True)
