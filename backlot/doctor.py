@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -166,10 +166,22 @@ def examine() -> list[DoctorPart]:
     except SettingsError as error:
         remedy = "set it in the environment as `.env.example` says"
         return [failure("settings", "embedded", None, str(error), remedy)]
-    looks = (
-        _settings,
+    return _look(settings, (_settings, *looks_at_parts(settings, _projections), _api))
+
+
+def look_at_parts(settings: Settings) -> list[DoctorPart]:
+    """Look at what a running program stands on, from within; may take seconds."""
+    return _look(settings, looks_at_parts(settings))
+
+
+Look = Callable[[Settings], DoctorPart]
+
+
+def looks_at_parts(settings: Settings, *others: Look) -> tuple[Look, ...]:
+    """Return what looks at each part; the `others` come after the database."""
+    return (
         _embedded_database if settings.database.embedded else _database,
-        _projections,
+        *others,
         analytics,
         _folder if settings.objects.bucket is None else _s3,
         _redis,
@@ -179,8 +191,10 @@ def examine() -> list[DoctorPart]:
         *(check for feature in FEATURES for check in feature.checks),
         keys,
         _auth,
-        _api,
     )
+
+
+def _look(settings: Settings, looks: Sequence[Look]) -> list[DoctorPart]:
     # All at once: where several don't answer, nobody waits for one after the other.
     with ThreadPoolExecutor(len(looks)) as threads:
         return list(threads.map(lambda look: look(settings), looks))

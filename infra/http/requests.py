@@ -152,7 +152,7 @@ def rate_class(method: str, path: str) -> str | None:
 
 def _is_of_users(path: str) -> bool:
     """Return whether users ask for what lies under USERS, and not only operators."""
-    return path.startswith(OWN) or path.endswith(STATS)
+    return f"{path}/".startswith(OWN) or path.endswith(STATS)
 
 
 class Proxies:
