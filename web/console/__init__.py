@@ -6,11 +6,18 @@ from dataclasses import dataclass
 
 from starlette.routing import BaseRoute
 
-from web.console import now
+from web.console import integrity, log, moderation, now, privacy, why
 from web.templating import TEMPLATES
 from web.visits import ADMIN, AUDITORS, MODERATORS
 
-ROUTES: list[BaseRoute] = [*now.ROUTES]
+ROUTES: list[BaseRoute] = [
+    *now.ROUTES,
+    *log.ROUTES,
+    *integrity.ROUTES,
+    *moderation.ROUTES,
+    *privacy.ROUTES,
+    *why.ROUTES,
+]
 
 
 @dataclass(frozen=True)
@@ -36,4 +43,4 @@ SECTIONS = (
 )
 
 
-TEMPLATES.globals["sections"] = SECTIONS
+TEMPLATES.globals |= {"sections": SECTIONS, "admins": ADMIN}
