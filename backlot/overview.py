@@ -23,7 +23,7 @@ from backlot.doctor import look_at_parts
 from backlot.health import DoctorPart
 from backlot.projections.text import in_trouble
 from engine.connections import in_thread
-from engine.overview import Follower, follower_lag, followers, heads, lag_seconds
+from engine.overview import SubscriptionProgress, follower_lag, followers, heads, lag_seconds
 from engine.parked_events import remedy
 from infra.cache import SingleFlight
 from infra.cancellation import cancel
@@ -104,7 +104,7 @@ class BreakerStatus(Wire):
     state: CircuitState
 
 
-class RequestRate(Wire):
+class RequestTraffic(Wire):
     """Requests of the last ten seconds; the times are of the last minute, without streams."""
 
     per_second: float
@@ -138,7 +138,7 @@ class Overview(Wire):
     projections: list[ProjectionLag]
     subscriptions: list[SubscriptionLag]
     breakers: list[BreakerStatus]
-    requests: RequestRate | None = None
+    requests: RequestTraffic | None = None
     findings: list[Finding]
     generated_at: Time
 
@@ -203,7 +203,9 @@ class OverviewSource:
             projections=[_lag_of(each) for each in found.values()],
             subscriptions=followed,
             breakers=[BreakerStatus(name=name, state=state) for name, state in breakers.items()],
-            requests=RequestRate.model_validate(figures, from_attributes=True) if figures else None,
+            requests=RequestTraffic.model_validate(figures, from_attributes=True)
+            if figures
+            else None,
             findings=[
                 *_of_parts(self._looked.parts),
                 *_of_projections(found.values()),
@@ -247,7 +249,7 @@ class OverviewSource:
         if self._parts.analytics_url != self._parts.database_url:
             async with self._queries.analytics.pool.connection() as analytics:
                 found += await followers(analytics, ends)
-        by_name: dict[str, list[tuple[Follower, float]]] = {}
+        by_name: dict[str, list[tuple[SubscriptionProgress, float]]] = {}
         for each in found:
             by_name.setdefault(each.name, []).append((each, await follower_lag(conn, each)))
         return [
@@ -273,7 +275,9 @@ async def _log_state(conn: AsyncConnection[TupleRow]) -> tuple[LogState, float]:
     head = (await heads(conn))["events"]
     sealed, at = await (await conn.execute(NEWEST_SEAL)).fetchone() or (0, None)
     age = None if at is None else max(0.0, (now - at).total_seconds())
-    waits = await lag_seconds(conn, Follower("seals", "events", sealed, at or now, head))
+    waits = await lag_seconds(
+        conn, SubscriptionProgress("seals", "events", sealed, at or now, head)
+    )
     # Positions have no gaps: the last one says how many events there are.
     state = LogState(head=head, events=head, sealed_up_to=sealed, seal_age_seconds=age)
     return state, waits

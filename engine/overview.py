@@ -139,7 +139,7 @@ async def lag_seconds(conn: AsyncConnection[TupleRow], follower: AtPosition) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Follower:
+class SubscriptionProgress:
     """How far a subscription is in the log or in the telemetry (`source`), whose end is `head`."""
 
     name: str
@@ -159,7 +159,9 @@ async def heads(conn: AsyncConnection[TupleRow]) -> dict[str, int]:
     return dict(await (await conn.execute(HEADS)).fetchall())
 
 
-async def followers(conn: AsyncConnection[TupleRow], ends: Mapping[str, int]) -> list[Follower]:
+async def followers(
+    conn: AsyncConnection[TupleRow], ends: Mapping[str, int]
+) -> list[SubscriptionProgress]:
     """Return the consumers, the relay and the webhooks of a database, by name.
 
     With Kafka, by the positions that consumers keep beside their offsets; one that has none is
@@ -167,13 +169,13 @@ async def followers(conn: AsyncConnection[TupleRow], ends: Mapping[str, int]) ->
     """
     rows = await (await conn.execute(FOLLOWERS)).fetchall()
     return [
-        Follower(name, source, position, updated_at, ends[source])
+        SubscriptionProgress(name, source, position, updated_at, ends[source])
         for name, source, position, updated_at in rows
         if source in ends
     ]
 
 
-async def follower_lag(conn: AsyncConnection[TupleRow], follower: Follower) -> float:
+async def follower_lag(conn: AsyncConnection[TupleRow], follower: SubscriptionProgress) -> float:
     """Return the age in seconds of the oldest that it has not taken in; `conn` leads to the log."""
     if follower.source != TELEMETRY:
         return await lag_seconds(conn, follower)

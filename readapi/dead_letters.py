@@ -32,7 +32,7 @@ from readapi.queries import Fresh, Read
 LETTERS, PARKED = "letters", "all-parked"
 
 
-class DeadMessage(Wire):
+class FailedMessage(Wire):
     """A message that a consumer could not handle, or the relay could not publish.
 
     `position` is its place in its source. To admins the whole error is told, with the `payload`; to
@@ -56,7 +56,7 @@ class DeadMessage(Wire):
     payload: str | None = None
 
     @classmethod
-    def of(cls, letter: DeadLetter, *, whole: bool) -> DeadMessage:
+    def of(cls, letter: DeadLetter, *, whole: bool) -> FailedMessage:
         """Return a letter as operators see it, or as auditors do."""
         value = letter.value if whole else None
         return cls(
@@ -88,7 +88,7 @@ router = APIRouter(prefix="/admin", tags=["operations"])
 
 @router.get(
     "/dead-letters",
-    response_model=Page[DeadMessage],
+    response_model=Page[FailedMessage],
     responses=problems(401, 403, 422, 503) | NOT_MODIFIED,
     summary="Messages that could not be handled or published, the oldest first",
 )
@@ -116,13 +116,14 @@ async def list_dead_letters(
     shown, following = page.cut(LETTERS, rows, lambda row: row.id)
     if shown and caller.is_admin:
         _record(request, caller)
-    items = [DeadMessage.of(row, whole=caller.is_admin) for row in shown]
-    return await conditional_wire(request, Page[DeadMessage](items=items, next_cursor=following))
+    items = [FailedMessage.of(row, whole=caller.is_admin) for row in shown]
+    return await conditional_wire(request, Page[FailedMessage](items=items, next_cursor=following))
 
 
 def _record(request: Request, caller: Identity) -> None:
     """Tell the security log that messages were read, which may hold what somebody wrote."""
-    record(SecurityEvent.PERSONAL_DATA_READ, caller.person, path=request.url.path, actor="")
+    told = {"path": request.url.path, "actor": ""}
+    record(SecurityEvent.PERSONAL_DATA_READ, caller.person, **told)
 
 
 @router.get(
