@@ -155,10 +155,14 @@ def test_nobody_else_gets_at_a_video(browser: Browser, server: Program) -> None:
             assert answer.status == 403
     with visitor(browser, server, owner) as page:
         # A form of another site has no code of this session.
-        forged = {"title": "Theirs", "sure": "yes", "_csrf": "made up"}
+        forged: dict[str, str | float | bool] = {
+            "title": "Theirs",
+            "sure": "yes",
+            "_csrf": "made up",
+        }
         for what in ("details", "remove"):
-            answer = page.request.post(f"{HERE}/{video}/{what}", form=forged)
-            assert answer.status == 403
+            sent = page.request.post(f"{HERE}/{video}/{what}", form=forged)
+            assert sent.status == 403
     with visitor(browser, server) as page:
         page.goto(f"{HERE}/{video}?range=24h")
         expect(page.get_by_label("Token")).to_be_visible()

@@ -59,10 +59,10 @@ def test_a_page_is_of_the_time_that_its_url_says(
     assert (period.params, period.by_hours) == (params, by_hours)
     # What its links say leads to the same.
     linked = dict(each.split("=", 1) for each in period.query.replace("%2F", "/").split("&"))
-    assert StatsPeriod.asked(visit(**linked)) == period
+    assert StatsPeriod.asked(visit({}, **linked)) == period
 
 
-def figures(**counts: float) -> dict[str, Any]:
+def figures(**counts: Any) -> dict[str, Any]:
     return {"views": 0, "likes": 0, "comments": 0, "shares": 0, "watchMinutes": 0.0} | counts
 
 
@@ -142,7 +142,10 @@ def test_a_script_is_told_of_problems_in_json() -> None:
     async def refused(visit: Visit) -> Response:
         raise ApiProblem(422, {"type": "parts-mismatch", "title": "No", "missing": [2]})
 
-    answer = asyncio.run(refused(visit()))
+    async def show() -> Response:
+        return await refused(visit())
+
+    answer = asyncio.run(show())
     assert answer.status_code == 422
     assert json.loads(bytes(answer.body))["missing"] == [2]
 
