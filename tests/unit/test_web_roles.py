@@ -118,9 +118,7 @@ def test_a_role_opens_what_it_should_and_nothing_else(role: str) -> None:
     client = logged_in(*([] if role == "user" else [role]))
     code = code_of(client.get("/login").text)
     found = {str(call): outcome(client, call, code) for call in OF_CONSOLE}
-    assert found == {
-        str(call): "let in" if role in may(call) else "refused" for call in OF_CONSOLE
-    }
+    assert found == {str(call): "let in" if role in may(call) else "refused" for call in OF_CONSOLE}
 
 
 def test_who_is_not_logged_in_gets_to_the_login_and_nowhere_else() -> None:
