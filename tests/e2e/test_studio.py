@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from uuid import uuid4
 
 import httpx
 from playwright.sync_api import Browser, expect
+from starlette.routing import Route
 
 from tests.e2e.pages import XSS, accept_questions, axe, fits, visitor
 from tests.e2e.program import Program
-from tests.e2e.videos import problem, read, upload
+from tests.e2e.videos import problem, read, start, upload
 from tests.support import eventually
+from web.studio import ROUTES
 
 HERE = "/studio/videos"
+Form = dict[str, str | float | bool]
 
 
 def creator(server: Program) -> tuple[str, httpx.Client]:
@@ -140,22 +145,54 @@ def test_a_creator_says_what_a_video_is_and_deletes_it(browser: Browser, server:
 
 def test_nobody_else_gets_at_a_video(browser: Browser, server: Program) -> None:
     owner, client = creator(server)
-    video = upload(client, title="Mine")
+    video = upload(client, title="Mine", commentPolicy="approval")
+    held = {"content": "Mine too"}
+    comment = read(server.client("bob").post(f"/videos/{video}/comments", json=held))["commentId"]
+    begun = start(client)["uploadId"]
+    pages = [f"{HERE}/{video}{each}" for each in ("", "/details", "/comments", "/stats.csv")]
+    acts = {
+        f"{HERE}/{video}/details": 403,
+        f"{HERE}/{video}/remove": 403,
+        f"/studio/comments/{comment}/approve": 404,
+        f"/studio/comments/{comment}/remove": 404,
+        f"/studio/uploads/{begun}/part-urls": 403,
+        f"/studio/uploads/{begun}/complete": 403,
+        f"/studio/uploads/{begun}/abort": 403,
+    }
+    form: Form = {"title": "Theirs", "sure": "yes", "revision": "1", "numbers": "1"}
     with visitor(browser, server, "mallory", refused=[403]) as page:
-        for where in ("", "/details", "/comments", "/stats.csv"):
-            answer = page.goto(f"{HERE}/{video}{where}")
+        for where in pages:
+            answer = page.goto(where)
             assert answer is not None
             assert answer.status == 403
+        own = json.loads(page.locator("body").get_attribute("hx-headers") or "")
+        for where, status in acts.items():
+            sent = page.request.post(where, form=form, headers=own, max_redirects=0)
+            assert (where, sent.status) == (where, status)
+        assert page.request.get(f"/studio/uploads/{begun}").status == 403
     with visitor(browser, server, owner) as page:
         # A form of another site has no code of this session.
-        forged: dict[str, str | float | bool] = {"title": "Theirs", "sure": "yes"}
-        for what in ("details", "remove"):
-            sent = page.request.post(f"{HERE}/{video}/{what}", form=forged | {"_csrf": "made up"})
-            assert sent.status == 403
+        for where in acts:
+            sent = page.request.post(where, form={**form, "_csrf": "made up"})
+            assert (where, sent.status) == (where, 403)
     with visitor(browser, server) as page:
         page.goto(f"{HERE}/{video}?range=24h")
         expect(page.get_by_label("Token")).to_be_visible()
     assert read(client.get(f"/videos/{video}"))["title"] == "Mine"
+    assert read(client.get(f"/comments/{comment}"))["status"] == "held"
+    assert read(client.get(f"/uploads/{begun}"))["status"] == "started"
+
+
+def test_nothing_is_for_who_has_no_token(server: Program) -> None:
+    things = {"video_id": str(uuid4()), "comment_id": str(uuid4()), "upload_id": str(uuid4())}
+    walked = [each for each in ROUTES if isinstance(each, Route)]
+    assert len(walked) == len(ROUTES)
+    for route in walked:
+        (method,) = (route.methods or set()) - {"HEAD"}
+        where = re.sub(r"{(\w+):uuid}", lambda found: things[found[1]], route.path)
+        answer = server.client().request(method, where)
+        assert (where, answer.status_code) == (where, 303)
+        assert answer.headers["Location"].startswith("/login?next=")
 
 
 def test_a_creator_moderates_comments(browser: Browser, server: Program) -> None:
