@@ -37,7 +37,7 @@ from infra.metric_pages import PageUnavailable
 from infra.request_rates import RequestRates
 from infra.settings import Settings
 from infra.tasks.broker import task_queues
-from infra.tasks.queues import BrokerAway
+from infra.tasks.queues import BrokerAway, TaskQueues
 from readapi.pages import IfNoneMatch
 from readapi.projection_status import ProjectionStatus, statuses
 from readapi.queries import Fresh, Queries, Read, outage_as_unavailable
@@ -150,13 +150,13 @@ class PartsLook(NamedTuple):
     dead_tasks: int | None = None
 
 
-def _look(settings: Settings) -> PartsLook:
+def _look(settings: Settings, queues: TaskQueues) -> PartsLook:
     """Look at the parts, and count the tasks that failed for good."""
     try:
-        dead = sum(depth.dead for depth in task_queues(settings.tasks).depths())
+        dead = sum(depth.dead for depth in queues.depths())
     except BrokerAway:
         dead = None
-    return PartsLook(look_at_parts(settings), dead)
+    return PartsLook(look_at_parts(settings, queues), dead)
 
 
 class OverviewSource:
@@ -164,6 +164,7 @@ class OverviewSource:
 
     def __init__(self, parts: Parts, queries: Queries) -> None:
         self._parts, self._queries = parts, queries
+        self._task_queues = task_queues(parts.settings.tasks)
         self._flights: SingleFlight[Overview] = SingleFlight()
         self._made: tuple[float, Overview] | None = None
         self._rates = RequestRates()
@@ -228,7 +229,7 @@ class OverviewSource:
 
     async def _take_look(self) -> None:
         try:
-            self._looked = await in_thread(_look, self._parts.settings)
+            self._looked = await in_thread(_look, self._parts.settings, self._task_queues)
         except Exception as error:
             # What was found last is told on.
             log.exception("parts_not_looked_at", error=describe(error))

@@ -224,6 +224,7 @@ ROUTES: tuple[Line, ...] = (
     Line("GET /users/{user_id}/pseudonym", ADMIN),
     Line("DELETE /users/me", NOBODY),
     Line("DELETE /users/{user_id}", ADMIN, 404, names=NOBODY_HERE),
+    Line("GET /users/{user_id}/certificate", ADMIN),
     Line("GET /users/{user_id}/forgetting", ADMIN, 404, names=NOBODY_HERE),
     # Services.
     Line("GET /events", SERVICES),

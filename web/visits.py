@@ -6,7 +6,7 @@ who may come. They only decide what is shown: what counts is what the APIs allow
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -74,9 +74,9 @@ class Visit:
     def roles(self) -> frozenset[str]:
         return self.session.roles if self.session else frozenset()
 
-    def may(self, roles: frozenset[str]) -> bool:
+    def may(self, roles: Collection[str]) -> bool:
         """Return whether the visitor has one of these roles, or any token where there are none."""
-        return self.session is not None and (not roles or bool(self.roles & roles))
+        return self.session is not None and (not roles or not self.roles.isdisjoint(roles))
 
     @property
     def is_fragment(self) -> bool:

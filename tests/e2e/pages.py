@@ -56,7 +56,7 @@ def visitor(
         if user is not None:
             log_in(page, server.token(user, roles=roles))
         yield page
-        assert "hacked" not in page.title()
+        assert page.title() != "hacked"
         assert seen.complaints == []
         assert seen.abroad == []
     finally:
