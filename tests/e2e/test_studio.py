@@ -5,14 +5,13 @@ from __future__ import annotations
 from uuid import uuid4
 
 import httpx
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
 from tests.e2e.pages import XSS, accept_questions, axe, fits, visitor
 from tests.e2e.program import Program
 from tests.e2e.videos import problem, read, upload
 from tests.support import eventually
 
-JSON = dict[str, object]
 HERE = "/studio/videos"
 
 
@@ -33,12 +32,6 @@ def watch(client: httpx.Client, video: str) -> None:
         return any("share" in point for point in told["points"])
 
     eventually(seen)
-
-
-def table(page: Page, name: str) -> list[str]:
-    """The first row of a table that stands for a chart."""
-    page.get_by_role("group").filter(has_text=name).locator("summary").click()
-    return page.get_by_role("region", name=name).locator("tbody tr").first.all_inner_texts()
 
 
 def test_a_creator_sees_how_videos_do(browser: Browser, server: Program) -> None:
@@ -155,13 +148,9 @@ def test_nobody_else_gets_at_a_video(browser: Browser, server: Program) -> None:
             assert answer.status == 403
     with visitor(browser, server, owner) as page:
         # A form of another site has no code of this session.
-        forged: dict[str, str | float | bool] = {
-            "title": "Theirs",
-            "sure": "yes",
-            "_csrf": "made up",
-        }
+        forged: dict[str, str | float | bool] = {"title": "Theirs", "sure": "yes"}
         for what in ("details", "remove"):
-            sent = page.request.post(f"{HERE}/{video}/{what}", form=forged)
+            sent = page.request.post(f"{HERE}/{video}/{what}", form=forged | {"_csrf": "made up"})
             assert sent.status == 403
     with visitor(browser, server) as page:
         page.goto(f"{HERE}/{video}?range=24h")

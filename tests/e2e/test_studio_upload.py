@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, Route, expect
 
+from infra.objects.s3_cors import rule
 from tests.e2e import plain
 from tests.e2e.pages import DEADLINE, XSS, accept_questions, axe, log_in, visitor
 from tests.e2e.program import Program
 from tests.e2e.videos import problem, read
-from tests.support import eventually
+from tests.integration.s3_server import BUCKET, s3_server
+from tests.support import eventually, unused_port
 
 # Of 16 KiB each: what the shared program asks for.
 PARTS = 9
@@ -184,3 +187,38 @@ def test_an_upload_in_one_go_and_one_that_is_refused(
         # Without a title of its own it is called as its file.
         assert video["title"] == "a film"
         assert played(client, video["videoId"]) == FILM
+
+
+def test_parts_go_straight_to_the_store_in_s3(
+    browser: Browser, short_dir: Path, tmp_path: Path
+) -> None:
+    """From a page whose policy admits that store, and nothing else that is not its own origin."""
+    # S3 takes no smaller parts.
+    least = 5 * 1024 * 1024
+    content = random.Random(22).randbytes(least + 1000)
+    film = tmp_path / "a film.mp4"
+    film.write_bytes(content)
+    with s3_server() as s3:
+        settings = s3.settings() | {"PART_SIZE_BYTES": str(least)}
+        program = Program(short_dir / "studio-s3", unused_port(), settings)
+        rules: Any = json.loads(rule({program.url}))
+        s3.client().put_bucket_cors(Bucket=BUCKET, CORSConfiguration=rules)
+        store = settings["S3_ENDPOINT_URL"]
+        try:
+            program.start()
+            with visitor(browser, program, "ann", origins=[store]) as page:
+                sent: list[str] = []
+                page.on(
+                    "request",
+                    lambda request: sent.append(request.url) if request.method == "PUT" else None,
+                )
+                begin(page, film, title="Far away")
+                expect(row(page)).to_contain_text("The video is there")
+            assert len(sent) == 2
+            assert all(url.startswith(store) for url in sent)
+            client = program.client("ann")
+            (video,) = read(client.get("/videos", params={"owner": "me"}))["items"]
+            assert played(client, video["videoId"]) == content
+            assert program.stop() == 0
+        finally:
+            program.clean_up()

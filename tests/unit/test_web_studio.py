@@ -6,6 +6,7 @@ import asyncio
 import json
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.parse import parse_qsl
 
 import pytest
 from starlette.responses import Response
@@ -58,8 +59,8 @@ def test_a_page_is_of_the_time_that_its_url_says(
     period = StatsPeriod.asked(visit(cookies, **query))
     assert (period.params, period.by_hours) == (params, by_hours)
     # What its links say leads to the same.
-    linked = dict(each.split("=", 1) for each in period.query.replace("%2F", "/").split("&"))
-    assert StatsPeriod.asked(visit({}, **linked)) == period
+    linked = dict(parse_qsl(period.query))
+    assert StatsPeriod.asked(visit(None, **linked)) == period
 
 
 def figures(**counts: Any) -> dict[str, Any]:
@@ -142,10 +143,10 @@ def test_a_script_is_told_of_problems_in_json() -> None:
     async def refused(visit: Visit) -> Response:
         raise ApiProblem(422, {"type": "parts-mismatch", "title": "No", "missing": [2]})
 
-    async def show() -> Response:
+    async def told() -> Response:
         return await refused(visit())
 
-    answer = asyncio.run(show())
+    answer = asyncio.run(told())
     assert answer.status_code == 422
     assert json.loads(bytes(answer.body))["missing"] == [2]
 

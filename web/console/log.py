@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 from urllib.parse import urlencode
 
 from starlette.responses import Response
 
 from web.api import Members, known, path
+from web.templating import command_line
 from web.visits import AUDITORS, Visit, page
 
 LIMIT = 50
 # The names of the API, so that a link of a page is a call of the API too.
 FILTERS = ("type", "aggregate", "actor", "stream", "correlationId", "from", "to", "before", "order")
-OPTIONS = {"correlationId": "correlation", "from": "since", "to": "until"}
+OPTIONS = {"correlationId": "correlation"}
 """How `backlot events list` calls them, where that is another word."""
 
 
@@ -32,10 +34,8 @@ def link(filters: Mapping[str, str], **changed: str | None) -> str:
 
 def command(filters: Mapping[str, str]) -> str:
     """Return the command line that lists the same."""
-    return " ".join(
-        ["backlot events list"]
-        + [f"--{OPTIONS.get(name, name)} {value}" for name, value in filters.items()]
-    )
+    given = ((f"--{OPTIONS.get(name, name)}", value) for name, value in filters.items())
+    return command_line("backlot events list", chain.from_iterable(given))
 
 
 async def _found(visit: Visit) -> dict[str, Any]:

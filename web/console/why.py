@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from web.api import ApiProblem, known, path
-from web.visits import AUDITORS, Visit, page
+from web.visits import ADMIN, AUDITORS, Visit, page
 
 LIMIT = 20
 RANGES = ("7d", "30d", "all")
@@ -55,5 +55,5 @@ async def _title(visit: Visit, video: str) -> str:
 
 ROUTES = [
     page("/console/why", show_ranking, AUDITORS),
-    page("/console/why/user", show_user, AUDITORS),
+    page("/console/why/user", show_user, ADMIN),
 ]

@@ -31,13 +31,15 @@ function written(told) {
 function options(told, name, width) {
   const { axis, legend } = written(told);
   const drawn = { stroke: () => colour("--soft"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { stroke: () => colour("--line"), width: 1 } };
+  const near = told.seconds ? 1 : told.byDays ? DAY : 3600;
   const whole = told.series[name].every((value) => value === null || Number.isInteger(value));
   return {
     width,
     height: 220,
     tzDate: (time) => uPlot.tzDate(new Date(1000 * time), told.tz || "UTC"),
     scales: {
-      x: { time: !told.seconds },
+      // One point alone stands in the middle of its time.
+      x: { time: !told.seconds, range: (_, first, last) => (first === last ? [first - near, last + near] : [first, last]) },
       y: { range: (_, least, most) => [Math.min(0, least ?? 0), Math.max(1, 1.08 * (most ?? 0))] },
     },
     axes: [

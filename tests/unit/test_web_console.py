@@ -1,0 +1,78 @@
+"""Pages of the console: the commands that they offer to be copied into a shell."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.command_line import readable
+from tests.unit.test_web import Answers, logged_in
+from web.console.integrity import LEAST, WIDTH, ribbon
+from web.console.log import command
+
+HOSTILE = """ann's "$(id)" `id`; <b>rm</b> -rf ~"""
+NOTHING: dict[str, Any] = {"items": []}
+STATS = {"events": 0, "streams": 0, "head": 0, "unreadable": 0, "topics": [], "aggregates": []}
+TRACE = {"correlationId": HOSTILE, "events": 0, "truncated": False, "root": {"kind": "request"}}
+PLACES: list[tuple[str, Answers]] = [
+    (
+        f"/console/log?{urlencode({'actor': HOSTILE})}",
+        {"GET /audit/events": (200, NOTHING), "GET /audit/stats": (200, STATS)},
+    ),
+    ("/console/trace/of-it", {"GET /audit/trace/of-it": (200, TRACE)}),
+    (f"/console/privacy?{urlencode({'user': HOSTILE})}", {}),
+    (
+        f"/console/operations?{urlencode({'actor': HOSTILE})}",
+        {"GET /admin/operations": (200, NOTHING)},
+    ),
+]
+
+
+@pytest.mark.parametrize(("where", "answers"), PLACES, ids=[where[:20] for where, _ in PLACES])
+def test_what_others_have_named_is_one_word_of_a_command(where: str, answers: Answers) -> None:
+    """A request's id is chosen by whoever sends it, and a link's filters by whoever sends that."""
+    answer = logged_in("admin", answers=answers).get(where)
+    assert answer.status_code == 200, answer.text
+    assert "<b>rm" not in answer.text
+    copied = [html.unescape(each) for each in re.findall(r'data-copy="([^"]*)"', answer.text)]
+    assert copied
+    for each in copied:
+        words = shlex.split(each)
+        assert (words[0], words[-1]) == ("backlot", HOSTILE)
+        assert readable(tuple(words[1:])), words
+
+
+def test_every_filter_of_the_log_is_an_option_of_its_command() -> None:
+    given = {
+        "type": "comment.posted",
+        "aggregate": "comment",
+        "actor": "ann lee",
+        "stream": "00000000-0000-4000-8000-000000000007",
+        "correlationId": "r 1",
+        "from": "2026-11-22T09:30:00Z",
+        "to": "2026-11-22T10:30:00Z",
+        "before": "7",
+        "order": "asc",
+    }
+    words = shlex.split(command(given))
+    assert words[:3] == ["backlot", "events", "list"]
+    assert words[4::2] == list(given.values())
+    assert readable(tuple(words[1:])), words
+
+
+def test_the_ribbon_is_as_wide_as_it_is_and_shows_the_smallest_seal() -> None:
+    seals: list[dict[str, Any]] = [
+        {"number": 2, "firstPosition": 11, "lastPosition": 11, "anchored": False},
+        {"number": 1, "firstPosition": 1, "lastPosition": 10, "anchored": True, "signature": "s"},
+    ]
+    first, second = ribbon(seals)
+    assert (first.number, first.x, first.kind) == (1, 0.0, "anchored")
+    assert (second.x, second.kind) == (first.width, "plain")
+    assert second.width > LEAST
+    assert second.x + second.width == pytest.approx(WIDTH)
+    assert ribbon([]) == []
