@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import psycopg
@@ -29,11 +30,12 @@ from engine.personal_data import PersonalPlace, Unsearched, json_bytes
 from engine.persons import KnownPerson, Persons
 from infra.http.auth import Admin
 from infra.http.problems import Problem, problems
-from infra.http.responses import NOT_MODIFIED, conditional_wire
+from infra.http.responses import NOT_MODIFIED, conditional_wire, wire
 from infra.http.shapes import Time, Wire
 from infra.postgres.connection import open_connection
+from infra.security_log import SecurityEvent, record
 from readapi.pages import IfNoneMatch
-from readapi.privacy import Holding, PersonSearch
+from readapi.privacy import Data, ExportedPart, Holding, PersonSearch, UserId
 from readapi.queries import ReadModelUnavailable
 
 
@@ -112,6 +114,54 @@ async def get_forgetting(
     if found is None:
         raise Problem(404, "not-found", "Nobody asked to have this user forgotten.")
     return await conditional_wire(request, progress_of(user_id, found))
+
+
+class PersonCertificate(Wire):
+    """What every place has of a user now; `found` is how much that is in all.
+
+    `complete` is false where a place did not answer: it may have more.
+    """
+
+    user_id: str
+    looked_at: Time
+    found: int
+    complete: bool
+    parts: list[ExportedPart]
+
+
+@router.get(
+    "/users/{user_id}/certificate",
+    response_model=PersonCertificate,
+    responses=problems(401, 403, 409, 422, 503),
+    summary="What is left of a user, looked for in every place",
+)
+async def get_certificate(user_id: UserId, caller: Admin, request: Request, data: Data) -> Response:
+    """The same as `backlot privacy certify`: whatever is stored is read, which takes its time.
+
+    409 while another one, or an export, is made.
+    """
+    search: ErasureSearch = request.app.state.erasures
+    if data.busy.locked():
+        raise Problem(409, "conflict", "Another export or certificate is made; try again soon.")
+    try:
+        async with data.busy:
+            person = await in_thread(search.persons.look_up, user_id)
+            subject = user_id if person is None else person.pseudonym
+            told = {"path": request.url.path, "actor": subject}
+            record(SecurityEvent.PERSONAL_DATA_READ, caller.person, **told)
+            async with data.look(subject) as looking:
+                holdings = await certificate(looking, user_id, person)
+    except psycopg.Error as error:
+        raise ReadModelUnavailable(str(error)) from error
+    return wire(
+        PersonCertificate(
+            user_id=user_id,
+            looked_at=datetime.now(UTC),
+            found=sum(each.count or 0 for each in holdings),
+            complete=not any(each.is_away for each in holdings),
+            parts=[data.described(each) for each in holdings],
+        )
+    )
 
 
 NAMES = "the name itself, in whatever is stored"

@@ -144,12 +144,13 @@ ROUTES: tuple[Line, ...] = (
         "POST /videos/{video_id}/watch-time",
         TOKEN,
         202,
-        body={"sessionId": "9b1f6f4e-0d57-4d0f-8a3c-52a7f5d1c0ab", "seconds": 3},
+        body={"sessionId": "9b1f6f4e-0d57-4d0f-8a3c-52a7f5d1c0ab", "seconds": 3, "position": 60},
     ),
     Line("POST /videos/{video_id}/share", TOKEN, 202),
     # Analytics and recommendations.
     Line("GET /videos/{video_id}/stats", OWNER | MODERATORS | AUDITORS),
     Line("GET /videos/{video_id}/stats/channels", OWNER | MODERATORS | AUDITORS),
+    Line("GET /videos/{video_id}/stats/retention", OWNER | MODERATORS | AUDITORS),
     Line("GET /users/{user_id}/stats", OWNER | MODERATORS | AUDITORS, names={"user_id": "ann"}),
     Line("GET /analytics/trending", ANYBODY),
     Line("GET /analytics/trending/why", AUDITORS, query={"likes": "50"}),
@@ -223,6 +224,7 @@ ROUTES: tuple[Line, ...] = (
     Line("GET /users/{user_id}/pseudonym", ADMIN),
     Line("DELETE /users/me", NOBODY),
     Line("DELETE /users/{user_id}", ADMIN, 404, names=NOBODY_HERE),
+    Line("GET /users/{user_id}/certificate", ADMIN),
     Line("GET /users/{user_id}/forgetting", ADMIN, 404, names=NOBODY_HERE),
     # Services.
     Line("GET /events", SERVICES),

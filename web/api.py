@@ -28,6 +28,20 @@ class ApiProblem(Exception):
         super().__init__(f"{status} {self.type}: {self.detail}")
 
 
+class Members(dict[str, Any]):
+    """An object of an API: a member that it leaves out is None, in templates too."""
+
+    def __missing__(self, name: str) -> None:
+        return None
+
+
+def known(value: Any) -> Any:
+    """Return JSON of an API with all its objects as `Members`."""
+    if isinstance(value, dict):
+        return Members({name: known(each) for name, each in value.items()})
+    return [known(each) for each in value] if isinstance(value, list) else value
+
+
 def path(template: str, *parts: object) -> str:
     """Return a path of the API: each `{}` of the template holds a part, escaped."""
     return template.format(*(quote(str(part), safe="") for part in parts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
@@ -93,6 +95,11 @@ def compact(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
+def command_line(command: str, words: Iterable[object] = ()) -> str:
+    """Return a command with more words as a shell reads them, whoever chose them."""
+    return " ".join([command, *(shlex.quote(str(word)) for word in words)])
+
+
 def _environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(HERE / "templates"),
@@ -109,6 +116,7 @@ def _environment() -> Environment:
         "ago": ago,
         "pretty": pretty,
         "compact": compact,
+        "command_line": command_line,
     }
     made.globals["static"] = static
     return made

@@ -94,8 +94,8 @@ def test_seals_are_listed_with_what_proves_them(
         answer = site.get(path, "root", admin=True, fresh=False, position=position)
         assert answer.status_code == 404
     assert site.get("/audit/seals", "aud", roles=["auditor"], fresh=False).status_code == 200
-    asked = {"roles": ["auditor"], "fresh": False, "position": 7}
-    assert site.get("/audit/seals/3/proof", "aud", **asked).status_code == 403
+    answer = site.get("/audit/seals/3/proof", "aud", roles=["auditor"], fresh=False, position=7)
+    assert answer.status_code == 403
 
 
 def test_a_place_of_anchors_that_cannot_be_read_says_so(

@@ -178,7 +178,8 @@ async def test_tokens_and_costs_are_counted_whatever_the_answer_is_worth(
     ((place, spent),) = ledger.counted.items()
     assert (place.purpose, place.model) == ("test", MODEL)
     counts = (spent.calls, spent.failed, spent.input_tokens, spent.output_tokens)
-    assert (*counts, spent.cost_usd) == (1, failed, 10, 5, pytest.approx(0.006))
+    assert counts == (1, failed, 10, 5)
+    assert spent.cost_usd == pytest.approx(0.006)
 
 
 async def test_a_server_that_does_not_count_tokens_is_fine(server: OpenAIServer) -> None:

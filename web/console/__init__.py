@@ -6,12 +6,30 @@ from dataclasses import dataclass
 
 from starlette.routing import BaseRoute
 
-from web.console import now, operations, outcomes, projections, queues, spending, webhooks
+from web.console import (
+    integrity,
+    log,
+    moderation,
+    now,
+    operations,
+    outcomes,
+    privacy,
+    projections,
+    queues,
+    spending,
+    webhooks,
+    why,
+)
 from web.templating import TEMPLATES
 from web.visits import ADMIN, AUDITORS, MODERATORS
 
 ROUTES: list[BaseRoute] = [
     *now.ROUTES,
+    *log.ROUTES,
+    *integrity.ROUTES,
+    *moderation.ROUTES,
+    *privacy.ROUTES,
+    *why.ROUTES,
     *projections.ROUTES,
     *queues.ROUTES,
     *webhooks.ROUTES,
@@ -28,12 +46,23 @@ class Section:
     name: str
     path: str
     roles: frozenset[str]
+    others: tuple[str, ...] = ()
+    """Paths of pages that belong to it beside those below its own."""
+
+    def has(self, path: str) -> bool:
+        """Return whether a page belongs to it."""
+        if self.path == "/console":
+            return path == self.path
+        return path.startswith((self.path, *self.others))
 
 
 SECTIONS = (
     Section("Now", "/console", AUDITORS),
     Section("Projections", "/console/projections", ADMIN),
-    Section("Log", "/console/log", AUDITORS),
+    Section(
+        *("Log", "/console/log", AUDITORS),
+        others=("/console/events/", "/console/streams/", "/console/trace/"),
+    ),
     Section("Queues", "/console/queues", AUDITORS),
     Section("Integrity", "/console/integrity", AUDITORS),
     Section("Moderation", "/console/moderation", MODERATORS),
@@ -44,4 +73,4 @@ SECTIONS = (
 )
 
 
-TEMPLATES.globals["sections"] = SECTIONS
+TEMPLATES.globals |= {"sections": SECTIONS, "admins": ADMIN}

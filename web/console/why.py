@@ -1,0 +1,59 @@
+"""Why: what a ranking's scores are made of and other weights would change, and a user's list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from web.api import ApiProblem, known, path
+from web.visits import ADMIN, AUDITORS, Visit, page
+
+LIMIT = 20
+RANGES = ("7d", "30d", "all")
+WEIGHTS = {
+    "views": ("Views", 10.0),
+    "likes": ("Likes", 20.0),
+    "comments": ("Comments", 20.0),
+    "watchMinutes": ("Watch minutes", 2.0),
+    "recency": ("Recency", 10.0),
+}
+"""What each weight is called, and as far as its slider goes."""
+
+
+async def show_ranking(visit: Visit) -> Response:
+    time_range = visit.query("timeRange") or "7d"
+    weights = {name: visit.query(name) for name in WEIGHTS}
+    found = known(
+        await visit.api.get("/analytics/trending/why", timeRange=time_range, limit=LIMIT, **weights)
+    )
+    shown = {"found": found, "names": WEIGHTS, "ranges": RANGES, "range": time_range}
+    template = "console/why_ranking.html" if visit.is_fragment else "console/why.html"
+    return visit.page(template, **shown)
+
+
+async def show_user(visit: Visit) -> Response:
+    user = visit.query("user")
+    if user is None:
+        return visit.page("console/why_user.html", user=None, found=None, titles={})
+    found = known(await visit.api.get("/recommendations/why", userId=user))
+    shown = [each["videoId"] for each in (*found["candidates"], *found["filtered"])][:60]
+    titles = {video: await _title(visit, video) for video in dict.fromkeys(shown)}
+    return visit.page("console/why_user.html", user=user, found=found, titles=titles)
+
+
+async def _title(visit: Visit, video: str) -> str:
+    """Return what a video is called, or its id where it is not there any more."""
+    try:
+        found: dict[str, Any] = known(await visit.api.get(path("/videos/{}", video)))
+    except ApiProblem as problem:
+        if problem.status == 404:
+            return video
+        raise
+    return str(found["title"])
+
+
+ROUTES = [
+    page("/console/why", show_ranking, AUDITORS),
+    page("/console/why/user", show_user, ADMIN),
+]
