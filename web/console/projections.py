@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -138,9 +139,11 @@ async def _one(visit: Visit, *, with_acts: bool) -> dict[str, Any]:
     }
     if with_acts or visit.query("state") != state:
         shown["acts"] = [(each, ACTS[each]) for each in acts_of(found)]
-        shown["estimate"] = await found_or_none(visit, path("/projections/{}/estimate", name))
-        shown["parked"] = await _parked(visit, found)
-        shown["differences"] = await _differences(visit, name, replay)
+        shown["estimate"], shown["parked"], shown["differences"] = await asyncio.gather(
+            found_or_none(visit, path("/projections/{}/estimate", name)),
+            _parked(visit, found),
+            _differences(visit, name, replay),
+        )
     return shown
 
 
