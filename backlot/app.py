@@ -17,6 +17,7 @@ from backlot.database import persons_of
 from backlot.features import FEATURES, PERSONAL, read_models, replayable
 from backlot.http import applications
 from backlot.installation import erase_restored, open_objects, prepare_database, reached
+from backlot.overview import open_overview
 from backlot.privacy import personal_data
 from backlot.signals import last_word
 from commands.endpoint import Quotas, Services
@@ -51,6 +52,7 @@ from infra.http.keys import read_or_make_secret
 from infra.http.rate_limits import Buckets, RateLimits
 from infra.interpreter import quick_turns
 from infra.kafka import client_options
+from infra.llm.spending import write_down
 from infra.postgres.connection import Limits, make_pool
 from infra.postgres.server import SETTINGS, EmbeddedPostgres
 from infra.redis import open_redis
@@ -59,7 +61,7 @@ from infra.redlock import make_redlock
 from infra.security_log import SECURITY_LOG
 from infra.settings import SERVING, Role, Settings
 from infra.shared_buckets import SharedBuckets
-from infra.tasks.broker import make_broker
+from infra.tasks.broker import make_broker, task_queues
 from infra.tasks.middleware import Resources
 from infra.tasks.queues import FailedTask
 from infra.tasks.worker import TaskWorker
@@ -78,6 +80,7 @@ from readapi.likes import LikeCounts
 from readapi.live import LiveVideos
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
+from readapi.spending import Budgets
 from readapi.stream_slots import LiveLimits
 from readapi.translation import TranslationRequests
 from readapi.video_cache import VideoCache
@@ -235,7 +238,7 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         # Commands, projections and consumers compute in threads beside the loop.
         stack.enter_context(quick_turns())
-        in_background(SECURITY_LOG.run(), stack)
+        _keep_accounts(parts, stack)
         if roles & (FOLLOWING | SERVING):
             in_background(parts.notifications.run(), stack)
         if roles & SERVING:
@@ -248,14 +251,7 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.locks.aclose)
         buckets = _limit_rates(app, parts, stack)
         if Role.QUERIES in roles:
-            app.state.queries = await _queries(parts, stack)
-            app.state.published = _published(parts, stack)
-            app.state.webhooks = WebhookSource(parts.recorder, parts.persons)
-            app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
-            stack.push_async_callback(app.state.integrity.close)
-            given = (parts.settings, parts.database_url, parts.redis, parts.objects)
-            app.state.personal_data = personal_data(*given, parts.persons)
-            app.state.erasures = ErasureSearch(parts.persons, parts.database_url)
+            await _answer_queries(app, parts, stack)
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
         if Role.COMMANDS in roles:
@@ -273,6 +269,13 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
         if tasks is not None and _takes_requests(parts.settings):
             in_background(app.state.queries.requests.run(tasks.translate_on_demand), stack)
         yield
+
+
+def _keep_accounts(parts: Parts, stack: AsyncExitStack) -> None:
+    """Have written down what security events there are, and what language models take."""
+    in_background(SECURITY_LOG.run(), stack)
+    if parts.settings.llm.configured:
+        in_background(write_down(parts.database_url), stack)
 
 
 def _limit_rates(app: HttpApp, parts: Parts, stack: AsyncExitStack) -> Buckets | None:
@@ -294,6 +297,21 @@ async def _revocations(parts: Parts, stack: AsyncExitStack) -> RevocationFollowe
     await follower.refresh()
     in_background(follower.run(), stack)
     return follower
+
+
+async def _answer_queries(app: HttpApp, parts: Parts, stack: AsyncExitStack) -> None:
+    """Open what the routes of the role `queries` find in the application's state."""
+    app.state.queries = await _queries(parts, stack)
+    app.state.overview = open_overview(parts, app.state.queries, stack)
+    app.state.published = _published(parts, stack)
+    app.state.task_queues = task_queues(parts.settings.tasks)
+    app.state.budgets = Budgets.of(parts.redis, parts.settings)
+    app.state.webhooks = WebhookSource(parts.recorder, parts.persons)
+    app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
+    stack.push_async_callback(app.state.integrity.close)
+    given = (parts.settings, parts.database_url, parts.redis, parts.objects)
+    app.state.personal_data = personal_data(*given, parts.persons)
+    app.state.erasures = ErasureSearch(parts.persons, parts.database_url)
 
 
 async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 import commands.catalog
 import commands.comment_likes
 import commands.comments
+import commands.dead_letters
 import commands.dismissals
 import commands.endpoint
 import commands.erasure
@@ -21,6 +22,7 @@ import commands.moderation
 import commands.operations
 import commands.revocations
 import commands.s3_uploads
+import commands.translation
 import commands.tus
 import commands.uploads
 import commands.watch
@@ -47,19 +49,28 @@ import projections.translation
 import projections.webhooks
 import readapi.analytics
 import readapi.audit.routes
+import readapi.audit.seals
+import readapi.callers
 import readapi.catalog
 import readapi.comments
+import readapi.dead_letters
 import readapi.erasure
 import readapi.events
+import readapi.explanations
+import readapi.failed_translations
 import readapi.feedback
 import readapi.likes
 import readapi.live
 import readapi.moderation
 import readapi.operations
+import readapi.operator_actions
 import readapi.privacy
 import readapi.recommendations
+import readapi.replays
 import readapi.revocations
+import readapi.spending
 import readapi.stats
+import readapi.tasks
 import readapi.translation
 import readapi.webhooks
 import workers.analytics
@@ -197,6 +208,8 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="translation",
+        commands=(commands.translation.router,),
+        queries=(readapi.failed_translations.router,),
         projections=(Translations,),
         subscriptions=workers.translation.subscriptions,
         sweeps=workers.translation_sweep.sweeps,
@@ -289,7 +302,11 @@ FEATURES: tuple[Feature, ...] = (
         name="operations",
         aggregates=(Operation,),
         commands=(commands.operations.router,),
-        queries=(readapi.operations.router,),
+        queries=(
+            readapi.operations.router,
+            readapi.replays.router,
+            readapi.operator_actions.router,
+        ),
         projections=(Operations,),
         reactors=workers.operations.executor.reactors,
         jobs=workers.maintenance.jobs,
@@ -300,6 +317,23 @@ FEATURES: tuple[Feature, ...] = (
             *engine.dead_letters.PERSONAL,
             *engine.replay.records.PERSONAL,
         ),
+    ),
+    Feature(
+        name="dead letters",
+        commands=(commands.dead_letters.router,),
+        queries=(readapi.dead_letters.router, readapi.tasks.router),
+    ),
+    Feature(
+        name="spending",
+        queries=(readapi.spending.router,),
+    ),
+    Feature(
+        name="explanations",
+        queries=(readapi.explanations.router,),
+    ),
+    Feature(
+        name="callers",
+        queries=(readapi.callers.router,),
     ),
     Feature(
         name="revocations",
@@ -343,7 +377,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="audit",
-        queries=(readapi.audit.routes.router,),
+        queries=(readapi.audit.routes.router, readapi.audit.seals.router),
         projections=(Audit,),
         jobs=workers.maintenance.sealing_jobs,
         settings=(features.SealSettings,),

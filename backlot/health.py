@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -46,22 +46,28 @@ Kind = Literal["embedded", "external"]
 
 @dataclass(frozen=True, slots=True)
 class DoctorPart:
-    """One line of the report. ``ok`` is False only for something that an operator has to mend."""
+    """One line of the report. ``ok`` is False only for something that an operator has to mend.
+
+    The ``detail`` ends with the ``remedy`` where there is one.
+    """
 
     name: str
     kind: Kind
     url: str | None
     ok: bool
     detail: str
+    remedy: str | None = field(default=None, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the part as ``doctor --json`` prints it."""
-        return asdict(self)
+        told = asdict(self)
+        del told["remedy"]
+        return told
 
 
 def failure(name: str, kind: Kind, url: str | None, wrong: str, remedy: str) -> DoctorPart:
     """Return a part that an operator has to mend: what is wrong, and what to do about it."""
-    return DoctorPart(name, kind, url, False, f"{wrong.rstrip('.')}; {remedy}")
+    return DoctorPart(name, kind, url, False, f"{wrong.rstrip('.')}; {remedy}", remedy)
 
 
 NOT_RUNNING = "not running; `make up` starts it"

@@ -27,6 +27,7 @@ from starlette.staticfiles import StaticFiles
 
 from backlot.features import FEATURES
 from backlot.health import check, operations
+from backlot.overview import router as overview
 from commands.comments import AuthorBlocked, CommentsClosed
 from commands.uploads import UploadFinalizing
 from domain.errors import Conflict, DomainError, Forgotten, Invalid, NotAllowed, NotFound
@@ -270,6 +271,7 @@ def _routes(
         routers += (router for feature in FEATURES for router in feature.commands)
     if Role.QUERIES in roles:
         routers += (router for feature in FEATURES for router in feature.queries)
+        routers.append(overview)
     if isinstance(objects, FolderStore):
         # Clients move bytes through this process; else they talk to S3 itself.
         moving = {Role.COMMANDS: part_router, Role.QUERIES: object_router}

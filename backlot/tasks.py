@@ -10,6 +10,7 @@ from backlot.arguments import completion, group, require, require_one_way
 from backlot.database import database_url, recorded
 from backlot.output import Json, given, show, show_table
 from backlot.screen import Yes, require_yes
+from domain.operation import DEAD_TASKS, DISCARD_TASKS
 from infra.http.shapes import rfc3339
 from infra.settings import load_settings
 
@@ -109,7 +110,7 @@ def discard(
     require_yes("Give these tasks up for good?", yes=yes)
     url = database_url(load_settings())
     asked = given(task=task, allLike=all_like, queue=queue, reason=reason)
-    with recorded(url, "discard-tasks", "dead tasks", asked) as running:
+    with recorded(url, DISCARD_TASKS, DEAD_TASKS, asked) as running:
         found = [each for name in names for each in queues.discard(name, wanted)]
         _require_found(task, found)
         gone = [{"id": each.id, "queue": each.queue, "actor": each.actor} for each in found]

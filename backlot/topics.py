@@ -18,6 +18,7 @@ from backlot.arguments import ListingGroup, completion, group, require, require_
 from backlot.database import database_at_hand, database_url, operator_name, recorded
 from backlot.output import Json, given, show, show_table, table
 from backlot.screen import Yes, require_yes
+from domain.operation import DEAD_MESSAGES, DISCARD_MESSAGES
 from engine import dead_letters
 from engine.checkpoints import SubscriptionKind
 from engine.event_store import EVENTS
@@ -219,7 +220,7 @@ def discard(
     with _chosen(settings, ids, every, all_like, consumer, topic) as (conn, chosen):
         require_yes("Give these messages up for good?", yes=yes)
         asked = given(ids=ids, allLike=all_like, consumer=consumer, topic=topic, reason=reason)
-        with recorded(database_url(settings), "discard-dead", "dead messages", asked) as running:
+        with recorded(database_url(settings), DISCARD_MESSAGES, DEAD_MESSAGES, asked) as running:
             found = dead_letters.give_up(
                 conn, CONSUMER, ids=chosen, subscription=consumer, topic=topic
             )

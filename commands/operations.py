@@ -14,7 +14,7 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Depends, Path, Request, Response
 from pydantic import Field, model_validator
 
-from commands.endpoint import executor
+from commands.endpoint import Execute, executor
 from domain.errors import NotFound
 from domain.model import Origin
 from domain.operation import Members, Operation
@@ -134,6 +134,20 @@ class RequestOperation(Command[OperationRequested]):
         return OperationRequested(operation_id=self.operation_id)
 
 
+def parameters_of(body: Wire | None) -> Members:
+    """Return what a body asks for, as an operation keeps it."""
+    return body.model_dump(by_alias=True, exclude_none=True) if body else {}
+
+
+async def requested(execute: Execute, action: str, subject: str, parameters: Members) -> Response:
+    """Record what an operator asks for, and answer under which operation."""
+    operation_id = execute.fresh_id("operation")
+    command = RequestOperation(operation_id, action, subject, parameters)
+    return await execute(command, status=202)
+
+
+FAULTS = problems(400, 401, 403, 404, 409, 413, 422, 503)
+
 Name = Annotated[str, Path(max_length=63, examples=["likes"])]
 
 ROUTES: tuple[tuple[str, str, str, type[Wire], bool], ...] = (
@@ -174,10 +188,7 @@ def _endpoint(action: str, shape: Any, *, needs_body: bool) -> Callable[..., Awa
         execute = await executor(request)
         if name not in execute.services.projections:
             raise NotFound("There is no such projection.")
-        parameters = body.model_dump(by_alias=True, exclude_none=True) if body else {}
-        operation_id = execute.fresh_id("operation")
-        command = RequestOperation(operation_id, action, name, parameters)
-        return await execute(command, status=202)
+        return await requested(execute, action, name, parameters_of(body))
 
     # FastAPI takes the shape of the body from here.
     request_operation.__annotations__["body"] = shape if needs_body else shape | None
@@ -193,5 +204,5 @@ for _action, _name, _summary, _shape, _needs_body in ROUTES:
         summary=_summary,
         status_code=202,
         response_model=OperationRequested,
-        responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+        responses=FAULTS,
     )

@@ -8,12 +8,20 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
+from fastapi import APIRouter, Depends, Request, Response
+
+from commands.endpoint import executor
+from commands.operations import OperationRequested, RequestOperation
 from domain.comment import Comment, TranslationStatus
+from domain.errors import Conflict, NotFound
 from domain.model import Origin
 from domain.moderation import Standing
+from domain.operation import RETRY_TRANSLATION
 from domain.upload import Status, Upload
 from engine.command_bus import Aggregates, Command
 from engine.command_bus import Query as LogQuery
+from infra.http.auth import require_moderator
+from infra.http.problems import problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,3 +205,43 @@ class RecordTarget(Command[TranslationStatus | None]):
             case None:
                 comment.leave_target(revision, target, "not_needed", IN_TARGET_LANGUAGE, origin)
         return comment.target_status(target)
+
+
+@dataclass(frozen=True)
+class RetryTranslation(Command[OperationRequested]):
+    """Have a comment translated once more that nobody could translate."""
+
+    operation_id: UUID
+    comment_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.operation_id, self.comment_id)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> OperationRequested:
+        comment = aggregates.get(Comment, self.comment_id)
+        if comment.standing is not Standing.POSTED:
+            raise NotFound("There is no such comment.")
+        if comment.translation_status not in ("failed", "skipped"):
+            told = f"Its translation is {comment.translation_status}: there is nothing to retry."
+            raise Conflict(told, translationStatus=comment.translation_status)
+        subject = str(self.comment_id)
+        request = RequestOperation(self.operation_id, RETRY_TRANSLATION, subject, {})
+        return request.decide(aggregates, origin)
+
+
+router = APIRouter(
+    prefix="/admin/translations", tags=["translation"], dependencies=[Depends(require_moderator)]
+)
+
+
+@router.post(
+    "/{comment_id}/retry",
+    status_code=202,
+    response_model=OperationRequested,
+    responses=problems(401, 403, 404, 409, 422, 503),
+    summary="Have a comment translated once more",
+)
+async def retry_translation(comment_id: UUID, request: Request) -> Response:
+    execute = await executor(request)
+    operation_id = execute.fresh_id("operation")
+    return await execute(RetryTranslation(operation_id, comment_id), status=202)

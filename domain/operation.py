@@ -15,6 +15,13 @@ SURROGATE = re.compile(r"[\ud800-\udfff]")
 MAX_SUBJECT_LENGTH = 200
 MAX_JSON_CHARACTERS = 8_000
 
+# What is decided about messages and tasks that failed, and the subjects of these operations.
+RETRY_MESSAGES, DISCARD_MESSAGES = "redrive-dead", "discard-dead"
+RETRY_TASKS, DISCARD_TASKS = "redrive-tasks", "discard-tasks"
+DEAD_MESSAGES, DEAD_TASKS = "dead messages", "dead tasks"
+# The subject is the comment.
+RETRY_TRANSLATION = "retry-translation"
+
 Members = dict[str, object]
 """A JSON object."""
 

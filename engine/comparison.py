@@ -347,6 +347,39 @@ def _compare_rows(
             result.keys.append(_named(table.table, comparison.named, row))
 
 
+def rows_by_key(
+    conn: Connection[TupleRow], schema: str, named: Iterable[tuple[str, Mapping[str, str | None]]]
+) -> list[dict[str, Any] | None]:
+    """Return the rows of a copy with these keys, each named by its table and its primary key.
+
+    What the copy does not have, or has no such key for, is None. Rows are personal: only to be
+    shown, never stored.
+    """
+    tables = tables_of(conn, schema)
+    return [_row_by_key(conn, schema, tables.get(table), key) for table, key in named]
+
+
+def _row_by_key(
+    conn: Connection[TupleRow], schema: str, table: Table | None, key: Mapping[str, str | None]
+) -> dict[str, Any] | None:
+    if table is None or not table.key or key.keys() != {*table.key}:
+        return None
+    types = dict(table.columns)
+    conditions = [
+        SQL("t.{} = CAST({} AS {})").format(
+            Identifier(column),
+            Literal(key[column]),
+            SQL(types[column]),
+        )
+        for column in table.key
+    ]
+    query = SQL("SELECT to_jsonb(t) FROM {} t WHERE {}").format(
+        Identifier(schema, table.name), SQL(" AND ").join(conditions)
+    )
+    row = conn.execute(query).fetchone()
+    return None if row is None else row[0]
+
+
 def _digest(conn: Connection[TupleRow], comparison: Comparison, side: int) -> TableDigest:
     rows, total = _row(conn, comparison.digest(side))
     return TableDigest(rows, _hex(int(total)))

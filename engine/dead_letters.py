@@ -46,6 +46,13 @@ WHERE kind = %(kind)s AND id > %(after)s
   AND (%(topic)s::text IS NULL OR topic = %(topic)s)
 ORDER BY id LIMIT %(limit)s
 """.encode()
+# What consumers could not handle, and what the relay could not publish.
+OF_MESSAGES = f"""
+SELECT {COLUMNS} FROM backlot_dead_letters
+WHERE kind IN ('consumer', 'relay') AND id > %(after)s
+  AND subscription = coalesce(%(subscription)s, subscription)
+ORDER BY id LIMIT %(limit)s
+""".encode()
 SHOW = f"SELECT {COLUMNS} FROM backlot_dead_letters WHERE kind = %s AND id = %s".encode()
 ALIKE = b"""
 SELECT id, error FROM backlot_dead_letters
@@ -313,6 +320,15 @@ def letters(
     values = _chosen(kind, None, subscription, topic) | {"after": after, "limit": limit}
     with conn.cursor(row_factory=class_row(DeadLetter)) as cursor:
         return cursor.execute(LIST, values).fetchall()
+
+
+def messages(
+    conn: Connection[Any], *, subscription: str | None = None, after: int = 0, limit: int = 100
+) -> list[DeadLetter]:
+    """Return what consumers could not handle and the relay could not publish, as `letters` does."""
+    values = {"subscription": subscription, "after": after, "limit": limit}
+    with conn.cursor(row_factory=class_row(DeadLetter)) as cursor:
+        return cursor.execute(OF_MESSAGES, values).fetchall()
 
 
 def show(conn: Connection[Any], kind: SubscriptionKind, id_: int) -> DeadLetter | None:

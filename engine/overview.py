@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow, class_row
@@ -31,6 +32,20 @@ FROM backlot_checkpoints c WHERE c.kind = 'projection'
 """.encode()
 ONE_COPY = COPIES + b"AND c.subscription = %s"
 LOOK_SECONDS = 1.0
+TELEMETRY = "telemetry"
+HEADS = f"""
+SELECT 'events', coalesce(max(notification_id), 0) FROM {EVENTS}
+UNION ALL SELECT '{TELEMETRY}', coalesce(max(seq), 0) FROM public.backlot_telemetry
+""".encode()
+FOLLOWERS = b"""
+SELECT CASE kind WHEN 'webhook' THEN 'webhook ' ELSE '' END || subscription AS name,
+       replace(source, 'kafka:', ''), min(position), min(updated_at)
+FROM backlot_checkpoints WHERE kind IN ('consumer', 'relay', 'webhook')
+GROUP BY kind, subscription, replace(source, 'kafka:', '') ORDER BY 1, 2
+"""
+HAPPENED = b"""
+SELECT happened_at FROM public.backlot_telemetry WHERE seq > %s ORDER BY seq LIMIT 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +113,73 @@ async def overview(conn: AsyncConnection[TupleRow]) -> list[Copy]:
         return await cursor.fetchall()
 
 
-async def lag_seconds(conn: AsyncConnection[TupleRow], copy: Copy) -> float:
+class AtPosition(Protocol):
+    """Whatever follows the log: how far it is, of how much, and since when."""
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def head(self) -> int: ...
+
+    @property
+    def updated_at(self) -> datetime: ...
+
+
+async def lag_seconds(conn: AsyncConnection[TupleRow], follower: AtPosition) -> float:
     """Return the age of the oldest event that was not applied.
 
-    Where that event can't be read, since when the copy stands.
+    Where that event can't be read, since when the follower stands.
     """
-    if copy.position >= copy.head:
+    if follower.position >= follower.head:
         return 0.0
-    row = await (await conn.execute(READ_ONE, (copy.position + 1,))).fetchone()
+    row = await (await conn.execute(READ_ONE, (follower.position + 1,))).fetchone()
     since = recorded_at(Stored(*row)) if row else None
-    return max(0.0, (datetime.now(UTC) - (since or copy.updated_at)).total_seconds())
+    return max(0.0, (datetime.now(UTC) - (since or follower.updated_at)).total_seconds())
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionProgress:
+    """How far a subscription is in the log or in the telemetry (`source`), whose end is `head`."""
+
+    name: str
+    source: str
+    position: int
+    updated_at: datetime
+    head: int
+
+    @property
+    def lag_events(self) -> int:
+        """How much it has still to take in."""
+        return max(0, self.head - self.position)
+
+
+async def heads(conn: AsyncConnection[TupleRow]) -> dict[str, int]:
+    """Return the ends of the log and of the telemetry; `conn` leads to the log."""
+    return dict(await (await conn.execute(HEADS)).fetchall())
+
+
+async def followers(
+    conn: AsyncConnection[TupleRow], ends: Mapping[str, int]
+) -> list[SubscriptionProgress]:
+    """Return the consumers, the relay and the webhooks of a database, by name.
+
+    With Kafka, by the positions that consumers keep beside their offsets; one that has none is
+    left out: how far behind it is, only its own metric tells.
+    """
+    rows = await (await conn.execute(FOLLOWERS)).fetchall()
+    return [
+        SubscriptionProgress(name, source, position, updated_at, ends[source])
+        for name, source, position, updated_at in rows
+        if source in ends
+    ]
+
+
+async def follower_lag(conn: AsyncConnection[TupleRow], follower: SubscriptionProgress) -> float:
+    """Return the age in seconds of the oldest that it has not taken in; `conn` leads to the log."""
+    if follower.source != TELEMETRY:
+        return await lag_seconds(conn, follower)
+    if follower.lag_events == 0:
+        return 0.0
+    row = await (await conn.execute(HAPPENED, (follower.position,))).fetchone()
+    return max(0.0, (datetime.now(UTC) - row[0]).total_seconds()) if row else 0.0

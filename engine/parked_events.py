@@ -32,14 +32,20 @@ log = structlog.get_logger(__name__)
 
 PAGE_EVENTS = 100
 
-SELECT = f"""
+ROWS = f"""
 SELECT p.subscription AS schema, p.position, e.topic, e.originator_id AS stream_id,
        e.originator_version AS version, p.error, p.attempts, p.rejected_at AS parked_at, p.status,
        p.decided_by, p.decided_at, p.reason
 FROM backlot_dead_letters p
 LEFT JOIN {EVENTS} e ON e.notification_id = p.position
-WHERE p.kind = 'projection' AND p.subscription = %(schema)s
+WHERE p.kind = 'projection'
 """
+SELECT = f"{ROWS} AND p.subscription = %(schema)s"
+OF_ALL = f"""
+{ROWS} AND p.subscription = ANY (%(schemas)s) AND p.status = 'parked'
+AND (p.position, p.subscription COLLATE "C") > (%(position)s, %(schema)s COLLATE "C")
+ORDER BY p.position, p.subscription COLLATE "C" LIMIT %(limit)s
+""".encode()
 PAGE = """
 AND p.position > %(after)s AND (%(status)s::text IS NULL OR p.status = %(status)s)
 ORDER BY p.position LIMIT %(limit)s
@@ -206,6 +212,22 @@ def parked(
     values = {"schema": schema, "status": status, "after": after, "limit": limit}
     with conn.cursor(row_factory=class_row(ParkedRow)) as cursor:
         return cursor.execute((SELECT + PAGE).encode(), values).fetchall()
+
+
+def parked_of_all(
+    conn: Connection[TupleRow],
+    schemas: Sequence[str],
+    *,
+    behind: tuple[int, str] = (0, ""),
+    limit: int = PAGE_EVENTS,
+) -> list[ParkedRow]:
+    """Return what waits for a decision in any of these copies, by position and then by copy.
+
+    `behind` names the last one that is known.
+    """
+    values = {"schemas": list(schemas), "position": behind[0], "schema": behind[1]}
+    with conn.cursor(row_factory=class_row(ParkedRow)) as cursor:
+        return cursor.execute(OF_ALL, {**values, "limit": limit}).fetchall()
 
 
 def find(conn: Connection[TupleRow], schema: str, position: int) -> ParkedRow:

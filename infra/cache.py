@@ -127,6 +127,8 @@ class OptionalRedis:
 
 
 class _RedisBreaker(CircuitBreaker):
+    service = "redis"
+
     def __init__(self, name: str) -> None:
         super().__init__(AWAY_SECONDS)
         self._away, self._back = f"{name}_away", f"{name}_back"

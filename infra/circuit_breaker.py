@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from threading import RLock
+from threading import Lock, RLock
+from weakref import WeakSet
 
 
 class CircuitState(StrEnum):
@@ -26,7 +27,10 @@ class CircuitBreaker(ABC):
     """Opens after `failures` in a row, for `seconds`; then one call is tried, the others refused.
 
     A trial that tells nothing within `trial_seconds` gives way to another. Threads may share it.
+    `service` is what it stands before, as operators are told.
     """
+
+    service = "other"
 
     def __init__(
         self,
@@ -44,6 +48,8 @@ class CircuitBreaker(ABC):
         self._failed = 0
         self._until = 0.0
         self._state = CircuitState.CLOSED
+        with _known_lock:
+            _known.add(self)
 
     @abstractmethod
     def refusal(self, retry_after: float | None) -> Exception:
@@ -134,3 +140,19 @@ class CircuitBreaker(ABC):
         before, self._state = self._state, state
         if before is not state:
             self.changed(before, error)
+
+
+_known: WeakSet[CircuitBreaker] = WeakSet()
+_known_lock = Lock()
+
+
+def breaker_states() -> dict[str, CircuitState]:
+    """Return the states of this process's breakers by the service; of several, the worst."""
+    order = [CircuitState.CLOSED, CircuitState.HALF_OPEN, CircuitState.OPEN]
+    with _known_lock:
+        found = list(_known)
+    worst: dict[str, CircuitState] = {}
+    for each in found:
+        before = worst.get(each.service, CircuitState.CLOSED)
+        worst[each.service] = max(before, each.state, key=order.index)
+    return worst

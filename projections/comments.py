@@ -245,6 +245,28 @@ ORDER BY written_at LIMIT %(limit)s
 """
 
 
+# Those that nobody could translate, the newest text first.
+NOT_TRANSLATED_NOW: LiteralString = """
+SELECT comment_id, video_id, position, author, content, language, reason, written_at
+FROM {schema}.comments
+WHERE translation_status = 'failed' AND (written_at, position) < (%(at)s, %(position)s)
+ORDER BY written_at DESC, position DESC LIMIT %(limit)s
+"""
+
+
+class UntranslatedComment(NamedTuple):
+    """A comment without a translation, and why nobody could make one."""
+
+    comment_id: UUID
+    video_id: UUID
+    position: int
+    author: str
+    content: str
+    language: str | None
+    reason: str | None
+    written_at: datetime
+
+
 class CommentRow(NamedTuple):
     """A comment; `position` is where it was posted, `written_at` when its present text was there.
 
@@ -347,6 +369,16 @@ class Comments(Projection):
         limits = {"overdue": overdue, "try_again": try_again, "limit": limit}
         rows = conn.execute(self.sql(UNTRANSLATED), {**limits, "reasons": list(reasons)})
         return [comment_id for comment_id, _ in rows.fetchall()]
+
+    async def not_translated(
+        self, conn: AsyncConnection[TupleRow], before: tuple[datetime, int], limit: int
+    ) -> Sequence[UntranslatedComment]:
+        """Return comments whose translation failed, whose text is older than this; newest first.
+
+        `before` is when a text was there, and the position of its comment.
+        """
+        given = {"at": before[0], "position": before[1], "limit": limit}
+        return await fetch_as(conn, UntranslatedComment, self.sql(NOT_TRANSLATED_NOW), given)
 
     async def page(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -74,6 +74,10 @@ WHERE o.operation_id = e.id
 
 OPEN: LiteralString = """
 SELECT operation_id FROM {schema}.operations WHERE outcome IS NULL ORDER BY position
+"""
+OUTCOMES: LiteralString = """
+SELECT operation_id, outcome FROM {schema}.operations
+WHERE operation_id = ANY (%s) AND outcome IS NOT NULL
 """
 BY_ID: LiteralString = """
 SELECT operation_id, action, subject, parameters, requested_by, requested_at, correlation_id,
@@ -155,3 +159,10 @@ class Operations(Projection):
         values = {"class": int(class_id), "key": key, "id": operation_id}
         found = await fetch_as(conn, OperationRow, self.sql(BY_ID), values)
         return found[0] if found else None
+
+    async def outcomes(
+        self, conn: AsyncConnection[TupleRow], ids: Sequence[UUID]
+    ) -> dict[UUID, str]:
+        """Return how those operations ended that have ended."""
+        found = await conn.execute(self.sql(OUTCOMES), (list(ids),))
+        return dict(await found.fetchall())

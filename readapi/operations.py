@@ -136,7 +136,7 @@ async def get_projection(
     fresh: Fresh,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    return await conditional_wire(request, _known(await _statuses(queries, fresh), name))
+    return await conditional_wire(request, known(await _statuses(queries, fresh), name))
 
 
 async def _statuses(queries: Queries, fresh: Freshness) -> dict[str, ProjectionStatus]:
@@ -158,9 +158,9 @@ async def get_completeness(
     fresh: Fresh,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    projection = _known(queries.models.by_name(), name)
+    projection = known(queries.models.by_name(), name)
     await queries.confirm(fresh)
-    found = await _ask(queries, lambda conn: completeness(conn, projection))
+    found = await ask(queries, lambda conn: completeness(conn, projection))
     return await conditional_wire(request, Account.model_validate(found.as_dict()))
 
 
@@ -179,10 +179,10 @@ async def list_parked_events(
     fresh: Fresh,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    schema = _known(queries.models.by_name(), name).schema
+    schema = known(queries.models.by_name(), name).schema
     await queries.confirm(fresh)
     after = decode_cursor("parked", page.cursor, 0)
-    rows = await _ask(queries, lambda conn: parked(conn, schema, after=after, limit=page.rows))
+    rows = await ask(queries, lambda conn: parked(conn, schema, after=after, limit=page.rows))
     shown, following = page.cut("parked", rows, lambda row: row.position)
     items = [ParkedEvent.model_validate(row.as_dict()) for row in shown]
     return await conditional_wire(request, Page[ParkedEvent](items=items, next_cursor=following))
@@ -210,21 +210,21 @@ async def get_operation(
     return await conditional_wire(request, body)
 
 
-def _known(projections: Mapping[str, T], name: str) -> T:
+def known(projections: Mapping[str, T], name: str) -> T:
     """Return the projection of this name; raise Problem 404."""
     if name not in projections:
         raise Problem(404, "not-found", "There is no such projection.")
     return projections[name]
 
 
-async def _ask(queries: Queries, question: Callable[[Connection[TupleRow]], T]) -> T:
+async def ask(queries: Queries, question: Callable[[Connection[TupleRow]], T]) -> T:
     """Ask what operators' tools ask, in a thread and on a connection of its own."""
 
-    def ask() -> T:
+    def answer() -> T:
         with connect(str(queries.pool.conninfo), "query") as conn:
             return question(conn)
 
     try:
-        return await asyncio.to_thread(ask)
+        return await asyncio.to_thread(answer)
     except psycopg.OperationalError as error:
         raise ReadModelUnavailable(str(error)) from error

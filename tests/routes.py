@@ -79,6 +79,9 @@ LISTED = "{listed_id}"
 WEBHOOK = {"url": "https://hooks.invalid/backlot", "topics": ["user.forgotten"]}
 REASON = {"reason": "the walk"}
 NOBODY_HERE = {"user_id": "nobody-ever"}
+OF_ANN = {"userId": "ann"}
+FAR = {"number": "999999999"}  # No seal has it.
+NO_COMMENT = {"comment_id": "00000000-0000-4000-8000-000000000001"}
 UNKNOWN_NAME = 404  # Whoever may operate is told that there is no such projection.
 
 ROUTES: tuple[Line, ...] = (
@@ -149,9 +152,11 @@ ROUTES: tuple[Line, ...] = (
     Line("GET /videos/{video_id}/stats/channels", OWNER | MODERATORS | AUDITORS),
     Line("GET /users/{user_id}/stats", OWNER | MODERATORS | AUDITORS, names={"user_id": "ann"}),
     Line("GET /analytics/trending", ANYBODY),
+    Line("GET /analytics/trending/why", AUDITORS, query={"likes": "50"}),
     Line("GET /analytics/recommendations", ADMIN),
     Line("GET /recommendations", OWNER_OR_ADMIN, query={"userId": "ann"}),
     Line("GET /videos/recommendations", OWNER_OR_ADMIN, query={"userId": "ann"}),
+    Line("GET /recommendations/why", ADMIN, query=OF_ANN),
     # A list names its user in a signature: to everybody else there is none.
     Line("POST /recommendations/{list_id}/shown", OWNER, 202, 404, body={"videoIds": [LISTED]}),
     Line("POST /recommendations/{list_id}/chosen", OWNER, 202, 404, body={"videoId": LISTED}),
@@ -162,6 +167,8 @@ ROUTES: tuple[Line, ...] = (
     Line("GET /projections", ADMIN),
     Line("GET /projections/{name}", ADMIN, UNKNOWN_NAME),
     Line("GET /projections/{name}/completeness", ADMIN, UNKNOWN_NAME),
+    Line("GET /projections/{name}/estimate", ADMIN, UNKNOWN_NAME),
+    Line("GET /projections/{name}/differences", ADMIN, UNKNOWN_NAME),
     Line("GET /projections/{name}/parked", ADMIN, UNKNOWN_NAME),
     Line("POST /projections/{name}/replay", ADMIN, UNKNOWN_NAME),
     Line("POST /projections/{name}/verify", ADMIN, UNKNOWN_NAME),
@@ -177,6 +184,22 @@ ROUTES: tuple[Line, ...] = (
     Line("POST /projections/{name}/retry", ADMIN, UNKNOWN_NAME),
     Line("POST /projections/{name}/discard", ADMIN, UNKNOWN_NAME, body=REASON | {"position": 1}),
     Line("GET /operations/{operation_id}", ADMIN, 404),
+    Line("GET /admin/overview", AUDITORS),
+    Line("GET /admin/operations", AUDITORS),
+    Line("GET /admin/spending", AUDITORS),
+    Line("GET /admin/parked", ADMIN),
+    # What became of a decision about what never failed, its operation tells.
+    Line("GET /admin/dead-letters", AUDITORS),
+    Line("POST /admin/dead-letters/retry", ADMIN, 202, body={"ids": [1]}),
+    Line("POST /admin/dead-letters/discard", ADMIN, 202, body=REASON | {"ids": [1]}),
+    Line("POST /admin/dead-letters/{letter_id}/retry", ADMIN, 202),
+    Line("POST /admin/dead-letters/{letter_id}/discard", ADMIN, 202, body=REASON),
+    Line("GET /admin/tasks", AUDITORS),
+    Line("GET /admin/tasks/failed", AUDITORS),
+    Line("POST /admin/tasks/failed/{task_id}/retry", ADMIN, 202),
+    Line("POST /admin/tasks/failed/{task_id}/discard", ADMIN, 202, body=REASON),
+    Line("GET /admin/translations/failed", MODERATORS),
+    Line("POST /admin/translations/{comment_id}/retry", MODERATORS, 404, names=NO_COMMENT),
     Line("POST /admin/revocations", ADMIN, 201, body=REASON | {"jti": "of no token"}),
     Line("GET /admin/revocations", ADMIN),
     Line("DELETE /admin/revocations/{revocation_id}", ADMIN, 404),
@@ -191,6 +214,8 @@ ROUTES: tuple[Line, ...] = (
     Line("GET /admin/webhooks/{webhook_id}/deliveries", ADMIN, 404),
     Line("POST /admin/webhooks/{webhook_id}/deliveries/{delivery_id}/repeat", ADMIN, 404),
     Line("POST /admin/webhooks/{webhook_id}/deliveries/{delivery_id}/skip", ADMIN, 404),
+    # Who calls.
+    Line("GET /users/me", TOKEN),
     # Personal data. A setting lets users export their own, and be forgotten
     # (tests/e2e/test_privacy.py, tests/e2e/test_erasure.py).
     Line("GET /users/me/export", NOBODY),
@@ -208,6 +233,9 @@ ROUTES: tuple[Line, ...] = (
     Line("GET /audit/trace/{correlation_id}", AUDITORS, 404),
     Line("GET /audit/stats", AUDITORS),
     Line("GET /audit/verify", ADMIN),
+    Line("GET /audit/seals", AUDITORS),
+    Line("GET /audit/seals/{number}/proof", ADMIN, 404, query={"position": "1"}, names=FAR),
+    Line("GET /audit/anchors", AUDITORS),
     # The process itself. A proxy keeps these inside (deploy/nginx.conf), and so does ADMIN_PORT the
     # metrics.
     Line("GET /healthz", ANYBODY),

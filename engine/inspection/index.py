@@ -18,7 +18,14 @@ from datetime import date, datetime
 from typing import Any, ClassVar, LiteralString, NamedTuple
 from uuid import UUID
 
-from psycopg import AsyncConnection, AsyncCursor, Cursor, DataError, OperationalError
+from psycopg import (
+    AsyncConnection,
+    AsyncCursor,
+    Connection,
+    Cursor,
+    DataError,
+    OperationalError,
+)
 from psycopg.rows import TupleRow
 
 from engine.connections import is_outage
@@ -151,6 +158,11 @@ class Audit(RangeProjection):
                 raise
             cursor.execute(self.sql(BEGIN_ADD + READ_ANY + END_ADD), stretch)
 
+    def count(self, conn: Connection[TupleRow], topics: Sequence[str] | None) -> int:
+        """Return how many events of these topics are indexed; without topics, of all."""
+        ((found,),) = conn.execute(self.sql(COUNT), {"topics": topics}).fetchall()
+        return int(found)
+
 
 # Every page is read along an index. The planner must not think otherwise while a table is small,
 # nor compile what takes a millisecond.
@@ -209,6 +221,10 @@ SELECT (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}), s.position,
 FROM backlot_checkpoints s WHERE s.kind = 'projection' AND s.subscription = %s
 """.encode()
 TOPICS: LiteralString = "SELECT topic, events, streams, bytes, unreadable FROM {schema}.topics"
+COUNT: LiteralString = """
+SELECT coalesce(sum(events), 0)::bigint FROM {schema}.topics
+WHERE %(topics)s::text[] IS NULL OR topic = ANY (%(topics)s)
+"""
 DAYS: LiteralString = "SELECT day, events FROM {schema}.days ORDER BY day DESC LIMIT 366"
 TIMES: LiteralString = "SELECT min(first_at), max(last_at) FROM {schema}.blocks"
 # Columns as those of `TOPICS`, then the day and the times.

@@ -34,6 +34,11 @@ BY_ID = COLUMNS + b"WHERE id = %s"
 BY_OPERATION = COLUMNS + b"WHERE operation_id = %s"
 UNFINISHED = COLUMNS + b"WHERE unfinished = %s"
 NEWEST = COLUMNS + b"WHERE name = %s ORDER BY id DESC LIMIT 1"
+LAST_DONE = (
+    COLUMNS
+    + b"WHERE name = %s AND state IN ('switched', 'kept', 'verified') AND purpose <> 'rollback' "
+    b"ORDER BY id DESC LIMIT 1"
+)
 NEWEST_OF_ALL = COLUMNS + b"WHERE id IN (SELECT max(id) FROM projections.replays GROUP BY name)"
 UNDER_WAY = COLUMNS + b"WHERE finished_at IS NULL ORDER BY id"
 
@@ -246,6 +251,11 @@ def unfinished(conn: Connection[Any], name: str) -> Replay | None:
 def newest(conn: Connection[Any], name: str) -> Replay | None:
     """Return the projection's last replay, ended or not, if there was one."""
     return _select(conn, NEWEST, name).fetchone()
+
+
+def last_done(conn: Connection[Any], name: str) -> Replay | None:
+    """Return the last replay of a projection that was built to its end, if there was one."""
+    return _select(conn, LAST_DONE, name).fetchone()
 
 
 def under_way(conn: Connection[Any]) -> list[Replay]:

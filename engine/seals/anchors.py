@@ -27,6 +27,7 @@ from infra.objects.disk import sync_folder
 from infra.settings.adapters import ObjectSettings
 
 ACCEPTED = b'"accepted":'
+NEWEST_BYTES = 1_000_000
 READ_OBJECTS = 100
 """How many of the newest objects a verification reads: each newer seal proves those before it."""
 
@@ -53,6 +54,15 @@ class Anchor(NamedTuple):
     def seal(self) -> tuple[int, int, int, bytes]:
         """The seal that it is about."""
         return self[:4]
+
+
+class StampedSeals(NamedTuple):
+    """Which of the seals from `first` on have an anchor with a time stamp; of others it is not
+    known.
+    """
+
+    first: int
+    numbers: frozenset[int]
 
 
 class AnchorStore(Protocol):
@@ -85,6 +95,9 @@ class AnchorStore(Protocol):
     def acceptances(self) -> list[Anchor]:
         """Return the seals from which operators went on, in order of time."""
 
+    def stamped(self) -> StampedSeals:
+        """Return which seals were stamped, as far as the newest anchors tell."""
+
 
 class FileAnchors:
     """Anchors in a file of its own, appended and synced."""
@@ -111,6 +124,9 @@ class FileAnchors:
 
     def acceptances(self) -> list[Anchor]:
         return [anchor for _, anchor in self._limits()]
+
+    def stamped(self) -> StampedSeals:
+        return stamped_of(parse_anchor(*placed) for placed in self._file.newest(NEWEST_BYTES))
 
     def _limits(self) -> Iterator[tuple[int, Anchor]]:
         for at, (where, line) in enumerate(self._file.read(), start=1):
@@ -146,6 +162,13 @@ def counted(
             raise AnchorsUnusable(f"{where}: anchor {anchor.number} out of order")
         before = anchor.number
         yield anchor
+
+
+def stamped_of(anchors: Iterable[Anchor]) -> StampedSeals:
+    """Return which seals these anchors say were stamped."""
+    found = list(anchors)
+    first = min((each.number for each in found), default=0)
+    return StampedSeals(first, frozenset(e.number for e in found if e.token is not None))
 
 
 def anchor_of(seal: Seal | None) -> Anchor:
@@ -242,6 +265,9 @@ class BucketAnchors:
     def acceptances(self) -> list[Anchor]:
         found = numbered(self._objects.read(READ_OBJECTS))
         return [anchor for _, anchor, _ in found if anchor.acceptance]
+
+    def stamped(self) -> StampedSeals:
+        return stamped_of(anchor for _, anchor, _ in numbered(self._objects.read(READ_OBJECTS)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,11 @@ PAGE = f"""
 SELECT {COLUMNS} FROM public.backlot_seals
 WHERE number > %s AND number <= %s ORDER BY number LIMIT {PAGE_SEALS}
 """.encode()
+# Without its leaves, which are most of a seal.
+LISTED = b"""
+SELECT number, first, last, sealed_at, hash, previous, signature, key_id FROM public.backlot_seals
+WHERE number < %s ORDER BY number DESC LIMIT %s
+"""
 
 
 class StoredRow(NamedTuple):
@@ -150,6 +155,19 @@ class Seal:
         if self.signature is not None:
             record |= {"signature": b64encode(self.signature).decode(), "keyId": self.key_id}
         return record
+
+
+class ListedSeal(NamedTuple):
+    """A seal without its leaves."""
+
+    number: int
+    first: int
+    last: int
+    sealed_at: datetime
+    hash: bytes
+    previous: bytes
+    signature: bytes | None
+    key_id: str | None
 
 
 def leaf(row: StoredRow) -> bytes:
@@ -259,6 +277,12 @@ def seals(conn: Connection[TupleRow], after: int, until: int) -> Iterator[Seal]:
         if len(page) < PAGE_SEALS:
             return
         after = page[-1][0]
+
+
+def newest_seals(conn: Connection[TupleRow], before: int, limit: int) -> list[ListedSeal]:
+    """Return the last seals before a number, the newest first."""
+    with conn.cursor(binary=True) as cursor:
+        return [ListedSeal(*row) for row in cursor.execute(LISTED, (before, limit)).fetchall()]
 
 
 def seal_hashes(conn: Connection[TupleRow], until: int) -> Iterator[bytes]:

@@ -103,6 +103,20 @@ class LineFile:
                     return
                 yield PlacedLine(f"{self.path}, line {at}", line)
 
+    def newest(self, most_bytes: int) -> list[tuple[bytes, str]]:
+        """Return the last whole lines, so many bytes at most, each with where it stands."""
+        try:
+            with self.path.open("rb") as file:
+                start = max(0, file.seek(0, os.SEEK_END) - most_bytes)
+                file.seek(start)
+                lines = file.read(most_bytes).splitlines(keepends=True)
+        except OSError as error:
+            if self._may_be_absent(error):
+                return []
+            raise AnchorsUnusable(f"{self.path} can't be read: {error.strerror}") from error
+        whole = lines[1:] if start else lines
+        return [(line, str(self.path)) for line in whole if line.endswith(b"\n")]
+
     @contextmanager
     def held(self) -> Iterator[None]:
         try:

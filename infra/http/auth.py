@@ -72,7 +72,7 @@ class InvalidToken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A verified caller: the pseudonym of the token's ``sub``, and its ``roles``.
+    """A verified caller: the pseudonym of the token's ``sub``, its ``roles``, its end (Unix time).
 
     An anonymous one has no token; a key that nobody can guess stands in place of the pseudonym.
     What follows from these is found out once, since a token is remembered with its identity.
@@ -81,6 +81,7 @@ class Identity:
     person: str
     roles: frozenset[str]
     anonymous: bool = False
+    expires: float = field(default=0.0, compare=False)
     kind: ActorKind = field(init=False, repr=False, compare=False)
     """What is recorded of the caller beside the name."""
     viewer: VideoViewer = field(init=False, repr=False, compare=False)
@@ -204,7 +205,7 @@ class Authenticator:
         claims = self._verify(token)
         user_id, roles = _subject(claims)
         person, revoked = self.persons.admit(user_id), self.revoked
-        identity = Identity(person, roles)
+        identity = Identity(person, roles, expires=float(claims["exp"]))
         if revoked.has(claims, person, self._clock()):
             raise InvalidToken("token is revoked; get a new one")
         self._keep(token, identity, claims, revoked)
@@ -373,8 +374,7 @@ async def caller_of(scope: Scope) -> Identity | Problem | None:
 
 def _token(scope: Scope) -> str | None:
     """Return the token of a request: None without one, nothing where it sends something else."""
-    given = header(scope, b"authorization")
-    if given is None:
+    if (given := header(scope, b"authorization")) is None:
         return None
     scheme, _, token = given.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""

@@ -48,6 +48,8 @@ UNLIMITED = frozenset({"/healthz", "/readyz"})
 WATCHING = ("/watch", "/watch-time", "/share", "/shown", "/chosen")
 UPLOADS = frozenset({"uploads", "tus"})
 LIVE = "/events"
+# Operators ask why something is as it is: that is computed anew each time.
+WHY = "/why"
 # Signed URLs are their own permission: whoever has one was somebody when it was made.
 OBJECTS = "/objects/"
 
@@ -141,7 +143,7 @@ def rate_class(method: str, path: str) -> str | None:
     if path.startswith(OBJECTS):
         return "watch" if method in READING else "upload"
     first = path[1:].partition("/")[0]
-    if first in ADMIN or (path.startswith(USERS) and not _is_of_users(path)):
+    if first in ADMIN or path.endswith(WHY) or (path.startswith(USERS) and not _is_of_users(path)):
         return "admin"
     if method in READING:
         return "live" if path.endswith(LIVE) and first == "videos" else "read"
@@ -152,7 +154,7 @@ def rate_class(method: str, path: str) -> str | None:
 
 def _is_of_users(path: str) -> bool:
     """Return whether users ask for what lies under USERS, and not only operators."""
-    return path.startswith(OWN) or path.endswith(STATS)
+    return f"{path}/".startswith(OWN) or path.endswith(STATS)
 
 
 class Proxies:

@@ -31,6 +31,7 @@ from infra.llm.errors import (
     failure_of,
 )
 from infra.llm.limits import LLM_CALLS, Budget, Pace, Usage, count_usage, usage_of
+from infra.llm.spending import LEDGER, Spent
 from infra.metrics import SECONDS, gauge, histogram
 from infra.settings import SettingsError
 from infra.settings.adapters import EmbeddingSettings, LanguageModelSettings
@@ -201,6 +202,8 @@ class LanguageModelBreaker(CircuitBreaker):
     An answer that can't be used is no failure of the provider.
     """
 
+    service = "llm"
+
     def __init__(
         self, failures: int, seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
@@ -255,22 +258,27 @@ class Provider:
 
         An answer in another form than `read` expects is Malformed. Raise LanguageModelError.
         """
+        spent = Spent(1)
         try:
             self.breaker.check()
             await self.pace.turn(self.timeout)
             with self.breaker.attempt(), LLM_SECONDS.labels(purpose).time():
                 response = await self._sent(send)
                 usage = usage_of(response.content)
-                count_usage(usage, model, self.prices.get(model))
+                spent = count_usage(usage, model, self.prices.get(model))
                 content = _checked(read, response)
         except LanguageModelError as error:
             LLM_CALLS.labels(purpose, error.outcome).inc()
+            if not isinstance(error, NotCalled):
+                spent.failed = 1
+                LEDGER.add(purpose, model, spent)
             # While the breaker is open that was said once, when it opened.
             tell = log.debug if isinstance(error, NotCalled) else log.warning
             told = {"outcome": error.outcome, "error": str(error)}
             tell("llm_call_failed", purpose=purpose, model=model, **told)
             raise
         LLM_CALLS.labels(purpose, "answered").inc()
+        LEDGER.add(purpose, model, spent)
         return content, usage
 
     async def _sent(

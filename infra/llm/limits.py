@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 
 from infra.cache import OptionalRedis
 from infra.llm.errors import BudgetSpent, NotCalled, TooManyCalls, UserBudgetSpent
+from infra.llm.spending import Spent
 from infra.metrics import counter
 
 log = structlog.get_logger(__name__)
@@ -252,10 +253,16 @@ def usage_of(body: bytes) -> Usage:
         return Usage(0, 0)
 
 
-def count_usage(usage: Usage, model: str, price: tuple[float, float] | None) -> None:
-    """Count the tokens, and their cost where the model's price is known (per million tokens)."""
-    LLM_TOKENS.labels(model, "input").inc(max(usage.input_tokens, 0))
-    LLM_TOKENS.labels(model, "output").inc(max(usage.output_tokens, 0))
+def count_usage(usage: Usage, model: str, price: tuple[float, float] | None) -> Spent:
+    """Count the tokens, and their cost where the model's price is known (per million tokens).
+
+    Return what the call took.
+    """
+    spent = Spent(1, 0, max(usage.input_tokens, 0), max(usage.output_tokens, 0))
+    LLM_TOKENS.labels(model, "input").inc(spent.input_tokens)
+    LLM_TOKENS.labels(model, "output").inc(spent.output_tokens)
     if price is not None:
         cost = usage.input_tokens * price[0] + usage.output_tokens * price[1]
-        LLM_COST_USD.labels(model).inc(max(cost, 0.0) / MILLION)
+        spent.cost_usd = max(cost, 0.0) / MILLION
+        LLM_COST_USD.labels(model).inc(spent.cost_usd)
+    return spent

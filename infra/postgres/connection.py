@@ -128,6 +128,8 @@ def explained(error: Exception) -> str:
 class DatabaseBreaker(CircuitBreaker):
     """Whether a PostgreSQL said nothing lately, for the whole process."""
 
+    service = "database"
+
     def __init__(self) -> None:
         super().__init__(PAUSE_SECONDS, trial_seconds=TRIAL_SECONDS)
 

@@ -23,7 +23,7 @@ from dramatiq import Broker, Message, Worker
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
 from dramatiq.common import compute_backoff, dq_name, xq_name
-from dramatiq.errors import ConnectionClosed, DecodeError
+from dramatiq.errors import BrokerConnectionError, ConnectionClosed, DecodeError
 from dramatiq.middleware import Middleware, TimeLimit
 from redis import Redis, RedisError
 
@@ -423,6 +423,21 @@ def _bare_broker(settings: TaskSettings, *, alone: bool) -> Broker:
         return TaskRabbitmqBroker(url)
     alive = settings.heartbeat_seconds
     return TaskRedisBroker(_client(url), heartbeat_seconds=alive, alone=alone and not url)
+
+
+def task_sender(settings: TaskSettings) -> Callable[[Message[Any]], None]:
+    """Return what sends tasks, also those of actors that this process has not declared.
+
+    It connects when it is used; raise BrokerAway then, and ExtraMissing now.
+    """
+    broker = _bare_broker(settings, alone=False)
+
+    def send(message: Message[Any]) -> None:
+        with away(BrokerConnectionError):
+            broker.declare_queue(message.queue_name)
+            broker.enqueue(message)
+
+    return send
 
 
 def task_queues(settings: TaskSettings) -> TaskQueues:

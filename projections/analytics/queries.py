@@ -382,6 +382,20 @@ class AnalyticsQueries:
         wanted = Requirement(await self._edition(fresh), fresh.position)
         return await self._cache.get(window, limit, category, make, wanted, lambda: reached)
 
+    @property
+    def formula(self) -> Formula:
+        """By what videos are ranked."""
+        return self._trending.formula
+
+    async def rank_by(self, formula: Formula, window: Window, limit: int) -> list[Ranked]:
+        """Return a ranking by another formula, made now and kept nowhere.
+
+        Raise AnalyticsUnavailable.
+        """
+        trending, now = Trending(formula), datetime.now(UTC)
+        async with self._connection() as conn:
+            return await trending.rank(conn, window, limit=limit, now=now)
+
     async def settle(self, fresh: Freshness, position: Position) -> None:
         """Wait for what a caller has done; go on without what does not come in time.
 

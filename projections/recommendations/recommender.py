@@ -251,6 +251,22 @@ class Recommender:
 
         return UserRecommendations(kept.value.reordered(filled), kept, cached, with_newest=True)
 
+    async def explain(
+        self, user_id: str, fresh: Freshness = WHATEVER_THERE_IS
+    ) -> tuple[RankedRecommendations, Sequence[Candidate], Sequence[UUID]]:
+        """Return what `get` does, the candidates with all that speaks for them, and what trends.
+
+        There are no candidates while a database is away. Raise ReadModelBehind.
+        """
+        found, trends = await self.get(user_id, fresh), await self._trending(fresh)
+        trending = [UUID(bytes=video) for video in trends.shares]
+        try:
+            material, *_ = await self._materials(user_id, trends, fresh)
+        except DatabaseError as error:
+            _failed(error)
+            return found.made, (), trending
+        return found.made, material.candidates, trending
+
     async def holds(self, user_id: str, found: UserRecommendations) -> bool:
         """Return whether `get` would find the same in Redis still."""
         return await self._cache.holds(PREFIX + user_id, ENGAGED_PREFIX + user_id, found.kept)

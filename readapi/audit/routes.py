@@ -367,7 +367,7 @@ class Integrity:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`clock` tells, in seconds, how old a result is."""
-        self._database_url, self._proofs = database_url, proofs
+        self._database_url, self.proofs = database_url, proofs
         self._known_topics, self._clock = known_topics, clock
         self._one_at_a_time = asyncio.Lock()
         self._began = self._ended = -1.0
@@ -404,13 +404,13 @@ class Integrity:
                 elif not hint.report.get("ok") and hint.verified_at > kept.complete_at:
                     full = True
             trusting = kept is None or kept.verification.report["ok"]
-            full = full or bool(trusting and self._proofs.outside.compare(conn).differences)
+            full = full or bool(trusting and self.proofs.outside.compare(conn).differences)
             if kept is not None and not full and self._clock() - self._ended < STALE_SECONDS:
                 return replace(kept, hint=hint)
             proved = None if kept is None or full else kept.verification
             report = verification.verify_database(
                 conn,
-                self._proofs,
+                self.proofs,
                 known_topics=self._known_topics,
                 after=verification.last_good_seal(conn, proved),
                 on_progress=self._go_on,

@@ -23,6 +23,7 @@ from tests.api_changes import follow
 from tests.e2e import plain
 from tests.e2e.videos import read, send_parts, start, upload
 from tests.real_inputs import real_inputs
+from tests.support import eventually
 
 # A stream of a video that exists has no end; tests/e2e/test_live.py reads one.
 ENDLESS = "/videos/{video_id}/events"
@@ -63,7 +64,7 @@ class World:
         self._other = plain.client(base_url=os.environ["CONTRACT_URL"], headers=headers)
         self._others = upload(self._other)
         self._signed, self._listed, self._revoked = count(), count(), count()
-        self._users, self._keys = count(), count()
+        self._users, self._keys, self._proofs = count(), count(), count()
         # Looks use it up no more than a video; each takes a process of its own.
         self._checked = self._operation()
         self._kept_webhook = self._webhook()
@@ -110,6 +111,19 @@ class World:
         """
         if case.body is None and not case.operation.definition.raw["requestBody"]["required"]:
             case.body = {}
+
+    def prove(self, case: schemathesis.Case[Any]) -> None:
+        """Ask for the proof of the first event, leading to the first seal; every other time."""
+        wrong = case.meta is not None and case.meta.generation.mode.is_negative
+        names = case.path_parameters or {}
+        if case.path == "/audit/seals/{number}/proof" and not wrong and next(self._proofs) % 2:
+            names["number"] = self._first_seal()
+            case.query = {**(case.query or {}), "position": "1"}
+
+    def _first_seal(self) -> int:
+        return int(
+            eventually(lambda: read(self._client.get("/audit/seals"))["items"])[-1]["number"]
+        )
 
     def forget(self, case: schemathesis.Case[Any]) -> None:
         """Name users to be forgotten who were here and whom nobody needs; every other time."""
@@ -162,8 +176,12 @@ class World:
             "video_id": lambda: upload(self._client) if ends else self._video,
             "upload_id": lambda: self._upload(sent=case.path.endswith(("/complete", "/s3"))),
             # Nobody restores or approves what is their own.
-            "comment_id": lambda: self._comment(
-                self._other if case.path.endswith(("/restore", "/approve")) else self._client
+            "comment_id": lambda: (
+                self._untranslated()
+                if case.path.endswith("/retry")
+                else self._comment(
+                    self._other if case.path.endswith(("/restore", "/approve")) else self._client
+                )
             ),
             "operation_id": lambda: self._checked,
             "report_id": self._report,
@@ -175,6 +193,14 @@ class World:
     def _comment(self, client: httpx.Client) -> str:
         path = f"/videos/{self._video}/comments"
         return str(read(client.post(path, json={"content": "first"}))["commentId"])
+
+    def _untranslated(self) -> str:
+        """A comment that nobody could translate: there is no language model."""
+        path = f"/videos/{self._video}/comments"
+        comment = read(self._client.post(path, json={"content": "¡Qué bonito es este vídeo!"}))
+        shown = f"/comments/{comment['commentId']}"
+        eventually(lambda: '"translationStatus":"skipped"' in self._client.get(shown).text)
+        return str(comment["commentId"])
 
     def _report(self) -> str:
         comment = self._comment(self._client)
@@ -256,6 +282,7 @@ def before_call(context: schemathesis.HookContext, case: Any, kwargs: dict[str, 
     world.answer(case)
     world.hurry(case)
     world.recommend(case)
+    world.prove(case)
     world.forget(case)
     world.rename(case)
     world.leave_out(case)

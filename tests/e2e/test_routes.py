@@ -51,6 +51,9 @@ class Things:
             "revocation_id": str(uuid4()),
             "webhook_id": str(uuid4()),
             "delivery_id": "1",
+            "letter_id": "1",
+            "task_id": "of-no-task",
+            "number": "1",
             "report_id": str(uuid4()),
             "user_id": "mallory",
             "key:path": f"videos/{video}",
@@ -155,7 +158,7 @@ NOT_KEPT = {
 # What says by itself of when it is, and what is no matter of the log.
 WITHOUT_POSITION = {
     "GET /tus/uploads/{upload_id}",
-    *("GET /audit/verify", "GET /users/{user_id}/forgetting"),
+    *("GET /audit/verify", "GET /users/me", "GET /users/{user_id}/forgetting"),
     *("GET /users/{user_id}/export", "GET /users/{user_id}/pseudonym"),
 }
 

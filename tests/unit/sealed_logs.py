@@ -9,7 +9,7 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from engine.seals.anchors import Acceptance, Anchor, anchor_of
+from engine.seals.anchors import Acceptance, Anchor, StampedSeals, anchor_of, stamped_of
 from engine.seals.chain import FORMAT, NO_SEAL, Seal, StoredRow, leaf, peaks_after, seal_hash
 from engine.seals.check import Check
 from engine.seals.outside import Outside
@@ -108,6 +108,9 @@ class Anchored:
 
     def acceptances(self) -> list[Anchor]:
         return []
+
+    def stamped(self) -> StampedSeals:
+        return stamped_of(self._anchors)
 
 
 def anchored(*seals: Seal) -> Proofs:

@@ -24,6 +24,8 @@ STATES = re.compile(r"(^|[a-z])(status|state|kind|purpose|mode|visibility)$", re
 # The raw bytes of an event, an aggregate as it stood; other kinds may come.
 OPEN = {"AuditEvent.state", "AuditEventDetail.state", "StreamEvent.state"}
 OPEN |= {"StreamHistory.state", "TraceNode.kind", "ProblemDetails.status"}
+# What earlier releases called language models for stays in the sums.
+OPEN |= {"PurposeUsage.purpose", "Spending.byPurpose"}
 # The security scheme; what OpenAPI has `content` for.
 SAID_OTHERWISE = {"authorization", "content-type"}
 

@@ -48,6 +48,9 @@ AS_THE_CALL_NAMES_THEM = {
     ("AuditEventDetail", "actor"),
     ("StreamEvent", "actor"),
     ("TraceNode", "actor"),
+    # Turned around for admins alone; and what a task does.
+    ("OperatorAction", "actor"),
+    ("DeadTask", "actor"),
 }
 
 

@@ -43,6 +43,7 @@ from projections.feedback.rebuild import FeedbackRebuild
 from projections.like_counters import NAME as COUNTERS
 from projections.like_counters import Counters, rebuild, renewing
 from projections.likes import Likes
+from workers.operations.failures import TaskAccess, decision_of
 
 PATIENCE_SECONDS = 10.0
 LOOK_SECONDS = 0.02
@@ -81,7 +82,8 @@ class Tools:
 
     `report` hears how far a replay is. `counters` are those in Redis, where one is configured.
     `agrees` is asked whether what differs in the `analytics` is to be mended. `compared` hears
-    what a comparison found, with the values, which are kept nowhere.
+    what a comparison found, with the values, which are kept nowhere. `tasks` lead to
+    those that run in the background.
     """
 
     database_url: str
@@ -92,6 +94,7 @@ class Tools:
     analytics: AnalyticsMeans | None = None
     agrees: Callable[[Difference], bool] = lambda difference: False
     compared: Callable[[Difference], None] = tell_nobody
+    tasks: TaskAccess | None = None
 
     @property
     def likes(self) -> Likes | None:
@@ -148,6 +151,11 @@ def carry_out(conn: Connection[TupleRow], tools: Tools, operation: Operation) ->
 
     What is not possible ends as refused. Raise whatever else goes wrong.
     """
+    if tools.tasks is not None and (decide := decision_of(operation)) is not None:
+        try:
+            return Ended(OperationOutcome.DONE, decide(conn, tools.tasks, operation))
+        except OperatorError as error:
+            return _refused(str(error))
     if operation.action not in ACTIONS:
         return Ended(OperationOutcome.FAILED, {"error": "Who began it ended before it was done."})
     if operation.subject == COUNTERS and operation.action == "replay":

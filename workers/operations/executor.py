@@ -35,9 +35,11 @@ from engine.replay.requests import begin_for_outdated
 from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
 from infra.cancellation import cancel, to_the_end
 from infra.errors import describe
+from infra.tasks.broker import task_queues, task_sender
 from projections.operations import Operations
 from workers.analytics import analytics_means
 from workers.operations.actions import LONG, Ended, Tools, action_of, carry_out, prepare
+from workers.operations.failures import TaskAccess
 from workers.parts import Parts
 
 log = structlog.get_logger(__name__)
@@ -283,7 +285,10 @@ def reactors(parts: Parts, host: ProjectionHost) -> Iterator[Coroutine[Any, Any,
     executor = Executor(
         parts.recorder,
         parts.models[Operations],
-        Tools(url, models, tell_nobody, Event(), parts.counters, analytics),
+        Tools(
+            *(url, models, tell_nobody, Event(), parts.counters, analytics),
+            tasks=TaskAccess(task_queues(settings.tasks), task_sender(settings.tasks)),
+        ),
         Children(command, {"DATABASE_URL": url}),
         auto_replay=settings.projections.auto_replay,
     )
