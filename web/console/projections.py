@@ -21,7 +21,7 @@ MOST_WORKERS = 32
 UNDER_WAY = frozenset({"building", "catching-up", "comparing", "waiting"})
 
 
-class Act(NamedTuple):
+class ProjectionAct(NamedTuple):
     """What an operator may do to a projection; `command` follows `backlot projections`."""
 
     label: str
@@ -33,36 +33,36 @@ class Act(NamedTuple):
     """Whether it is about the replay under way, and not about the projection itself."""
 
 
-ACTS: Mapping[str, Act] = {
-    "pause": Act("Pause", "pause {name}", "Asked to rest."),
-    "resume": Act("Resume", "resume {name}", "Asked to go on."),
-    "pause-replay": Act(
+ACTS: Mapping[str, ProjectionAct] = {
+    "pause": ProjectionAct("Pause", "pause {name}", "Asked to rest."),
+    "resume": ProjectionAct("Resume", "resume {name}", "Asked to go on."),
+    "pause-replay": ProjectionAct(
         "Pause the replay", "pause {name} --replay", "Its replay is asked to rest.", replay=True
     ),
-    "resume-replay": Act(
+    "resume-replay": ProjectionAct(
         "Go on with the replay", "resume {name} --replay", "Its replay is asked to go on.",
         replay=True,
     ),
-    "cancel": Act(
+    "cancel": ProjectionAct(
         "Give the replay up", "cancel {name}", "Its replay is asked to end.", "bad",
         "Give the replay up, and drop what it has built?", replay=True,
     ),
-    "confirm": Act(
+    "confirm": ProjectionAct(
         "Switch although they differ", "confirm {name}", "Asked to switch.", "",
         "Put the new copy in the place of the live one, with the differences shown?", replay=True,
     ),
-    "rollback": Act(
+    "rollback": ProjectionAct(
         "Roll back", "rollback {name}", "Asked to switch back.", "bad",
         "Bring the previous copy up to date and make it the live one again?",
     ),
-    "drop-old": Act(
+    "drop-old": ProjectionAct(
         "Drop the previous copy", "drop-old {name}", "Asked to drop the previous copy.", "bad",
         "Drop the previous copy? A rollback is not possible afterwards.",
     ),
-    "verify": Act(
+    "verify": ProjectionAct(
         "Verify", "verify {name}", "A copy is built and compared; nothing is changed.", "plain"
     ),
-    "completeness": Act(
+    "completeness": ProjectionAct(
         "Prove completeness", "completeness {name}", "Every event is accounted for.", "plain"
     ),
 }  # fmt: skip
@@ -163,7 +163,7 @@ async def _differences(visit: Visit, name: str, replay: Mapping[str, Any] | None
     return await found_or_none(visit, where, limit=DIFFERENCES_SHOWN, cursor=cursor)
 
 
-def _action(name: str, act: Act) -> Route:
+def _action(name: str, act: ProjectionAct) -> Route:
     called = name.removesuffix("-replay")
 
     async def asked(visit: Visit, form: Form) -> Response:
