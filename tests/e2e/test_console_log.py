@@ -62,7 +62,7 @@ def test_a_stream_is_seen_at_each_version(
     assert alice.patch(f"/videos/{video}", json={"title": XSS}).is_success
     with visitor(browser, server, "olga", roles=["admin"]) as page:
         page.goto(f"/console/streams/{video}")
-        expect(page.locator("td.is", has_text=XSS)).to_be_visible()
+        expect(page.locator("td.is", has_text=json.dumps(XSS))).to_be_visible()
         expect(page.locator("td.was", has_text="First")).to_be_visible()
         page.get_by_role("slider").fill("1")
         expect(page.locator("#state")).to_contain_text("upload.started")
@@ -76,7 +76,7 @@ def test_the_id_of_a_problem_leads_to_what_its_request_caused(
     server: Program, browser: Browser, alice: httpx.Client
 ) -> None:
     video = upload(alice)
-    headers = {"X-Request-Id": "told <i>by</i> somebody"}
+    headers = {"X-Request-Id": "told <i>by somebody"}
     answer = alice.post(f"/videos/{video}/comments", json={"content": "Nice rain"}, headers=headers)
     see(alice, answer)
     with visitor(browser, server, "olga", roles=["admin"], refused=[404]) as page:
@@ -120,6 +120,10 @@ def test_proofs_are_downloaded_and_a_tampered_event_is_shown_red(
                 page.get_by_role("button", name="Verify everything now").click()
                 expect(page.locator("#verdict .flash.bad")).to_contain_text("not as it was sealed")
                 expect(page.locator("#verdict .badge.bad")).to_have_text("altered")
+                changed = page.locator("#verdict tr.bad")
+                expect(changed).to_contain_text(f"{seal['lastPosition']:,}")
+                expect(changed.get_by_role("link").first).to_be_visible()
+                assert axe(page) == []
             finally:
                 conn.execute(
                     "UPDATE backlot_events SET state = substring(state for length(state) - 1)"
