@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test chaos check format examples bench lock clients sbom audit clean
+.PHONY: help up demo test chaos check format examples pictures bench lock clients sbom audit clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -53,6 +53,9 @@ examples: ## Build the example pages of tus and Uppy; needs Node and npm
 	@for page in tus uppy; do \
 		npm --prefix examples/$$page ci --silent && npm --prefix examples/$$page run --silent build \
 		|| exit 1; done
+
+pictures: $(STAMPS)/dev ## Take the README's pictures again, of a demo of its own; needs Chromium
+	@$(BIN)/python -m tools.pictures
 
 bench: $(STAMPS)/dev ## Measure; prints a table and keeps it as JSON
 	@exec $(BIN)/backlot bench $(ARGS)

@@ -219,8 +219,7 @@ def _database(
     return url
 
 
-# What one more process that serves may open.
-CONNECTIONS_EACH = 40
+CONNECTIONS_EACH = 40  # What one more process that serves may open.
 FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})
 """The roles that follow what is recorded."""
 # An operation at hand stops within 30 seconds, and its children within 15 more.

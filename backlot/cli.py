@@ -22,7 +22,7 @@ import structlog
 import typer
 from typer.exceptions import TyperException
 
-from backlot import analytics, keys, likes, privacy, tasks, topics, webhooks
+from backlot import analytics, keys, likes, operations, privacy, tasks, topics, webhooks
 from backlot.arguments import SIZES, CommandGroup
 from backlot.database import close_persons, signing_secret
 from backlot.events import commands
@@ -51,6 +51,7 @@ app.add_typer(analytics.app, name="analytics")
 app.add_typer(commands.app, name="events")
 app.add_typer(keys.app, name="keys")
 app.add_typer(likes.app, name="likes")
+app.add_typer(operations.app, name="operations")
 app.add_typer(projections.app, name="projections")
 app.add_typer(topics.app, name="topics")
 app.add_typer(privacy.app, name="privacy")
@@ -245,6 +246,9 @@ def doctor(as_json: Json = False) -> None:
     text = "\n".join(as_lines(parts))
     show(text, {"parts": [part.as_dict() for part in parts]}, as_json)
     raise typer.Exit(ExitCode.DONE if all(part.ok for part in parts) else ExitCode.NOT_WELL)
+
+
+app.command()(operations.spending)
 
 
 @app.command()

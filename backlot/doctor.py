@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -48,7 +49,7 @@ from infra.settings import Role, Settings, SettingsError, load_settings
 from infra.settings.adapters import KafkaSettings
 from infra.settings.values import TcpAddress, secret_weakness
 from infra.tasks.broker import task_queues
-from infra.tasks.queues import BrokerAway
+from infra.tasks.queues import BrokerAway, TaskQueues
 from projections.integration_events import topics_with_texts
 
 
@@ -91,14 +92,17 @@ def _topics(settings: KafkaSettings, detail: str) -> DoctorPart:
     return DoctorPart("kafka", "external", shown, True, detail)
 
 
-def tasks(settings: Settings) -> DoctorPart:
-    """Return how the task queues are, where several processes share them."""
+def tasks(settings: Settings, queues: TaskQueues | None = None) -> DoctorPart:
+    """Return how the task queues are, where several processes share them.
+
+    Who looks again and again gives the `queues`, which have a connection of their own.
+    """
     url = settings.tasks.own_broker_url
     if settings.tasks.broker_url is None:
         told = "in the process; lost tasks are found again"
         return DoctorPart("tasks", "embedded", None, True, told)
     try:
-        depths = task_queues(settings.tasks).depths()
+        depths = (queues or task_queues(settings.tasks)).depths()
     except BrokerAway as error:
         remedy = "start it, or see TASK_BROKER_URL and REDIS_URL"
         return failure("tasks", "external", None, str(error), remedy)
@@ -169,15 +173,16 @@ def examine() -> list[DoctorPart]:
     return _look(settings, (_settings, *looks_at_parts(settings, _projections), _api))
 
 
-def look_at_parts(settings: Settings) -> list[DoctorPart]:
+def look_at_parts(settings: Settings, queues: TaskQueues) -> list[DoctorPart]:
     """Look at what a running program stands on, from within; may take seconds."""
-    return _look(settings, looks_at_parts(settings))
+    at_tasks = partial(tasks, queues=queues)
+    return _look(settings, looks_at_parts(settings, at_tasks=at_tasks))
 
 
 Look = Callable[[Settings], DoctorPart]
 
 
-def looks_at_parts(settings: Settings, *others: Look) -> tuple[Look, ...]:
+def looks_at_parts(settings: Settings, *others: Look, at_tasks: Look = tasks) -> tuple[Look, ...]:
     """Return what looks at each part; the `others` come after the database."""
     return (
         _embedded_database if settings.database.embedded else _database,
@@ -187,7 +192,7 @@ def looks_at_parts(settings: Settings, *others: Look) -> tuple[Look, ...]:
         _redis,
         _locks,
         kafka,
-        tasks,
+        at_tasks,
         *(check for feature in FEATURES for check in feature.checks),
         keys,
         _auth,

@@ -48,6 +48,7 @@ import projections.recommendations.retention
 import projections.translation
 import projections.webhooks
 import readapi.analytics
+import readapi.audience
 import readapi.audit.routes
 import readapi.audit.seals
 import readapi.callers
@@ -286,7 +287,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="analytics",
-        queries=(readapi.stats.router, readapi.analytics.router),
+        queries=(readapi.stats.router, readapi.audience.router, readapi.analytics.router),
         rebuilt=(ANALYTICS,),
         subscriptions=workers.analytics.subscriptions,
         jobs=workers.analytics.jobs,

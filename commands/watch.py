@@ -37,12 +37,26 @@ class WatchSession(Watching):
 
 
 class WatchTime(RequestBody):
-    """Seconds watched since the last report of this session."""
+    """Seconds watched since the last report of this session; `position` is where they began."""
 
     session_id: UUID
     seconds: Annotated[
         float, Field(gt=0, le=86_400, strict=True, allow_inf_nan=False, examples=[12.5])
     ]
+    position: (
+        Annotated[
+            float,
+            Field(
+                ge=0,
+                le=86_400,
+                strict=True,
+                allow_inf_nan=False,
+                examples=[30],
+                description="Seconds from the beginning of the video.",
+            ),
+        ]
+        | None
+    ) = None
 
 
 class Share(RequestBody):
@@ -104,7 +118,9 @@ async def _watch(video_id: UUID, request: Request, body: WatchFrom | None) -> Re
 @router.post("/watch-time", summary="Report seconds watched", **accepted)
 async def report_watch_time(video_id: UUID, body: WatchTime, request: Request) -> Response:
     execute = await viewer_executor(request)
-    details = {"sessionId": str(body.session_id), "seconds": body.seconds}
+    details: dict[str, Any] = {"sessionId": str(body.session_id), "seconds": body.seconds}
+    if body.position is not None:
+        details["position"] = body.position
     return await _accept(execute, WATCH_TIME, video_id, details)
 
 

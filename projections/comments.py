@@ -36,8 +36,8 @@ from projections.comment_tables import (
     FIRST_TABLES,
     MOVED,
     PERSONAL,
+    TallyChanges,
 )
-from projections.comment_tallies import TallyChanges
 
 NOT_TRANSLATED: LiteralString = """
 UPDATE {schema}.comments c SET translation_status = e.status, reason = e.reason

@@ -108,10 +108,16 @@ class VideoViewed(Watched):
     sessionId: UUID
 
 
-class VideoWatchTime(VideoViewed):
+class WatchReport(VideoViewed):
     """Seconds watched since the last report of the session."""
 
     seconds: float
+
+
+class VideoWatchTime(WatchReport, total=False):
+    """Seconds watched; `position`, where it is known, is the second of the video they began at."""
+
+    position: float
 
 
 class VideoShared(Watched, total=False):

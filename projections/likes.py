@@ -21,8 +21,6 @@ from engine.lookups import MOST_EVENTS, Tally
 from engine.personal_data import Deleted, PersonalTable
 from engine.projection import Batch, Projection, columns
 from infra.postgres.connection import column, fetch_as
-from projections import comment_likes
-from projections.comment_likes import ADD_COMMENT_LIKES, CommentLike
 
 # `likes` holds a row per standing like, `counts` their number per video; the video ids of
 # `removed` get no rows any more, since a like may be recorded just after its video's removal. Those
@@ -39,6 +37,21 @@ CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, likes bigint NOT NULL)
 CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY);
 CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)
 """
+# As those of videos: a row per standing like, and their number per comment.
+ADD_COMMENT_LIKES: LiteralString = """
+CREATE TABLE {schema}.comment_likes (
+    comment_id uuid NOT NULL,
+    viewer text COLLATE "C" NOT NULL,
+    position bigint NOT NULL,
+    PRIMARY KEY (comment_id, viewer));
+CREATE INDEX comment_likes_by_viewer ON {schema}.comment_likes (viewer, position);
+CREATE TABLE {schema}.comment_counts (
+    comment_id uuid PRIMARY KEY,
+    video_id uuid NOT NULL,
+    likes bigint NOT NULL)
+    WITH (fillfactor = 50);
+CREATE INDEX comment_counts_by_video ON {schema}.comment_counts (video_id)
+"""
 TABLES: LiteralString = f"{FIRST_TABLES};{ADD_COMMENT_LIKES}"
 PERSONAL = (
     PersonalTable(
@@ -51,7 +64,16 @@ PERSONAL = (
         # Their number stays: it is added up by the events, and never counted from the rows.
         forget=Deleted(),
     ),
-    *comment_likes.PERSONAL,
+    PersonalTable(
+        name="likes.comment_likes",
+        holds="likes of comments that stand",
+        kept="follows the event log",
+        table="{schema}.comment_likes",
+        projection="likes",
+        columns=("viewer",),
+        # Their number stays, as that of likes of videos does.
+        forget=Deleted(),
+    ),
 )
 # Before there was a visibility, every video was public.
 ADD_PRIVATE: LiteralString = "CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)"
@@ -86,6 +108,29 @@ INSERT INTO {schema}.private SELECT unnest(%b::uuid[]) ON CONFLICT DO NOTHING
 """
 SHOW: LiteralString = "DELETE FROM {schema}.private WHERE video_id = ANY (%b::uuid[])"
 
+ADD_LIKES_OF_COMMENTS: LiteralString = """
+INSERT INTO {schema}.comment_likes (comment_id, viewer, position)
+SELECT * FROM unnest(%b::uuid[], %b::text[], %b::bigint[])
+"""
+DROP_LIKES_OF_COMMENTS: LiteralString = """
+DELETE FROM {schema}.comment_likes l
+USING unnest(%b::uuid[], %b::text[]) AS gone(comment_id, viewer)
+WHERE l.comment_id = gone.comment_id AND l.viewer = gone.viewer
+"""
+# In the order of the keys, and last, as those of videos.
+ADD_COMMENT_DELTAS: LiteralString = """
+INSERT INTO {schema}.comment_counts AS c (comment_id, video_id, likes)
+SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::bigint[]) AS e(comment_id, video_id, likes)
+ORDER BY comment_id
+ON CONFLICT (comment_id) DO UPDATE SET likes = c.likes + excluded.likes
+"""
+REMOVE_LIKES_OF_COMMENTS: LiteralString = """
+WITH counted AS (
+    DELETE FROM {schema}.comment_counts WHERE video_id = ANY (%b::uuid[]) RETURNING comment_id)
+DELETE FROM {schema}.comment_likes USING counted
+WHERE comment_likes.comment_id = counted.comment_id
+"""
+
 # Subqueries by key for each video, whatever the planner thinks of the tables' sizes.
 SUMS: LiteralString = """
 SELECT coalesce((SELECT likes FROM {schema}.counts c WHERE c.video_id = v.id),
@@ -115,6 +160,8 @@ LIKED_PAGE: LiteralString = """
 SELECT video_id, position FROM {schema}.likes WHERE viewer = %s AND position < %s
 ORDER BY position DESC LIMIT %s
 """
+
+CommentLike = tuple[int, CommentLikes.Liked | CommentLikes.Unliked]
 
 
 @dataclass(slots=True)
@@ -235,7 +282,7 @@ class Likes(Projection):
         self._write(changes.without(gone), cursor)
         if changes.removed:
             cursor.execute(self.sql(REMOVE), (list(changes.removed),))
-            comment_likes.remove_likes(self, changes.removed, cursor)
+            cursor.execute(self.sql(REMOVE_LIKES_OF_COMMENTS), (list(changes.removed),))
         for statement, private in ((HIDE, True), (SHOW, False)):
             if videos := [each for each, hidden in changes.private.items() if hidden is private]:
                 cursor.execute(self.sql(statement), (videos,))
@@ -250,7 +297,29 @@ class Likes(Projection):
             # Zeros too: which rows there are must not depend on where the batches were cut.
             cursor.execute(self.sql(ADD_DELTAS), columns(changes.deltas.items()))
         if changes.comments:
-            comment_likes.write_likes(self, changes.comments, cursor)
+            self._write_comments(changes.comments, cursor)
+
+    def _write_comments(self, changes: Sequence[CommentLike], cursor: Cursor[TupleRow]) -> None:
+        deltas: dict[tuple[UUID, UUID], int] = {}
+        standing: dict[tuple[UUID, str], int] = {}
+        lost: set[tuple[UUID, str]] = set()
+        for position, event in changes:
+            comment, pair = (event.comment_id, event.video_id), (event.comment_id, event.viewer)
+            if isinstance(event, CommentLikes.Liked):
+                deltas[comment] = deltas.get(comment, 0) + 1
+                standing[pair] = position
+            else:
+                deltas[comment] = deltas.get(comment, 0) - 1
+                standing.pop(pair, None)
+                lost.add(pair)
+        if lost:
+            cursor.execute(self.sql(DROP_LIKES_OF_COMMENTS), columns(lost))
+        if standing:
+            rows = ((*pair, at) for pair, at in standing.items())
+            cursor.execute(self.sql(ADD_LIKES_OF_COMMENTS), columns(rows))
+        if deltas:
+            sums = ((*comment, delta) for comment, delta in deltas.items())
+            cursor.execute(self.sql(ADD_COMMENT_DELTAS), columns(sums))
 
     def tally(self, most: int = MOST_EVENTS) -> Tally:
         """Return what knows, for commands, how many like each thing at the end of the log.

@@ -95,10 +95,12 @@ SELECT (SELECT status = 'waiting' FROM webhooks.deliveries
 FROM unnest(%s::uuid[], %s::bigint[]) WITH ORDINALITY AS asked (webhook_id, delivery_id, number)
 ORDER BY number
 """
-BACKLOGS = b"""
+BACKLOGS = """
 SELECT webhook_id, count(*) AS waiting, min(recorded_at) AS oldest_at, max(attempts) AS attempts
-FROM webhooks.deliveries WHERE status = 'waiting' GROUP BY webhook_id
+FROM webhooks.deliveries WHERE status = 'waiting' {}GROUP BY webhook_id
 """
+ALL_BACKLOGS = BACKLOGS.format("").encode()
+BACKLOG = BACKLOGS.format("AND webhook_id = %s ").encode()
 LIST = b"""
 SELECT delivery_id, topic, message_id, recorded_at, status, attempts, due_at, answer, error,
        tried_at, settled_at
@@ -248,7 +250,13 @@ def prune(conn: Connection[Any], before: datetime, most: int) -> int:
 
 async def backlogs(conn: AsyncConnection[TupleRow]) -> dict[UUID, DeliveryBacklog]:
     """Return what waits, by webhook; nothing for those for which nothing does."""
-    return {each.webhook_id: each for each in await fetch_as(conn, DeliveryBacklog, BACKLOGS)}
+    return {each.webhook_id: each for each in await fetch_as(conn, DeliveryBacklog, ALL_BACKLOGS)}
+
+
+async def backlog(conn: AsyncConnection[TupleRow], webhook_id: UUID) -> DeliveryBacklog | None:
+    """Return what waits for a webhook; None where nothing does."""
+    found = await fetch_as(conn, DeliveryBacklog, BACKLOG, (webhook_id,))
+    return found[0] if found else None
 
 
 async def deliveries(

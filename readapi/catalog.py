@@ -18,7 +18,6 @@ from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
 from infra.objects.s3_xml import Field, S3Response, documented
 from projections.catalog import UploadRow
-from readapi.caches import Listed, ListSegment
 from readapi.pages import (
     IfNoneMatch,
     Page,
@@ -30,6 +29,7 @@ from readapi.pages import (
     storable,
 )
 from readapi.queries import Asked, Fresh, Queries, Read, asked, person_of, viewer_of
+from readapi.video_lists import Listed, ListSegment
 
 Owner = Annotated[
     str | None,

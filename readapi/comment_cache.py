@@ -24,8 +24,8 @@ from infra.pseudonyms import Pseudonyms
 from projections.comment_order import IN_THREAD
 from projections.comments import Comments
 from projections.likes import Likes
-from readapi.liked_cache import MOST_CHANGES, LikedCache, likes_of_viewers
 from readapi.video_cache import OF_EVERYTHING
+from readapi.viewer_cache import MOST_CHANGES, LikedCache, likes_of_viewers
 
 MOST_PAGES = 5_000
 MOST_COMMENTS = 20

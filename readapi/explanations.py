@@ -19,7 +19,7 @@ from infra.settings.features import MAX_WEIGHT
 from projections.recommendations.model import Candidate, RankedVideo
 from projections.trending import Formula, Window
 from readapi.analytics import COMPONENTS, InWindow, TrendingComponents
-from readapi.left_out import reasons_left_out
+from readapi.exclusions import reasons_left_out
 from readapi.pages import DEFAULT_LIMIT, MOST_LIMIT, IfNoneMatch, Limit
 from readapi.queries import Fresh, Read, outage_as_unavailable
 from readapi.recommendations import Whose

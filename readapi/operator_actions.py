@@ -24,7 +24,7 @@ from domain.person import Person
 from domain.revocations import Revocations
 from domain.upload import Upload
 from domain.webhooks import Webhooks
-from engine.inspection.index import Search, find
+from engine.inspection.index import Audit, Search, find
 from engine.inspection.streams import Entry, in_entries, type_of
 from infra.http.auth import Auditor, ask, persons_of
 from infra.http.problems import problems
@@ -32,9 +32,10 @@ from infra.http.responses import NOT_MODIFIED, conditional_wire
 from infra.http.shapes import Time, Wire
 from infra.pseudonyms import Pseudonyms, searched
 from infra.security_log import SecurityEvent, record
+from projections.operations import Operations
 from readapi.audit.routes import Name, Persons
 from readapi.pages import IfNoneMatch, Page, Paged, decode_cursor, encode_cursor
-from readapi.queries import Fresh, Queries, Read
+from readapi.queries import Fresh, Read
 
 KIND = "operator-actions"
 # So many events are looked at for one page.
@@ -114,38 +115,49 @@ async def list_operator_actions(
 ) -> Response:
     before = decode_cursor(KIND, page.cursor)
     names = await persons_of(request) if caller.is_admin else None
-    found: list[Entry] = []
     async with queries.reading(fresh) as conn:
-        following: int | None = before
-        for _ in range(MOST_BATCHES):
-            if following is None or len(found) > page.limit:
-                break
-            search = Search(types=TYPES, actor=actor, before=following)
-            looked = await find(conn, queries.audit, search, BATCH)
-            entries = await in_entries(looked.events, names)
-            found += [each for each in entries if _is_operators(each)]
-            following = looked.following
-        outcomes = await _outcomes(conn, queries, found[: page.limit])
-    shown = found[: page.limit]
-    if len(found) > page.limit:
-        following = shown[-1].stored.position
-    items = [_told(each, outcomes, names) for each in shown]
+        items, following = await find_actions(
+            conn, queries.audit, queries.operations, names, actor, before, page.limit
+        )
     cursor = None if following is None else encode_cursor(KIND, following)
     return await conditional_wire(request, Page[OperatorAction](items=items, next_cursor=cursor))
+
+
+async def find_actions(
+    conn: AsyncConnection[TupleRow],
+    audit: Audit,
+    operations: Operations,
+    names: Pseudonyms | None,
+    actor: str | None,
+    before: int,
+    limit: int,
+) -> tuple[list[OperatorAction], int | None]:
+    """Return actions recorded before a position, and where to go on, unless these were all.
+
+    Of one `actor`, as the log has it, or of all. Without `names` nobody is named.
+    """
+    found: list[Entry] = []
+    following: int | None = before
+    for _ in range(MOST_BATCHES):
+        if following is None or len(found) > limit:
+            break
+        search = Search(types=TYPES, actor=actor, before=following)
+        looked = await find(conn, audit, search, BATCH)
+        entries = await in_entries(looked.events, names)
+        found += [each for each in entries if _is_operators(each)]
+        following = looked.following
+    shown = found[:limit]
+    if len(found) > limit:
+        following = shown[-1].stored.position
+    ids = [each.stored.stream_id for each in shown if type_of(each.stored.topic) == OPERATION]
+    outcomes = await operations.outcomes(conn, ids) if ids else {}
+    return [_told(each, outcomes, names) for each in shown], following
 
 
 def _is_operators(entry: Entry) -> bool:
     """Return whether an operator recorded it; of what older releases recorded, the name tells."""
     kind = entry.actor_kind or actor_kind(entry.actor or "")
     return kind == ActorKind.OPERATOR
-
-
-async def _outcomes(
-    conn: AsyncConnection[TupleRow], queries: Queries, found: list[Entry]
-) -> Mapping[UUID, str]:
-    """Return how those of them ended that are operations."""
-    ids = [each.stored.stream_id for each in found if type_of(each.stored.topic) == OPERATION]
-    return await queries.operations.outcomes(conn, ids) if ids else {}
 
 
 def _told(entry: Entry, outcomes: Mapping[UUID, str], names: Pseudonyms | None) -> OperatorAction:

@@ -47,7 +47,7 @@ from projections.operations import Operations
 from projections.recommendations.recommender import Recommender
 from projections.trending import Ranking, Window
 from readapi.comment_cache import CommentCache, CommentPage
-from readapi.left_out import Recommendable, left_out
+from readapi.exclusions import Recommendable, left_out
 from readapi.video_cache import TELEMETRY, CachedVideo, VideoCache
 
 if TYPE_CHECKING:

@@ -29,9 +29,9 @@ from projections.recommendations.blend import interleave
 from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.model import RankedVideo
 from projections.recommendations.recommender import MOST
-from readapi.caches import Offers
 from readapi.pages import PLAIN_LIMIT, storable
 from readapi.queries import Asked, Fresh, Queries, Read, ShownVideos, asked, person_of
+from readapi.viewer_cache import Offers
 
 DEFAULT_LIMIT = 10
 SPARE = 6

@@ -117,11 +117,12 @@ async def estimate_replay(
 ) -> Response:
     projection = known(queries.models.by_name(), name)
     await queries.confirm(fresh)
-    found = await ask(queries, lambda conn: _estimate(conn, projection, queries.audit))
+    found = await ask(queries, lambda conn: estimate(conn, projection, queries.audit))
     return await conditional_wire(request, found)
 
 
-def _estimate(conn: Connection[TupleRow], projection: Projection, audit: Audit) -> ReplayEstimate:
+def estimate(conn: Connection[TupleRow], projection: Projection, audit: Audit) -> ReplayEstimate:
+    """Return what a replay up to now would take."""
     ((size,),) = conn.execute(COPY_BYTES, (projection.schema,)).fetchall()
     ((position,),) = conn.execute(POSITION, (projection.schema,)).fetchall()
     topics = None if isinstance(projection, RangeProjection) else list(topics_wanted(projection))

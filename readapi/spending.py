@@ -9,6 +9,8 @@ from enum import StrEnum
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 from redis import RedisError
 from redis.asyncio import Redis
 
@@ -127,6 +129,28 @@ def _usage(spent: Iterable[Spent]) -> dict[str, int | float | None]:
     }
 
 
+async def spending_of(conn: AsyncConnection[TupleRow], time_range: SpendingRange) -> Spending:
+    """Return what calls took; nothing of budgets, which Redis knows."""
+    since = start_of_hour(datetime.now(UTC)) - LENGTHS[time_range]
+    found = await read_spending(conn, since)
+    return Spending.model_validate(
+        {
+            "time_range": time_range,
+            "since": since,
+            "totals": _usage(found.values()),
+            "by_purpose": [
+                {"purpose": name, **_usage(s for (of, _), s in found.items() if of == name)}
+                for name in sorted({purpose for purpose, _ in found})
+            ],
+            "by_day": [
+                {"day": day, **_usage(s for (_, at), s in found.items() if at == day)}
+                for day in sorted({day for _, day in found})
+            ],
+            "budgets": [],
+        }
+    )
+
+
 router = APIRouter(prefix="/admin/spending", tags=["operations"])
 
 
@@ -146,24 +170,8 @@ async def get_spending(
     ] = SpendingRange.WEEK,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    since = start_of_hour(datetime.now(UTC)) - LENGTHS[time_range]
-    async with queries.reading(fresh) as conn:
-        found = await read_spending(conn, since)
     budgets: Budgets = request.app.state.budgets
-    body = Spending.model_validate(
-        {
-            "time_range": time_range,
-            "since": since,
-            "totals": _usage(found.values()),
-            "by_purpose": [
-                {"purpose": name, **_usage(s for (of, _), s in found.items() if of == name)}
-                for name in sorted({purpose for purpose, _ in found})
-            ],
-            "by_day": [
-                {"day": day, **_usage(s for (_, at), s in found.items() if at == day)}
-                for day in sorted({day for _, day in found})
-            ],
-            "budgets": await budgets.told(),
-        }
-    )
+    async with queries.reading(fresh) as conn:
+        body = await spending_of(conn, time_range)
+    body.budgets = await budgets.told()
     return await conditional_wire(request, body)

@@ -11,6 +11,8 @@ from zoneinfo import ZoneInfo
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 from pydantic import BeforeValidator, Field
 from starlette.types import Scope
 
@@ -249,13 +251,13 @@ async def video_in_period(
     video, now = await require_insight(known, video_id), datetime.now(UTC)
     bucket = bucket or _usual_bucket(range_, dates)
     period = dates.period(range_, bucket, video.row.completed_at, now)
-    await _settle(known)
+    await settle(known)
     analytics = known.queries.analytics
     async with analytics.reading(known.fresh, COUNTS_CONSUMER) as conn, conn.transaction():
         await begin_snapshot(conn)
         stats = await read_period(conn, [video_id], period, now, viewers=True)
     body = VideoStats(video_id=video_id, **_told(stats, period, dates.range_of(range_), bucket))
-    return told_stats(request.scope, body.to_json(), private=_is_private(known))
+    return told_stats(request.scope, body.to_json(), private=is_private(known))
 
 
 @router.get(
@@ -290,7 +292,7 @@ async def get_owner_stats(
     if not (own or watches or queries.stats_public):
         raise Problem(403, "forbidden", "The stats of all videos of a user are that user's.")
     bucket = bucket or _usual_bucket(range_, dates)
-    await _settle(known)
+    await settle(known)
     consumers = (COUNTS_CONSUMER, VIDEOS_CONSUMER)
     async with queries.analytics.reading(fresh, *consumers) as conn, conn.transaction():
         await begin_snapshot(conn)
@@ -299,7 +301,7 @@ async def get_owner_stats(
         stats = await read_period(conn, list(videos), period, now, viewers=False)
     told = _told(stats, period, dates.range_of(range_), bucket)
     body = OwnerStats(user_id=user_id, videos=len(videos), **told)
-    return told_stats(request.scope, body.to_json(), private=_is_private(known))
+    return told_stats(request.scope, body.to_json(), private=is_private(known))
 
 
 @router.get(
@@ -324,14 +326,9 @@ async def get_share_channels(
     known, now = Asked(queries, fresh, caller), datetime.now(UTC)
     video = await require_insight(known, video_id)
     period = dates.period(range_, Bucket.DAY, video.row.completed_at, now)
-    await _settle(known)
+    await settle(known)
     async with queries.analytics.reading(fresh, COUNTS_CONSUMER) as conn, conn.transaction():
-        await begin_snapshot(conn)
-        kept = await kept_since(conn, now)
-        since = kept
-        if range_ in LENGTHS or dates.first is not None:
-            require_kept(period, kept)
-            since = period.since
+        since = await begin_kept(conn, period, dates.range_of(range_), now)
         found, shares = await read_channels(conn, video_id, since, period.until)
     body = ShareChannels(
         video_id=video_id,
@@ -344,9 +341,24 @@ async def get_share_channels(
         others=shares - sum(each.shares for each in found),
     )
     if not wants_csv(header(request.scope, b"accept")):
-        return told_stats(request.scope, body.to_json(), private=_is_private(known))
+        return told_stats(request.scope, body.to_json(), private=is_private(known))
     rows = [(each.channel, each.shares) for each in found]
-    return _told_csv(request.scope, as_csv(("channel", "shares"), rows), _is_private(known))
+    return told_csv(request.scope, as_csv(("channel", "shares"), rows), is_private(known))
+
+
+async def begin_kept(
+    conn: AsyncConnection[TupleRow], period: Period, range_: TimeRange, now: datetime
+) -> datetime:
+    """Begin a snapshot, and return since when a period is told by what is not kept for good.
+
+    Raise UnfitPeriod.
+    """
+    await begin_snapshot(conn)
+    kept = await kept_since(conn, now)
+    if range_ == "all":
+        return kept
+    require_kept(period, kept)
+    return period.since
 
 
 def told_stats(
@@ -362,10 +374,11 @@ def told_stats(
         [{"day": point["at"][:10] if by_days else None, **point}.get(name) for name in COLUMNS]
         for point in told["series"]
     ]
-    return _told_csv(scope, as_csv(COLUMNS, rows), private)
+    return told_csv(scope, as_csv(COLUMNS, rows), private)
 
 
-def _told_csv(scope: Scope, body: bytes, private: bool) -> Response:
+def told_csv(scope: Scope, body: bytes, private: bool) -> Response:
+    """Return a table as an answer; 304 to a client that has it."""
     media_type = f"{CSV}; charset=utf-8; header=present"
     return conditional(scope, body, private=private, headers=VARIES, media_type=media_type)
 
@@ -374,14 +387,15 @@ def _usual_bucket(range_: Range, dates: Dates) -> Bucket:
     return Bucket.HOUR if range_ is Range.DAY and dates.first is None else Bucket.DAY
 
 
-async def _settle(known: Asked) -> None:
+async def settle(known: Asked) -> None:
     """Wait for what the caller has done, where nothing else is asked for."""
     queries, fresh, caller = known
     if caller is not None and not fresh.is_asked:
         await queries.analytics.settle(fresh, queries.tail.own(caller.person))
 
 
-def _is_private(known: Asked) -> bool:
+def is_private(known: Asked) -> bool:
+    """Return whether an answer is for its caller alone."""
     return not known.queries.stats_public or known.caller is not None
 
 

@@ -35,8 +35,14 @@ from projections.comments import Comments
 from projections.likes import Likes
 from projections.recommendations.model import DescribedVideo
 from projections.trending import Ranking
-from readapi.caches import OfferCache, VideoLists
-from readapi.liked_cache import MOST_CHANGES, NOTHING, LikedCache, likes_of_viewers
+from readapi.video_lists import VideoLists
+from readapi.viewer_cache import (
+    MOST_CHANGES,
+    NOTHING,
+    LikedCache,
+    OfferCache,
+    likes_of_viewers,
+)
 
 if TYPE_CHECKING:
     from readapi.analytics import CachedStats

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
+from threading import Lock
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -23,7 +24,7 @@ from infra.http.responses import NOT_MODIFIED, conditional_wire, wire
 from infra.http.shapes import Time, Wire
 from infra.key_encryption import KeyEncryptionFailed
 from infra.standard_webhooks import derive_secret, show_secret
-from projections.webhooks import Delivery, DeliveryBacklog, backlogs, deliveries
+from projections.webhooks import Delivery, DeliveryBacklog, backlog, backlogs, deliveries
 from readapi.pages import IfNoneMatch, Page, Paged, decode_cursor
 from readapi.queries import Fresh, Queries, Read, ReadModelUnavailable
 
@@ -106,11 +107,16 @@ class WebhookDelivery(Wire):
 
 
 class WebhookSource:
-    """What the log says of webhooks, and what their secrets are."""
+    """What the log says of webhooks, and what their secrets are.
+
+    What was read of the log is kept: each read asks for what is new.
+    """
 
     def __init__(self, recorder: GroupCommitRecorder, persons: Persons) -> None:
         self._recorder = recorder
         self._persons = persons
+        self._known = Webhooks.blank(STREAM_ID)
+        self._lock = Lock()
 
     async def read(self) -> Webhooks:
         """Return all webhooks; raise ReadModelUnavailable when the store is away."""
@@ -128,16 +134,24 @@ class WebhookSource:
         return signing_secrets(webhook, key)
 
     def _read(self) -> Webhooks:
-        return load_webhooks(self._recorder)
+        shown = Webhooks.blank(STREAM_ID)
+        with self._lock:
+            _catch_up(self._known, self._recorder)
+            shown.by_id = dict(self._known.by_id)
+        return shown
 
 
 def load_webhooks(recorder: GroupCommitRecorder) -> Webhooks:
     """Return all webhooks as the log has them; raise PersistenceError."""
     webhooks = Webhooks.blank(STREAM_ID)
-    rows, *_ = recorder.fetch([(STREAM_ID, 0)], (), lambda _: None)
+    _catch_up(webhooks, recorder)
+    return webhooks
+
+
+def _catch_up(webhooks: Webhooks, recorder: GroupCommitRecorder) -> None:
+    rows, *_ = recorder.fetch([(STREAM_ID, webhooks.version)], (), lambda _: None)
     for row in rows:
         MAPPER.decode(*row).mutate(webhooks)
-    return webhooks
 
 
 def signing_secrets(webhook: Webhook, key: bytes) -> SigningSecrets:
@@ -190,8 +204,8 @@ async def get_webhook(
 ) -> Response:
     webhook = (await _found(request, queries, fresh)).get(webhook_id)
     async with queries.reading(fresh) as conn:
-        waits = await backlogs(conn)
-    return await conditional_wire(request, WebhookStatus.of(webhook, waits.get(webhook_id)))
+        waits = await backlog(conn, webhook_id)
+    return await conditional_wire(request, WebhookStatus.of(webhook, waits))
 
 
 @router.get(

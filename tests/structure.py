@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median, quantiles
 
 ROOT = Path(__file__).parents[1]
+# What these import is named there because it is a part of its own: a feature's, or a command.
+DECLARING = ("backlot.features", "backlot.cli")
 PACKAGES = (
     "backlot", "commands", "domain", "engine", "infra", "projections", "readapi", "workers",
 )  # fmt: skip
@@ -79,17 +81,18 @@ def _known(name: str, found: Mapping[str, Module]) -> str | None:
     return parent if parent in found else None
 
 
-def with_one_importer(found: Mapping[str, Module]) -> list[str]:
-    """Modules, packages left out, that exactly one other module of the product imports."""
+def with_one_importer(found: Mapping[str, Module]) -> dict[str, str]:
+    """Modules, packages left out, that one other module of the product imports, with that one."""
     importers: dict[str, set[str]] = defaultdict(set)
     for name, imported in imports(found).items():
         for each in imported:
             importers[each].add(name)
-    return sorted(
-        name
-        for name, module in found.items()
+    return {
+        name: importer
+        for name, module in sorted(found.items())
         if module.path.name != "__init__.py" and len(importers[name]) == 1
-    )
+        for importer in importers[name]
+    }
 
 
 def classes_that_occur_twice(found: Mapping[str, Module]) -> list[str]:
@@ -119,6 +122,7 @@ def figures(root: Path = ROOT) -> dict[str, float]:
     files = [module.lines for module in found.values() if module.lines]
     functions = function_lengths(found)
     imported = imports(found)
+    alone = with_one_importer(found)
     return {
         "files": len(files),
         "lines": sum(files),
@@ -129,7 +133,8 @@ def figures(root: Path = ROOT) -> dict[str, float]:
         "function length, p90": quantiles(functions, n=10)[-1],
         "function length, longest": max(functions),
         "imports per file, mean": sum(map(len, imported.values())) / len(files),
-        "modules with one importer": len(with_one_importer(found)),
+        "modules with one importer": len(alone),
+        "- declared as a part": sum(each in DECLARING for each in alone.values()),
         "class names that occur twice": len(classes_that_occur_twice(found)),
     }
 

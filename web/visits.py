@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from web.api import Api, ApiProblem, Connect
 from web.sealed import Box
-from web.sessions import FLASH, Session, proves, session_of, set_cookie
+from web.sessions import FLASH, Session, proves, same_origin, session_of, set_cookie
 from web.templating import TEMPLATES
 
 if TYPE_CHECKING:
@@ -131,8 +131,11 @@ class Visit:
         return self.leave(f"/login?next={quote(wanted, safe='/')}")
 
     def problem(self, problem: ApiProblem) -> Response:
-        """Return the page that tells what an API did not give; a token that is over: the login."""
-        if problem.status == 401 and self.session is not None:
+        """Return the page that tells what an API did not give.
+
+        Where it wants a token, or another one since this one is over: the login.
+        """
+        if problem.status == 401 and (self.session is not None or self.request.method == "POST"):
             return self.to_login()
         template = "problem_fragment.html" if self.is_fragment else "problem.html"
         return self.page(template, problem.status, problem=problem)
@@ -178,9 +181,10 @@ def page(path: str, show: Show, roles: frozenset[str] | None = None) -> Route:
     return Route(path, answer, methods=["GET"], name=f"{show.__module__}.{show.__name__}")
 
 
-def action(path: str, act: Act, roles: frozenset[str] = ANYBODY) -> Route:
+def action(path: str, act: Act, roles: frozenset[str] | None = ANYBODY) -> Route:
     """Return the route of what a form does: POST, from one of our pages only.
 
+    `roles` are as those of a page: None lets whoever has no token do what the API lets them.
     Where it succeeds it returns `visit.leave(…)`, or with htmx a fragment.
     """
 
@@ -189,7 +193,8 @@ def action(path: str, act: Act, roles: frozenset[str] = ANYBODY) -> Route:
             form = await visit.form()
             if (refusal := _refusal(visit, roles)) is not None:
                 return refusal
-            if not proves(visit.session, request, form):
+            nobody = roles is None and visit.session is None
+            if not (same_origin(request) if nobody else proves(visit.session, request, form)):
                 detail = "The form is not one of this page's; load the page again."
                 return visit.refuse(403, "Not from here", detail)
             if visit.parts.read_only and path.startswith("/console"):

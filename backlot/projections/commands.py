@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 from uuid import UUID
 
 import typer
@@ -85,6 +85,22 @@ def _do(action: str, name: str, as_json: bool, **parameters: object) -> None:
     result = _act(action, name, **parameters)
     words = [f"{action} {name}: done", *(f"{key} {value}" for key, value in result.items())]
     show(", ".join(words), {"outcome": "done", **result}, as_json)
+
+
+@app.command()
+def estimate(name: Name, as_json: Json = False) -> None:
+    """What a replay would take: events, the time that the last one tells, disk of a second copy."""
+    from engine.inspection.index import Audit
+    from readapi.replays import estimate as estimated
+
+    with _operating() as operator:
+        audit = operator.tools.models[Audit.name]
+        found = estimated(operator.conn, operator.projection(name), cast("Audit", audit))
+    seconds = found.expected_seconds
+    how_long = "no replay has told how long" if seconds is None else f"about {seconds:,.0f} s"
+    size = f"{found.disk_bytes / 1e6:,.1f} MB for a second copy"
+    text = f"{name}: {found.events:,} events of {found.positions:,} positions, {how_long}, {size}"
+    show(text, json.loads(found.to_json()), as_json)
 
 
 @parked_app.command(name="list")

@@ -78,18 +78,18 @@ class SpendingLedger:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._counted: dict[HourOfCalls, Spent] = {}
+        self.counted: dict[HourOfCalls, Spent] = {}
 
     def add(self, purpose: str, model: str, spent: Spent) -> None:
         """Count what a call took that has just ended."""
         hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
         with self._lock:
-            self._counted.setdefault(HourOfCalls(hour, purpose, model), Spent()).add(spent)
+            self.counted.setdefault(HourOfCalls(hour, purpose, model), Spent()).add(spent)
 
     def write(self, conn: Connection[Any]) -> int:
         """Add what was counted to the table; return how many rows. Raise psycopg.Error."""
         with self._lock:
-            taken, self._counted = self._counted, {}
+            taken, self.counted = self.counted, {}
         rows = [
             (*place, s.calls, s.failed, s.input_tokens, s.output_tokens, s.cost_usd)
             for place, s in taken.items()
@@ -102,13 +102,9 @@ class SpendingLedger:
         except psycopg.Error:
             with self._lock:
                 for place, spent in taken.items():
-                    self._counted.setdefault(place, Spent()).add(spent)
+                    self.counted.setdefault(place, Spent()).add(spent)
             raise
         return len(rows)
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._counted
 
 
 LEDGER = SpendingLedger()
@@ -121,7 +117,7 @@ async def write_down(database_url: str, ledger: SpendingLedger = LEDGER) -> None
     """
 
     def write() -> None:
-        if ledger.is_empty:
+        if not ledger.counted:
             return
         try:
             with open_connection(database_url, "spending") as conn:

@@ -26,6 +26,7 @@ from botocore.credentials import ReadOnlyCredentials
 from botocore.loaders import create_loader
 
 from infra.errors import OperatorError
+from infra.objects.fragments import S3Writer, report_unusable
 from infra.objects.port import (
     BYTES,
     KEY,
@@ -49,7 +50,6 @@ from infra.objects.port import (
     safe_content_type,
     safe_filename,
 )
-from infra.objects.s3_fragments import S3Writer, report_unusable
 from infra.settings import MIN_S3_PART_BYTES
 from infra.settings.adapters import ObjectSettings
 

@@ -43,6 +43,9 @@ VIEWS: Mapping[str, Mapping[str, type]] = {
         "shares": int, "watch_seconds": float,
     },
     "viewers_daily": {"video_id": UUID, "day": date, "viewers": int},
+    "retention": {
+        "video_id": UUID, "day": date, "second": int, "end_second": int, "watch_seconds": float,
+    },
     "views": {"video_id": UUID, "at": datetime, "counts": bool},
     "watch_time": {"video_id": UUID, "at": datetime, "seconds": float},
     "shares": {"video_id": UUID, "at": datetime, "channel": str},

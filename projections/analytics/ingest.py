@@ -16,6 +16,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from infra.advisory_locks import Lock, lock_in_transaction
+from projections.analytics.audience import AudienceDeltas
 from projections.analytics.judgement import Key, ParticipantJudgement, SessionJudgement
 from projections.analytics.rules import (
     COMMENT,
@@ -144,12 +145,15 @@ class Store:
         people = ParticipantJudgement(
             conn, told, watched.save(conn), participants, videos, since=since
         )
-        verdicts, deltas = people.decide(self._rules), Deltas()
+        deltas, audience = Deltas(), AudienceDeltas()
+        verdicts = audience.counting(people.decide(self._rules))
         _copy(conn, deltas.counting(verdicts) if self.shape is Shape.PLAIN else verdicts)
         add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
         changes = people.save(conn)
         with conn.cursor() as cursor:
             cursor.executemany(CHANGE, [_change_values(change.row) for change in changes])
+        audience.correct(changes)
+        audience.write(conn)
         if self.shape is Shape.PLAIN:
             deltas.correct(changes)
             deltas.write(conn)

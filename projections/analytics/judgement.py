@@ -42,23 +42,25 @@ Key = tuple[str, str]
 
 LOAD_SESSIONS = b"""
 SELECT video_id::text, session::text, first_view, counted_view, last_report, watched, earliest,
-       latest
+       latest, first_position
 FROM analytics.sessions JOIN unnest(%b::uuid[], %b::uuid[]) AS k(video_id, session)
     USING (video_id, session)
 """
 SAVE_SESSIONS = b"""
 INSERT INTO analytics.sessions
-    (video_id, session, first_view, counted_view, last_report, watched, earliest, latest)
+    (video_id, session, first_view, counted_view, last_report, watched, earliest, latest,
+     first_position)
 SELECT * FROM unnest(%b::uuid[], %b::uuid[], %b::timestamptz[], %b::timestamptz[],
                      %b::timestamptz[], %b::double precision[], %b::timestamptz[],
-                     %b::timestamptz[])
+                     %b::timestamptz[], %b::timestamptz[])
 ON CONFLICT (video_id, session) DO UPDATE SET
     first_view = excluded.first_view, counted_view = excluded.counted_view,
     last_report = excluded.last_report, watched = excluded.watched,
-    earliest = excluded.earliest, latest = excluded.latest
+    earliest = excluded.earliest, latest = excluded.latest,
+    first_position = excluded.first_position
 """
 SESSION_FIELDS = attrgetter(
-    "first_view", "counted_view", "last_report", "watched", "earliest", "latest"
+    "first_view", "counted_view", "last_report", "watched", "earliest", "latest", "first_position"
 )
 # The bounds of time are given apart as well, here and below: with them TimescaleDB leaves other
 # chunks alone, of which it would lock every one, with all its indexes.
@@ -385,8 +387,8 @@ def stored_since(
         with conn.cursor(binary=True) as cursor:
             rows = cursor.execute(history, (*columns(together), first, last)).fetchall()
         for id_, video, user, kind, at, metadata, session in rows:
-            reported = metadata.get("reported", 0.0)
-            row = Row(id_, video, user, kind, at.astimezone(UTC), metadata, session, reported)
+            told = metadata.get("reported", 0.0), metadata.get("position")
+            row = Row(id_, video, user, kind, at.astimezone(UTC), metadata, session, *told)
             found[key_of(row)].append(row)
     return found
 

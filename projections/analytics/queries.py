@@ -32,6 +32,7 @@ from projections.analytics.calendar import DAY, HOUR, start_of_day, start_of_hou
 from projections.analytics.periods import Counts
 from projections.analytics.viewers import FLOOR
 from projections.catalog import Catalog
+from projections.feedback.reports import CONSUMER as FEEDBACK_CONSUMER
 from projections.trending import Formula, Ranked, Ranking, Trending, TrendingCache, Window
 
 log = structlog.get_logger(__name__)
@@ -168,6 +169,15 @@ class Reached(NamedTuple):
 
     position: Position
     offsets: int | None
+
+
+def _followed(consumer: str, position: Position) -> Position:
+    """Return what a consumer has to take in of a position: some follow one of the orders alone."""
+    if consumer == VIDEOS_CONSUMER:
+        return Position(events=position.events)
+    if consumer == FEEDBACK_CONSUMER:
+        return Position(telemetry=position.telemetry)
+    return position
 
 
 async def _reached(conn: AsyncConnection[TupleRow], consumer: str) -> Position:
@@ -329,10 +339,7 @@ class AnalyticsQueries:
         """
         if not any(fresh.position):
             return
-        wanted = dict.fromkeys(names, fresh.position)
-        if VIDEOS_CONSUMER in wanted:
-            # It follows the event log alone.
-            wanted[VIDEOS_CONSUMER] = Position(fresh.position.events)
+        wanted = {name: _followed(name, fresh.position) for name in names}
         async with _outage_as_unavailable():
             await self._consumers.until(wanted, fresh.seconds_left)
 
@@ -347,7 +354,10 @@ class AnalyticsQueries:
         await self.wait(fresh, *names)
         async with self._connection() as conn:
             for name in names:
-                fresh.tell(await _reached(conn, name))
+                at = await _reached(conn, name)
+                # Nothing that it doesn't follow is missing.
+                missing = fresh.position.events if name == FEEDBACK_CONSUMER else 0
+                fresh.tell(Position(max(at.events, missing), at.telemetry))
             yield conn
 
     async def ranking(

@@ -28,7 +28,7 @@ from projections.analytics.ingest import Store
 from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.reconciliation import Digest, day_of
 from projections.analytics.rules import AHEAD, Rules
-from projections.analytics.schema import Shape, refresh, retention_of, state
+from projections.analytics.schema import Shape, refresh, refresh_day, retention_of, state
 from projections.analytics.staging_tables import StagingTables
 from projections.analytics.viewers import recount_viewers
 
@@ -244,7 +244,7 @@ class Rebuild:
             reconciliation.compare_derived(self._conn, day, differs, UNKNOWN)
             reconciliation.mend_derived(self._conn, self._store.shape, day)
         if self._store.shape is Shape.TIMESCALE:
-            reconciliation.refresh_day(self._conn, since, datetime.now(UTC))
+            refresh_day(self._conn, since, datetime.now(UTC))
             refresh(self._conn, times, datetime.now(UTC))
 
     def _compare_videos(self) -> Difference:

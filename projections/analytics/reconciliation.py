@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-import orjson
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
@@ -25,18 +24,18 @@ from engine.comparison import (
     Kind,
     TableDifference,
 )
-from engine.telemetry import TelemetryEvent
-from infra.advisory_locks import Lock, hold, lock_in_transaction
+from infra.advisory_locks import Lock, lock_in_transaction
 from infra.http.shapes import rfc3339
-from projections.analytics.calendar import DAY, start_of_hour
+from projections.analytics import audience
+from projections.analytics.calendar import DAY
 from projections.analytics.ingest import COLUMNS, NO_LIMIT, Store
 from projections.analytics.ingest import COUNTS as WHOLE
 from projections.analytics.ingest import SECONDS as PARTS
 from projections.analytics.judgement import PARTICIPATED, TRENDING, Key, count_participants
-from projections.analytics.rules import NotCountable, Row, Rules, row_of
+from projections.analytics.rules import Rules
 from projections.analytics.schema import Shape
+from projections.analytics.staging_tables import telemetry_rows
 from projections.analytics.viewers import COUNTED, FLOOR
-from projections.integration_events import NotPublishable, from_telemetry
 
 SUMS = {"video_hourly": "counted_hourly", "video_daily": "counted_daily"}
 
@@ -54,6 +53,7 @@ CREATE TEMPORARY TABLE counted_hourly (LIKE analytics.video_hourly) ON COMMIT DE
 CREATE TEMPORARY VIEW counted_daily AS
     SELECT date_trunc('day', bucket, 'UTC') AS bucket, video_id, {DAILY}
     FROM counted_hourly GROUP BY 1, 2;
+CREATE TEMPORARY TABLE counted_audience (LIKE analytics.audience_hourly) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE wrong_videos (video_id uuid PRIMARY KEY);
 CREATE TEMPORARY TABLE miscounted_videos (video_id uuid PRIMARY KEY);
 CREATE TEMPORARY TABLE misjudged (video_id uuid, viewer text COLLATE "C",
@@ -133,11 +133,28 @@ DROP_SUMS = """
 DELETE FROM analytics.{table} AS kept USING wrong AS w
 WHERE w."table" = '{table}' AND kept.video_id = w.video_id AND kept.bucket = w.at
 """
-PUT_SUMS = f"""
-INSERT INTO analytics.{{table}} (bucket, video_id, {COLUMNS})
-SELECT bucket, video_id, {COLUMNS} FROM {{counted}} JOIN wrong AS w USING (video_id)
-WHERE w.at = bucket AND w."table" = '{{table}}' AND w.kind <> 'extra'
+PUT_SUMS = """
+INSERT INTO analytics.{table} (bucket, video_id, {columns})
+SELECT bucket, video_id, {columns} FROM {counted} JOIN wrong AS w USING (video_id)
+WHERE w.at = bucket AND w."table" = '{table}' AND w.kind <> 'extra'
 """
+
+COUNT_AUDIENCE = f"""
+INSERT INTO counted_audience (bucket, video_id, sessions, milliseconds)
+{audience.COUNTED.format(rows=f"({RIGHT_ROWS}) AS right_rows")}
+""".encode()
+# Zeros at the end, and hours of nothing, may be there or not.
+WRONG_AUDIENCE = f"""
+INSERT INTO wrong ("table", kind, video_id, at)
+SELECT 'audience_hourly', {KIND.format(kept="kept.sessions", right="counted.sessions")}, video_id,
+       bucket
+FROM counted_audience AS counted
+FULL JOIN (SELECT * FROM analytics.audience_hourly
+           WHERE bucket >= %(since)s AND bucket < %(until)s) AS kept USING (video_id, bucket)
+WHERE coalesce(kept.sessions, 0) <> coalesce(counted.sessions, 0)
+   OR EXISTS (SELECT FROM unnest(kept.milliseconds, counted.milliseconds) AS u(a, b)
+              WHERE coalesce(a, 0) <> coalesce(b, 0))
+""".encode()
 
 VIEWED = f"""
 SELECT video_id, coalesce(user_id, 'session:' || (metadata->>'session')) AS viewer,
@@ -235,6 +252,7 @@ ORDER BY at, event_id, video_id LIMIT %b
 """
 
 ROWS, VIEWERS, VIDEOS = "video_analytics", "video_viewers", "videos"
+AUDIENCE = "audience_hourly"
 COUNTS, PARTICIPANTS = "viewers_hourly", "participants"
 
 Digest = tuple[int, int]
@@ -248,10 +266,6 @@ DURABLE = b"SET LOCAL synchronous_commit = on"
 
 EXTRA = b"""
 SELECT event_id FROM wrong WHERE kind = 'extra' AND event_id > %b ORDER BY event_id LIMIT %b
-"""
-TELEMETRY = b"""
-SELECT seq, event_id, topic, video_id, user_id, happened_at, details, correlation_id
-FROM public.backlot_telemetry WHERE event_id = ANY (%b)
 """
 
 NEXT_VIDEOS = "SELECT video_id FROM {table} WHERE video_id > %b ORDER BY video_id LIMIT %b"
@@ -278,9 +292,6 @@ WHERE video_id = ANY (%b) AND (video_id, session) > (%b::uuid, %b::uuid)
 ORDER BY video_id, session LIMIT %b
 """
 NOBODY = UUID(int=0)
-
-REFRESH = b"CALL refresh_continuous_aggregate(%b, %b::timestamptz, %b::timestamptz, force => true)"
-
 
 Day = dict[str, Any]
 """What a statement about a day is given."""
@@ -310,6 +321,9 @@ def compare_derived(
     for table, counted in SUMS.items():
         conn.execute(WRONG_SUMS.format(table=table, counted=counted).encode(), day)
         _tell(conn, table, found)
+    conn.execute(COUNT_AUDIENCE, day)
+    conn.execute(WRONG_AUDIENCE, day)
+    _tell(conn, AUDIENCE, found)
     count, digest = conn.execute(VIEWERS_OF_DAY, day).fetchone() or (0, 0)
     if (count, int(digest)) != viewers:
         conn.execute(WRONG_VIEWERS, day)
@@ -407,19 +421,24 @@ def mend_rows(
     last = NOBODY
     while extra := [id_ for (id_,) in conn.execute(EXTRA, (last, MANY)).fetchall()]:
         last = extra[-1]
-        times += store.add(conn, _telemetry(log_conn, extra)).times
+        times += store.add(conn, telemetry_rows(log_conn, extra)).times
     conn.execute(FORGET_ROWS)
     return times
 
 
 def mend_derived(conn: Connection[TupleRow], shape: Shape, day: Day) -> None:
-    """Make viewers, and sums in plain tables, what the rows come to."""
+    """Make viewers, the audience, and sums in plain tables, what the rows come to."""
     conn.execute(DROP_VIEWERS, day)
     conn.execute(PUT_VIEWERS, day)
+    _mend_sums(conn, AUDIENCE, "counted_audience", "sessions, milliseconds")
     if shape is Shape.PLAIN:
         for table, counted in SUMS.items():
-            conn.execute(DROP_SUMS.format(table=table).encode())
-            conn.execute(PUT_SUMS.format(table=table, counted=counted).encode())
+            _mend_sums(conn, table, counted, COLUMNS)
+
+
+def _mend_sums(conn: Connection[TupleRow], table: str, counted: str, columns: str) -> None:
+    conn.execute(DROP_SUMS.format(table=table).encode())
+    conn.execute(PUT_SUMS.format(table=table, counted=counted, columns=columns).encode())
 
 
 def wrong_videos(conn: Connection[TupleRow]) -> Iterator[list[UUID]]:
@@ -471,29 +490,3 @@ def mend_videos(conn: Connection[TupleRow], store: Store, ids: list[UUID]) -> li
         times += store.recount(conn, [(video, session) for video, session in keys]).times
         last = keys[-1]
     return times
-
-
-def refresh_day(conn: Connection[TupleRow], since: datetime, now: datetime) -> None:
-    """Refresh the continuous aggregates of a day; not in a transaction. Raise psycopg.Error.
-
-    The present hour and day need no refresh, and must have none: what comes for them later would
-    stay hidden.
-    """
-    hour, end = start_of_hour(now), since + DAY
-    with hold(conn, Lock.ANALYTICS_REFRESH):
-        if since < hour:
-            conn.execute(REFRESH, ("analytics.video_hourly", since, min(end, hour)))
-        if end <= hour:
-            conn.execute(REFRESH, ("analytics.video_daily", since, end))
-
-
-def _telemetry(log_conn: Connection[TupleRow], ids: list[UUID]) -> Iterator[Row]:
-    """Yield the rows of those events that are telemetry, as it was recorded."""
-    now = datetime.now(UTC)
-    for seq, *fields in log_conn.execute(TELEMETRY, (ids,)).fetchall():
-        try:
-            message = from_telemetry(seq, TelemetryEvent(*fields))
-            yield row_of(message.topic, message.id, orjson.loads(message.value), now)
-        except (NotPublishable, NotCountable):
-            # The consumer has set it aside, too.
-            continue

@@ -20,6 +20,9 @@ from projections import integration_events
 
 VIEW, LIKE, COMMENT, WATCH_TIME, SHARE = "view", "like", "comment", "watch_time", "share"
 
+LONGEST_SECONDS = 86_400
+"""Positions in a video are told up to here."""
+
 # What lies further ahead than clocks go wrong would stand in every ranking until its time comes.
 AHEAD = timedelta(days=1)
 
@@ -30,8 +33,8 @@ T = TypeVar("T")
 Metadata = Mapping[str, Any]
 Verdict = tuple["Row", Metadata]
 """A row, and the metadata that it is stored with."""
-Details = Callable[[Mapping[str, Any]], tuple[Metadata, str | None, float]]
-"""What a message says beside the rest: metadata, session, reported seconds."""
+Details = Callable[[Mapping[str, Any]], tuple[Metadata, str | None, float, float | None]]
+"""What a message says beside the rest: metadata, session, reported seconds, position."""
 
 
 class NotCountable(ValueError):
@@ -51,8 +54,9 @@ class Row(NamedTuple):
     at: datetime
     metadata: Metadata
     session: str | None = None
-    # Seconds, as the player reports them.
+    # Seconds, as the player reports them, and where in the video these began.
     reported: float = 0.0
+    position: float | None = None
 
 
 class Change(NamedTuple):
@@ -137,15 +141,20 @@ class Session(Span):
     watched: float = 0.0
     earliest: datetime | None = None
     latest: datetime | None = None
+    # Of the first report with a position that counts.
+    first_position: datetime | None = None
 
     def as_before(self, since: datetime, later: Iterable[Row]) -> Session:
         """Return the session as it was before a time; `later` are the rows since then."""
         if self.earliest is None or self.earliest >= since:
             return Session(earliest=self.earliest, latest=self.latest)
-        times = (self.first_view, self.counted_view, self.last_report)
-        first, counted, report = (at if at is not None and at < since else None for at in times)
+        times = (self.first_view, self.counted_view, self.last_report, self.first_position)
+        first, counted, report, position = (
+            at if at is not None and at < since else None for at in times
+        )
         watched = self.watched - sum(row.metadata.get("seconds", 0.0) for row in later)
-        return Session(first, counted, report, max(0.0, watched), self.earliest, self.latest)
+        span = self.earliest, self.latest
+        return Session(first, counted, report, max(0.0, watched), *span, position)
 
     def decide(self, row: Row, video: WatchedVideo, rules: Rules) -> Metadata:
         """Return what counts of the session's next event in order: its row's metadata.
@@ -158,12 +167,17 @@ class Session(Span):
             return {"counts": self._view(row.at, rules.repeat), "own": own, "session": row.session}
         before = self.watched
         seconds = self._watch(row, video.duration_seconds)
-        metadata = {
+        metadata: dict[str, Any] = {
             "seconds": seconds,
             "own": own,
             "session": row.session,
             "reported": row.reported,
         }
+        if row.position is not None:
+            metadata["position"] = row.position
+            if seconds > 0 and self.first_position is None:
+                self.first_position = row.at
+                metadata["first"] = True
         if row.user_id is None and self.watched > rules.viewer_seconds:
             return _trending(metadata, seconds, rules.trending_seconds(before, seconds))
         return metadata
@@ -297,23 +311,26 @@ def _text(text: str | None) -> str | None:
 
 def _delta(delta: int) -> Details:
     metadata = {"delta": delta}
-    return lambda value: (metadata, None, 0.0)
+    return lambda value: (metadata, None, 0.0, None)
 
 
-def _view(value: Mapping[str, Any]) -> tuple[Metadata, str | None, float]:
-    return {}, _id(value["sessionId"]), 0.0
+def _view(value: Mapping[str, Any]) -> tuple[Metadata, str | None, float, None]:
+    return {}, _id(value["sessionId"]), 0.0, None
 
 
-def _watch(value: Mapping[str, Any]) -> tuple[Metadata, str | None, float]:
+def _watch(value: Mapping[str, Any]) -> tuple[Metadata, str | None, float, float | None]:
     seconds = float(value["seconds"])
     if not isfinite(seconds) or seconds < 0:
         raise ValueError(f"nobody can watch for {seconds} seconds")
-    return {}, _id(value["sessionId"]), seconds
+    position = value.get("position")
+    if position is not None and not 0 <= (position := float(position)) <= LONGEST_SECONDS:
+        raise ValueError(f"no video is watched from {position} seconds on")
+    return {}, _id(value["sessionId"]), seconds, position
 
 
-def _share(value: Mapping[str, Any]) -> tuple[Metadata, str | None, float]:
+def _share(value: Mapping[str, Any]) -> tuple[Metadata, str | None, float, None]:
     channel = _text(value.get("channel"))
-    return {} if channel is None else {"channel": channel}, None, 0.0
+    return {} if channel is None else {"channel": channel}, None, 0.0, None
 
 
 KINDS: Mapping[str, tuple[str, str, Details]] = {

@@ -63,6 +63,9 @@ UNUSED = "TimescaleDB is there and not used, see docs/analytics.md"
 # a policy's next run does it.
 PATIENCE_SECONDS, FIRST_PAUSE_SECONDS = 10.0, 0.02
 REFRESH = b"CALL refresh_continuous_aggregate(%b, %b::timestamptz, %b::timestamptz)"
+REFRESH_AGAIN = b"""
+CALL refresh_continuous_aggregate(%b, %b::timestamptz, %b::timestamptz, force => true)
+"""
 ANALYTICS_REFRESH_FAILURES = counter(
     "backlot_analytics_refresh_failures",
     "Times that late events could not be brought into TimescaleDB's rollups at once.",
@@ -84,6 +87,7 @@ OLD: Mapping[str, str] = {
     "sessions": "latest < %(floor)s",
     "participants": "latest < %(floor)s",
     "viewers_hourly": "bucket < %(floor)s",
+    "audience_hourly": "bucket < %(floor)s",
     "video_viewers": "day < (%(floor)s::timestamptz AT TIME ZONE 'UTC')::date",
 }
 # Of the hypertable and of the continuous aggregate whole chunks are dropped, by the policies.
@@ -212,6 +216,20 @@ def refresh(conn: Connection[Any], times: Iterable[datetime], now: datetime) -> 
     except psycopg.Error as error:
         ANALYTICS_REFRESH_FAILURES.inc()
         log.warning("analytics_refresh_failed", error=describe(error))
+
+
+def refresh_day(conn: Connection[Any], since: datetime, now: datetime) -> None:
+    """Refresh TimescaleDB's rollups of a day; not in a transaction. Raise psycopg.Error.
+
+    The present hour and day need no refresh, and must have none: what comes for them later would
+    stay hidden.
+    """
+    hour, end = start_of_hour(now), since + DAY
+    with hold(conn, Lock.ANALYTICS_REFRESH):
+        if since < hour:
+            conn.execute(REFRESH_AGAIN, ("analytics.video_hourly", since, min(end, hour)))
+        if end <= hour:
+            conn.execute(REFRESH_AGAIN, ("analytics.video_daily", since, end))
 
 
 def _refresh_rollups(conn: Connection[Any], late: list[datetime], today: datetime) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -14,10 +14,16 @@ from psycopg.rows import TupleRow
 from engine.event_store import EVENTS
 from engine.log import Log, LogWindow, event_id
 from engine.persons import forgotten
+from engine.telemetry import TelemetryEvent
 from projections.analytics import videos
-from projections.analytics.rules import TOPICS, NotCountable, row_of
+from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
 from projections.analytics.videos import WRITES
-from projections.integration_events import events_for, from_event
+from projections.integration_events import (
+    NotPublishable,
+    events_for,
+    from_event,
+    from_telemetry,
+)
 
 WINDOW_EVENTS = 5_000
 
@@ -52,6 +58,11 @@ DISOWN = b"""
 UPDATE told_videos AS told SET owner = '' WHERE owner IN (SELECT person FROM told_forgotten)
     AND NOT EXISTS (SELECT FROM analytics.videos AS kept
                     WHERE kept.video_id = told.video_id AND kept.owner = told.owner)
+"""
+
+TELEMETRY = b"""
+SELECT seq, event_id, topic, video_id, user_id, happened_at, details, correlation_id
+FROM public.backlot_telemetry WHERE event_id = ANY (%b)
 """
 
 OnRead = Callable[[int], None]
@@ -133,3 +144,15 @@ class StagingTables:
                     continue
                 change = videos.change_of(message.topic, orjson.loads(message.value))
                 self._conn.execute(STAGING_WRITES[change.kind], change.values, prepare=True)
+
+
+def telemetry_rows(log_conn: Connection[TupleRow], ids: list[UUID]) -> Iterator[Row]:
+    """Yield the rows of those events that are telemetry, as it was recorded."""
+    now = datetime.now(UTC)
+    for seq, *fields in log_conn.execute(TELEMETRY, (ids,)).fetchall():
+        try:
+            message = from_telemetry(seq, TelemetryEvent(*fields))
+            yield row_of(message.topic, message.id, orjson.loads(message.value), now)
+        except (NotPublishable, NotCountable):
+            # The consumer has set it aside, too.
+            continue

@@ -249,6 +249,9 @@ def test_an_impossible_watch_time(alice: httpx.Client, film: str, seconds: str) 
     [
         ("POST", "watch-time", {"sessionId": "x", "seconds": 1}),
         ("POST", "watch-time", {"seconds": 1}),
+        ("POST", "watch-time", {"sessionId": UNKNOWN, "seconds": 1, "position": -0.5}),
+        ("POST", "watch-time", {"sessionId": UNKNOWN, "seconds": 1, "position": 86_401}),
+        ("POST", "watch-time", {"sessionId": UNKNOWN, "seconds": 1, "position": "1"}),
         ("POST", "share", {"channel": ""}),
         ("POST", "share", {"channel": "x" * 51}),
         ("POST", "share", {"channel": "\x00"}),

@@ -9,6 +9,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from infra.http.shapes import latest_position
 from tests.e2e.program import Program
 from tests.e2e.videos import problem, read, upload
 from tests.support import eventually, unused_port
@@ -171,6 +172,26 @@ def test_they_tell_rates_by_source_and_variant(server: Program, user: httpx.Clie
     assert told["experiments"] == []
     metrics = server.client().get("/metrics").text
     assert 'backlot_recommendations_shown_total{source="' in metrics
+
+
+def test_they_include_what_a_position_names_of_commands_and_of_reports(
+    server: Program, user: httpx.Client
+) -> None:
+    before, body = counted(server), given(user)
+    first, *_ = ids(body)
+    told = [
+        report(user, body["listId"], "shown", videoIds=[first]),
+        report(user, body["listId"], "chosen", videoId=first),
+        # Figures have nothing to take in of the log.
+        user.put(f"/videos/{first}/like"),
+    ]
+    wanted = ",".join(answer.headers["Backlot-Position"] for answer in told)
+    headers = {"Backlot-Min-Position": wanted, "Backlot-Timeout-Ms": "30000"}
+    answer = server.client("root", admin=True).get(FIGURES, headers=headers)
+    total = read(answer)["total"]
+    assert (total["shown"], total["chosen"]) == (before[0] + 1, before[1] + 1)
+    reached = latest_position(answer.headers["Backlot-Position"])
+    assert reached.covers(latest_position(wanted))
 
 
 def test_who_is_not_interested_is_asked_no_more(server: Program, user: httpx.Client) -> None:

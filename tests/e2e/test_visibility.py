@@ -44,6 +44,10 @@ CALLS: dict[str, tuple[str, str]] = {
         "401 403 200 200 200 200",
         "404 404 404 200 200 200",
     ),
+    "GET /videos/{video_id}/stats/retention": (
+        "401 403 200 200 200 200",
+        "404 404 404 200 200 200",
+    ),
     "POST /videos/{video_id}/watch": EVERYBODY,
     "POST /videos/{video_id}/watch-time": ACCEPTED,
     "POST /videos/{video_id}/share": ACCEPTED,

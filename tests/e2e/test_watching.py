@@ -91,6 +91,30 @@ def test_watch_time_without_a_name_is_that_of_the_session(
     problem(nobody.post(f"{path}/watch", headers=headers), 401, "unauthenticated")
 
 
+def test_where_a_viewer_watched_is_told(open_server: Program, watched: str) -> None:
+    nobody, owner = open_server.client(), open_server.client("owner")
+    path, last = f"/videos/{watched}", 30
+    session = read(nobody.post(f"{path}/watch"))["sessionId"]
+    report = {"sessionId": session, "seconds": 0.5, "position": last}
+
+    def points() -> list[dict[str, Any]]:
+        """After one more report, of which as much counts as time went by."""
+        assert nobody.post(f"{path}/watch-time", json=report).status_code == 202
+        told = read(owner.get(f"{path}/stats/retention", params={"timeRange": "24h"}))
+        assert told["sessions"] <= 1
+        assert "durationSeconds" not in told
+        return list(told["points"])
+
+    found = eventually(points)
+    assert [point["second"] for point in found] == list(range(last + 1))
+    assert [point["watchedSeconds"] > 0 for point in found] == [False] * last + [True]
+    assert found[-1]["share"] == found[-1]["watchedSeconds"]
+    table = owner.get(f"{path}/stats/retention", headers={"Accept": "text/csv"}).text.splitlines()
+    assert table[0] == "second,watchedSeconds,share"
+    assert len(table) == last + 2
+    problem(nobody.get(f"{path}/stats/retention"), 401, "unauthenticated")
+
+
 def test_no_address_is_stored(open_server: Program, watched: str) -> None:
     key = {"Idempotency-Key": "of nobody"}
     away = httpx.HTTPTransport(local_address=ADDRESS)

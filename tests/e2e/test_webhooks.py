@@ -144,6 +144,27 @@ def test_what_happens_is_delivered_and_forgotten_persons_are_told_without_their_
     eventually(lambda: not deliveries(admin, waiting))
     problem(admin.post(f"{path}/{one['deliveryId']}/skip"), 409, "conflict")
     problem(admin.post(f"{path}/999999/repeat"), 404, "not-found")
+
+    # What is refused is given up, and what waits behind it goes on.
+    receiver.status = 422
+    read(program.client("bob").put(f"/videos/{video}/like"))
+    (stuck,) = eventually(
+        lambda: [each for each in deliveries(admin, waiting) if each.get("answer") == 422]
+    )
+    told = read(admin.get(f"/admin/webhooks/{hook}"))
+    assert (told["waiting"], told["oldestAt"]) == (1, stuck["recordedAt"])
+    assert [told] == read(admin.get("/admin/webhooks"))["items"]
+    read(program.client("cid").put(f"/videos/{video}/like"))
+    asked = admin.post(f"{path}/{stuck['deliveryId']}/skip")
+    assert (asked.status_code, asked.json()["deliveryId"]) == (202, stuck["deliveryId"])
+    (skipped,) = eventually(lambda: deliveries(admin, f"{path}?status=skipped"))
+    assert skipped["deliveryId"] == stuck["deliveryId"]
+    receiver.status = 204
+    assert admin.patch(f"/admin/webhooks/{hook}", json={"enabled": True}).status_code == 200
+    eventually(lambda: not deliveries(admin, waiting))
+    ids = [headers["webhook-id"] for headers, _ in receiver.taken]
+    assert stuck["messageId"] not in ids
+    assert deliveries(admin, f"{path}?limit=1")[0]["messageId"] in ids
     assert (
         f'backlot_webhook_lag_events{{webhook="{hook}"}}'
         in plain.get(f"{program.url}/metrics").text

@@ -20,7 +20,7 @@ from workers.analytics import Analytics, AnalyticsVideos, tell_nobody, uploads_f
 from workers.consumers import subscribe_sink
 from workers.sources import KafkaSource, LogSource
 
-DETAILS = ("sessionId", "seconds", "channel")
+DETAILS = ("sessionId", "seconds", "position", "channel")
 
 SourceOf = Callable[[frozenset[str], asyncio.Event], MessageSource]
 

@@ -20,6 +20,7 @@ import pytest
 from psycopg import sql
 
 from engine.connections import connect
+from projections.analytics.audience import start_of
 from projections.analytics.ingest import Store
 from projections.analytics.rules import KINDS, Rules, row_of
 from projections.analytics.schema import SchemaState, Shape, migrate
@@ -35,6 +36,9 @@ UNTESTED = (
     "The TimescaleDB shape was NOT tested: BACKLOT_TEST_TIMESCALE_URL names no server that has it"
 )
 _numbers = count(1)
+
+POSITIONS = (None, 0.0, 30.25, 119.5, 4000.0)
+"""That reports say, by the second in which they are made."""
 
 Event = tuple[str, UUID, dict[str, Any]]
 """Topic, id and value of a message."""
@@ -112,6 +116,8 @@ def _event(random: Random, at: datetime, session: UUID, video: UUID, user: str |
         value["sessionId"] = str(session)
     if topic == "video.watch_time":
         value["seconds"] = random.choice([0.5, 30.0, 600.0, 5000.0])
+        position = POSITIONS[int(at.timestamp()) % len(POSITIONS)]
+        value |= {} if position is None else {"position": position}
     return topic, id_, value
 
 
@@ -129,6 +135,21 @@ class Counted:
     )
     # The hour of the last view, by video, viewer and day.
     viewers: dict[tuple[UUID, str, date], datetime] = field(default_factory=dict)
+    # Sessions, and milliseconds by the second with which a place begins; who has told a position.
+    audience: dict[tuple[datetime, UUID], Counter[Any]] = field(
+        default_factory=lambda: defaultdict(Counter)
+    )
+    positioned: set[tuple[str, str]] = field(default_factory=set)
+
+    def watch(
+        self, key: tuple[str, str], hour: datetime, position: float | None, seconds: float
+    ) -> None:
+        """Count where a session watched, by its video and its id."""
+        if position is not None and seconds > 0:
+            audience = self.audience[hour, UUID(key[0])]
+            audience["sessions"] += key not in self.positioned
+            self.positioned.add(key)
+            audience.update(places(position, position + seconds))
 
     @property
     def daily(self) -> dict[tuple[datetime, UUID], Counter[str]]:
@@ -184,6 +205,7 @@ def oracle(told: History) -> Counted:
                     seconds = min(seconds, length - watched[key])
                 watched[key] += seconds
                 sums["watch_seconds"] += seconds
+                found.watch(key, hour, value.get("position"), seconds)
                 if not own:
                     left = RULES.viewer_seconds - trending[viewer]
                     trending[viewer] += min(seconds, left)
@@ -205,6 +227,19 @@ def oracle(told: History) -> Counted:
     return found
 
 
+def places(since: float, until: float) -> Counter[int]:
+    """How many milliseconds lie in each place of a video, by the second with which it begins."""
+    found: Counter[int] = Counter()
+    second, step, number = 0, 1, 0
+    while second < until:
+        within = min(second + step, until) - max(second, since)
+        if within > 0:
+            found[second] = round(within * 1000)
+        second, number = second + step, number + 1
+        step = step * 2 if number >= 120 and number % 60 == 0 else step
+    return found
+
+
 COLUMNS = (
     "views", "trending_views", "likes", "comments", "shares", "watch_seconds",
     "trending_watch_seconds", "trending_likes", "trending_comments",
@@ -216,8 +251,24 @@ def expect(url: str, wanted: Counted, events: Sequence[Event]) -> None:
     _same(url, "video_hourly", wanted.hourly)
     _same(url, "video_daily", wanted.daily)
     expect_viewers(url, wanted)
+    assert audience(url) == wanted.audience
     stored = rows(url, "SELECT event_id FROM analytics.video_analytics")
     assert sorted(stored) == sorted({(id_,) for _, id_, _ in events})
+
+
+def audience(url: str) -> dict[tuple[datetime, UUID], Counter[Any]]:
+    """What is stored of which seconds were watched; hours of nothing may be there or not."""
+    found: dict[tuple[datetime, UUID], Counter[Any]] = {}
+    for bucket, video, sessions, milliseconds in rows(
+        url, "SELECT bucket, video_id, sessions, milliseconds FROM analytics.audience_hourly"
+    ):
+        counts: Counter[Any] = Counter(
+            {start_of(place): ms for place, ms in enumerate(milliseconds)}
+        )
+        counts["sessions"] = sessions
+        if any(counts.values()):
+            found[bucket.astimezone(UTC), video] = counts
+    return found
 
 
 def expect_viewers(url: str, wanted: Counted) -> None:

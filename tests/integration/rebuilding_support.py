@@ -30,11 +30,17 @@ from tests.support import eventually
 VIEWED = ("video.viewed", "video.watch_time", "video.shared")
 TABLES = (
     "video_analytics", "video_hourly", "video_daily", "video_viewers", "viewers_hourly", "videos",
-    "sessions", "participants",
+    "sessions", "participants", "audience_hourly",
 )  # fmt: skip
 
-# An hour of nobody may be told or not, and who liked a video before it was known.
+# An hour of nobody may be told or not, zeros at the end of an hour's places, and who liked a video
+# before it was known.
 CONTENTS = {
+    "audience_hourly": """
+        SELECT bucket, video_id, sessions, place, ms
+        FROM analytics.audience_hourly
+        CROSS JOIN LATERAL unnest(milliseconds) WITH ORDINALITY AS u(ms, place) WHERE ms <> 0
+    """,
     "viewers_hourly": "SELECT * FROM analytics.viewers_hourly WHERE viewers > 0",
     "participants": """
         SELECT video_id, viewer, comments, seconds, commented_at, reported_at

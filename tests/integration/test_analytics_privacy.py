@@ -33,6 +33,7 @@ NUMBERS = {
     "hourly": "SELECT * FROM analytics.video_hourly",
     "daily": "SELECT * FROM analytics.video_daily",
     "viewers": "SELECT * FROM analytics.viewers_hourly",
+    "audience": "SELECT * FROM analytics.audience_hourly",
     "rows": """
         SELECT event_id, video_id, event_type, "timestamp", metadata - 'session' - 'channel'
         FROM analytics.video_analytics

@@ -45,6 +45,8 @@ SELECT gen_random_uuid(), day, hour, viewer FROM analytics.video_viewers
 """
 MOVE = "UPDATE analytics.video_viewers SET hour = hour - interval '1 hour'"
 ADD_COUNTS = "INSERT INTO analytics.viewers_hourly SELECT now(), gen_random_uuid(), 1, 1"
+MOVE_AUDIENCE = "UPDATE analytics.audience_hourly SET milliseconds = 9 || milliseconds"
+ADD_AUDIENCE = "INSERT INTO analytics.audience_hourly SELECT now(), gen_random_uuid(), 1, '{{5}}'"
 MISCOUNT = "UPDATE analytics.participants SET comments = comments + 1 WHERE comments > 0"
 FORGET_SECONDS = "UPDATE analytics.participants SET seconds = 0 WHERE seconds > 0"
 ADD_PARTICIPANTS = """
@@ -167,6 +169,10 @@ def test_what_is_known_of_the_videos(
         ("UPDATE analytics.viewers_hourly SET viewers = 7", "viewers_hourly", "different"),
         ("DELETE FROM analytics.viewers_hourly", "viewers_hourly", "missing"),
         (ADD_COUNTS, "viewers_hourly", "extra"),
+        ("UPDATE analytics.audience_hourly SET sessions = 9", "audience_hourly", "different"),
+        (MOVE_AUDIENCE, "audience_hourly", "different"),
+        ("DELETE FROM analytics.audience_hourly", "audience_hourly", "missing"),
+        (ADD_AUDIENCE, "audience_hourly", "extra"),
         ("DELETE FROM analytics.participants", "participants", "missing"),
         (ADD_PARTICIPANTS, "participants", "extra"),
         (MISCOUNT, "participants", "different"),

@@ -24,6 +24,7 @@ from tests.integration.analytics_support import (
     Counted,
     Event,
     History,
+    audience,
     history,
     migrated,
     oracle,
@@ -119,6 +120,8 @@ def expect_pruned(conn: Connection[TupleRow], told: History, floor: datetime) ->
     same(conn, "daily", wanted, datetime.min.replace(tzinfo=UTC))
     viewers = conn.execute("SELECT video_id, viewer, day FROM analytics.video_viewers").fetchall()
     assert set(viewers) == {each for each in wanted.viewers if each[2] >= floor.date()}
+    watched = audience(url_of(conn))
+    assert watched == {key: sums for key, sums in wanted.audience.items() if key[0] >= floor}
     counted = conn.execute(
         "SELECT bucket, video_id, viewers, latest FROM analytics.viewers_hourly WHERE viewers > 0"
     ).fetchall()

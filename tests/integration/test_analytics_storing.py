@@ -40,7 +40,7 @@ from tests.integration.event_log import rows
 EMPTY = (
     "TRUNCATE analytics.video_analytics, analytics.video_hourly, analytics.video_daily, "
     "analytics.video_viewers, analytics.viewers_hourly, analytics.sessions, analytics.videos, "
-    "analytics.participants"
+    "analytics.participants, analytics.audience_hourly"
 )
 
 

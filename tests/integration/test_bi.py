@@ -48,6 +48,10 @@ def history(conn: Connection[TupleRow]) -> None:
         " WHERE video_id = %s AND event_type = 'share'",
         (FORMULA, film.video_id),
     )
+    conn.execute(
+        "INSERT INTO analytics.audience_hourly VALUES (%s, %s, 2, '{900, 0, 1500}')",
+        (NOW.replace(minute=0, second=0), film.video_id),
+    )
 
 
 def read_csv(path: Path, columns: dict[str, type]) -> list[tuple[Any, ...]]:

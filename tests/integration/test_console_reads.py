@@ -21,9 +21,10 @@ from engine.seals.proofs import Proofs
 from infra.llm.spending import SpendingLedger, Spent
 from projections.comments import Comments
 from projections.likes import Likes
+from projections.operations import Operations
 from readapi.audit.routes import Integrity
 from readapi.spending import Budgets
-from tests.integration.operator_desk import Desk, executing, replay_state
+from tests.integration.operator_desk import Desk, Ran, executing, in_group, replay_state
 from tests.integration.projection_support import Writer, caught_up, hosting
 from tests.integration.readapi_support import Site
 from tests.integration.seal_support import TOPICS, anchored, make_log, new_key, seal_all
@@ -93,8 +94,8 @@ def test_seals_are_listed_with_what_proves_them(
         answer = site.get(path, "root", admin=True, fresh=False, position=position)
         assert answer.status_code == 404
     assert site.get("/audit/seals", "aud", roles=["auditor"], fresh=False).status_code == 200
-    asked = {"roles": ["auditor"], "fresh": False, "position": 7}
-    assert site.get("/audit/seals/3/proof", "aud", **asked).status_code == 403
+    answer = site.get("/audit/seals/3/proof", "aud", roles=["auditor"], fresh=False, position=7)
+    assert answer.status_code == 403
 
 
 def test_a_place_of_anchors_that_cannot_be_read_says_so(
@@ -210,3 +211,31 @@ def test_a_replay_that_differs_shows_the_rows_before_the_switch(
         assert all("live" not in each and "rebuilt" not in each for each in later)
         after = told(site, "/projections/likes/estimate")
         assert after["expectedSeconds"] > 0
+
+
+def test_the_command_line_tells_the_same(
+    root: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", root.database_url)
+
+    def backlot(group: str, *words: str) -> Ran:
+        return in_group(group, monkeypatch, capsys)(*words)
+
+    with connect(root.database_url, "test") as conn:
+        install(conn, [Audit(), Likes(), Operations()])
+        ledger = SpendingLedger()
+        ledger.add("translate", "m1", Spent(2, 1, 100, 10, 0.5))
+        ledger.write(conn)
+    root.ask("discard-dead", "dead messages", {"ids": [1], "reason": "old"}, "operator:ann")
+    (told,) = backlot("operations", "list", "--json").data["items"]
+    assert (told["actor"], told["action"], told["reason"]) == (
+        "operator:ann",
+        "discard-dead",
+        "old",
+    )
+    assert told["outcome"] == "requested"
+    assert "operator:ann" in backlot("operations", "list").out
+    assert backlot("operations", "list", "--actor", "operator:bob", "--json").data["items"] == []
+    assert backlot("spending", "--json").data["totals"]["calls"] == 2
+    assert "translate" in backlot("spending").out
+    assert backlot("projections", "estimate", "likes", "--json").data["events"] == 0

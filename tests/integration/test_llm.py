@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from infra import metrics
 from infra.llm.client import Parsed, make_language_model
 from infra.llm.errors import TimedOut, Unauthorized, Unreachable
+from infra.llm.spending import SpendingLedger
 from infra.settings import SettingsError
 from infra.settings.adapters import LanguageModelSettings
 from tests import openai_server as server_of
@@ -154,8 +155,11 @@ async def test_known_codes_are_told(server: OpenAIServer) -> None:
 
 @pytest.mark.parametrize("answer", [HAPPY, server_of.malformed(), server_of.truncated()])
 async def test_tokens_and_costs_are_counted_whatever_the_answer_is_worth(
-    server: OpenAIServer, answer: Answer
+    server: OpenAIServer, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ledger = SpendingLedger()
+    monkeypatch.setattr("infra.llm.client.LEDGER", ledger)
+
     def taken() -> tuple[float, float, float]:
         tokens = "backlot_llm_tokens_total"
         return (
@@ -170,6 +174,12 @@ async def test_tokens_and_costs_are_counted_whatever_the_answer_is_worth(
         await asyncio.gather(ask(model), return_exceptions=True)
     more = [now - then for now, then in zip(taken(), before, strict=True)]
     assert more == pytest.approx([10, 5, (10 * 100 + 5 * 1000) / 1_000_000])
+    failed = 0 if answer is HAPPY else 1
+    ((place, spent),) = ledger.counted.items()
+    assert (place.purpose, place.model) == ("test", MODEL)
+    counts = (spent.calls, spent.failed, spent.input_tokens, spent.output_tokens)
+    assert counts == (1, failed, 10, 5)
+    assert spent.cost_usd == pytest.approx(0.006)
 
 
 async def test_a_server_that_does_not_count_tokens_is_fine(server: OpenAIServer) -> None:

@@ -18,7 +18,7 @@ from domain.person import stream_id as person_of
 from domain.upload import Upload, Visibility
 from infra import metrics
 from infra.pseudonyms import OwnNames
-from readapi import liked_cache
+from readapi import viewer_cache
 from tests.integration.event_log import rows
 from tests.integration.projection_support import origin
 from tests.integration.read_community import (
@@ -244,7 +244,7 @@ def test_what_several_viewers_like_is_read_with_one_statement(
     site: Site, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each gets their own, newest first: whoever likes nothing, or too much to keep, among them."""
-    monkeypatch.setattr(liked_cache, "MOST_LIKES", 3)
+    monkeypatch.setattr(viewer_cache, "MOST_LIKES", 3)
     videos = [site.writer.video(OWNER).id for _ in range(5)]
     likes = {"ann": videos[:3], 'b"o,b}': [videos[2], videos[0]], "eve": [], "zoe": videos}
     for viewer, liked in likes.items():
@@ -271,7 +271,7 @@ def test_what_several_viewers_like_is_read_with_one_statement(
 def test_who_likes_more_than_is_kept_is_told_the_same(
     site: Site, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(liked_cache, "MOST_LIKES", 3)
+    monkeypatch.setattr(viewer_cache, "MOST_LIKES", 3)
     videos = [site.writer.video(OWNER).id for _ in range(6)]
     for count, video in enumerate(videos[:5], 1):
         site.writer.like(video, "ann")

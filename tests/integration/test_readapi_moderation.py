@@ -27,8 +27,7 @@ from engine.projection import Batch, columns
 from engine.replay.records import Purpose, ReplayOptions
 from infra.http.auth import mint_token
 from projections.catalog import Catalog
-from projections.comment_tables import FIRST_TABLES
-from projections.comment_tallies import ADD_DELTAS
+from projections.comment_tables import ADD_DELTAS, FIRST_TABLES
 from projections.comments import Comments
 from projections.likes import Likes
 from projections.moderation import Moderation

@@ -191,6 +191,38 @@ def test_channels_of_shares(site: Site) -> None:
     assert site.get(f"/videos/{uuid4()}/stats/channels", "alice").status_code == 404
 
 
+def test_seconds_that_were_watched(site: Site) -> None:
+    video = site.writer.video()
+    happened(site, video)
+    with psycopg.connect(site.database_url, autocommit=True) as conn:
+        conn.execute(
+            "INSERT INTO analytics.audience_hourly VALUES (%s, %s, 2, '{2000, 1000}')",
+            (noon(3), video.id),
+        )
+        conn.execute("UPDATE analytics.videos SET duration_seconds = 2.5")
+    path = f"/videos/{video.id}/stats/retention"
+    asked: dict[str, Any] = {"from": noon(3).date(), "to": noon(3).date(), "tz": "Europe/Berlin"}
+    body = site.get(path, "alice", **asked).json()
+    told = {"durationSeconds": 2.5, "bucketSeconds": 1, "sessions": 2, "timeRange": "custom"}
+    assert {name: body[name] for name in told} == told
+    assert body["points"] == [
+        {"second": 0, "watchedSeconds": 2.0, "share": 1.0},
+        {"second": 1, "watchedSeconds": 1.0, "share": 1 / 3},
+    ]
+    table = rows(site.get(path, "alice", headers=CSV, **asked).text)
+    assert table[0] == {"second": "0", "watchedSeconds": "2.0", "share": "1.0"}
+    assert len(table) == 2
+    ever = site.get(path, "alice", timeRange="all").json()
+    assert (ever["points"], ever["timeRange"]) == (body["points"], "all")
+    before = site.get(path, "alice", **asked | {"to": noon(4).date(), "from": noon(5).date()})
+    assert before.json()["sessions"] == 0
+    assert [set(point) for point in before.json()["points"]] == [{"second", "watchedSeconds"}] * 2
+    old: dict[str, Any] = {"from": (datetime.now(UTC).date() - timedelta(days=3000)).isoformat()}
+    assert site.get(path, "alice", **old).json()["field"] == "from"
+    assert site.get(path, "bob").status_code == 403
+    assert site.get(path).status_code == 401
+
+
 @pytest.mark.parametrize(
     ("accept", "wanted"),
     [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -20,12 +21,14 @@ from commands.webhooks import (
     TryWebhook,
 )
 from domain.errors import Conflict, NotFound
+from engine.event_store import open_recorder
 from engine.persons import Persons
 from infra import metrics
 from infra.http.shapes import BEGINNING
 from projections.integration_events import TOPICS, VIDEO_LIKED
 from projections.webhooks import prune
 from readapi.events import Wanted, read_page
+from readapi.webhooks import WebhookSource, load_webhooks
 from tests.integration.consuming_support import run
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
@@ -269,6 +272,35 @@ def test_deliveries_are_tried_repeated_skipped_and_forgotten(
             await desk.do(RemoveWebhook(webhook))
             kept = "SELECT subscription FROM backlot_checkpoints WHERE kind = 'webhook'"
             await until(lambda: rows(database_url, kept) == [("webhooks",)])
+
+    run(scenario)
+
+
+def test_operators_read_only_what_is_new_of_webhooks(
+    database_url: str, persons: Persons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with receiving() as receiver, sending(database_url, persons) as desk:
+            webhook = await desk.add(receiver.url, VIDEO_LIKED)
+            for _ in range(10):
+                await desk.do(RotateWebhookSecret(webhook, uuid4()))
+            with closing(open_recorder(database_url)) as recorder:
+                fetch, loaded = recorder.fetch, list[int]()
+
+                def counted(*given: Any) -> Any:
+                    found = fetch(*given)
+                    loaded.append(len(found.rows))
+                    return found
+
+                monkeypatch.setattr(recorder, "fetch", counted)
+                source = WebhookSource(recorder, persons)
+                before = (await source.read()).get(webhook)
+                await desk.do(RotateWebhookSecret(webhook, uuid4()))
+                after = (await source.read()).get(webhook)
+                assert after != before
+                assert after == load_webhooks(desk.recorder).get(webhook)
+                assert (await source.read()).by_id == {webhook: after}
+                assert loaded == [11, 1, 0]
 
     run(scenario)
 

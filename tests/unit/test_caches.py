@@ -17,10 +17,10 @@ from infra.http.shapes import Position
 from projections.analytics.calendar import DAY, HOUR
 from projections.analytics.periods import Counts
 from projections.analytics.queries import Bucket, Range, Reached, Stats
-from readapi import caches
+from readapi import video_lists
 from readapi.analytics import stats_as_json
-from readapi.caches import Listed, ListSegment, VideoLists
 from readapi.stats import Figures, FiguresAt, VideoStats
+from readapi.video_lists import Listed, ListSegment, VideoLists
 
 NOW = datetime(2026, 11, 30, 12, 34, 56, tzinfo=UTC)
 NOWHERE = Reached(Position(1), 1)
@@ -87,14 +87,14 @@ class Catalog:
 def test_a_list_in_memory_is_the_list(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is asked for in whichever order, and whatever changes."""
     dice = random.Random(seed)
-    monkeypatch.setattr(caches, "LEAST_LISTED", 0)
-    monkeypatch.setattr(caches, "MOST_LISTED", dice.choice([15, 60, 1_000]))
+    monkeypatch.setattr(video_lists, "LEAST_LISTED", 0)
+    monkeypatch.setattr(video_lists, "MOST_LISTED", dice.choice([15, 60, 1_000]))
     catalog = Catalog(dice)
     for _ in range(300):
         before = dice.choice([END_OF_LOG, 0, 1, *range(1, 220, 3), *catalog.videos])
         limit = dice.randint(1, catalog.most)
         assert catalog.ask(before, limit) == catalog.read(before, limit)
-        assert catalog.lists._held <= caches.MOST_LISTED
+        assert catalog.lists._held <= video_lists.MOST_LISTED
         if dice.random() < 0.1:
             catalog.change()
 

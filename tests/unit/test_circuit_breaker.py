@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 from contextlib import suppress
 from threading import Barrier, Thread
 
 import pytest
 
-from infra.circuit_breaker import CircuitBreaker, CircuitState
+from infra.circuit_breaker import CircuitBreaker, CircuitState, breaker_states
 
 
 class LeftAlone(Exception):
@@ -121,3 +122,19 @@ def test_of_threads_at_once_one_makes_the_trial() -> None:
     for thread in threads:
         thread.join()
     assert trials == [True]
+
+
+def test_of_several_breakers_before_one_service_the_worst_is_told() -> None:
+    class Named(Breaker):
+        service = "a service of this test"
+
+    one, other = Named(), Named()
+    assert breaker_states()[Named.service] is CircuitState.CLOSED
+    other.fail()
+    assert breaker_states()[Named.service] is CircuitState.OPEN
+    other.succeed()
+    assert breaker_states()[Named.service] is CircuitState.CLOSED
+    one.fail()
+    del one
+    gc.collect()
+    assert breaker_states()[Named.service] is CircuitState.CLOSED

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from backlot.http import Api, describe
+from backlot.http import Api
 from infra.http.cors import EXPOSED
 from infra.http.problems import ProblemType
 from infra.http.shapes import RequestBody, Wire
 from tests.api_changes import follow, kinds
 from tests.unit.test_cors import OF_EVERY_PAGE, OF_PROXIES, OF_THE_BROWSER, read_in_code
 from tests.unit.test_docs import slugs_in_code
-from tests.unit.unstarted import application
+from tests.unit.unstarted import application, described
 
 # What says how a thing is, or of which kind it is, by its last word.
 STATES = re.compile(r"(^|[a-z])(status|state|kind|purpose|mode|visibility)$", re.IGNORECASE)
@@ -28,9 +27,6 @@ OPEN |= {"StreamHistory.state", "TraceNode.kind", "ProblemDetails.status"}
 OPEN |= {"PurposeUsage.purpose", "Spending.byPurpose"}
 # The security scheme; what OpenAPI has `content` for.
 SAID_OTHERWISE = {"authorization", "content-type"}
-
-
-described = cache(describe)
 
 
 @pytest.fixture

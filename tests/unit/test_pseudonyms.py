@@ -42,6 +42,7 @@ AS_THE_CALL_NAMES_THEM = {
     ("PersonPseudonym", "user_id"),
     ("Forgetting", "user_id"),
     ("ForgettingProgress", "user_id"),
+    ("PersonCertificate", "user_id"),
     ("OwnerStats", "user_id"),
     # The inspector turns them around, for the command line too.
     ("AuditEvent", "actor"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,15 @@ from web.visits import AUDITORS, Visit, page
 # A lag of more than this is told in another colour; `backlot doctor` calls a minute late.
 LATE_SECONDS = 60.0
 SLOW_SECONDS = 5.0
+# Which page does what a remedy's command does.
+OF_PROJECTION = re.compile(r"`backlot projections (?:resume|show) ([a-z0-9_]+)")
+PAGES = {
+    "backlot projections parked": "/console/queues",
+    "backlot topics dead": "/console/queues/letters",
+    "backlot tasks dead": "/console/queues/tasks",
+    "backlot projections": "/console/projections",
+    "backlot events": "/console/integrity",
+}
 
 
 async def now(visit: Visit) -> Response:
@@ -31,11 +41,22 @@ async def _shown(visit: Visit) -> dict[str, Any]:
         "findings": sorted(overview["findings"], key=_urgency),
         "longest": max(behind, key=lambda each: each["lagSeconds"], default=None),
         "lag_kind": lag_kind,
+        "page_for": page_for,
     }
 
 
 def _urgency(finding: Mapping[str, str]) -> tuple[bool, str]:
     return finding["severity"] != "error", finding["title"]
+
+
+def page_for(finding: Mapping[str, str]) -> str | None:
+    """Return the page on which a finding can be dealt with; None where there is none."""
+    if (of := OF_PROJECTION.search(finding["remedy"])) is not None:
+        return f"/console/projections/{of[1]}"
+    for command, where in PAGES.items():
+        if command in finding["remedy"]:
+            return where
+    return None
 
 
 def lag_kind(seconds: float) -> str:

@@ -17,7 +17,7 @@ LIMIT = 50
 
 
 async def webhooks(visit: Visit) -> Response:
-    found = (await visit.api.get("/admin/webhooks"))["items"]
+    found = await visit.api.get("/admin/webhooks")
     return visit.page("console/webhooks.html", webhooks=found)
 
 
@@ -41,7 +41,7 @@ async def _one(visit: Visit, **more: Any) -> Response:
         "deliveries": await visit.api.get(
             f"{where}/deliveries", limit=LIMIT, status=status, cursor=visit.query("cursor")
         ),
-        "status": status,
+        "chosen": status,
         "statuses": STATUSES,
         "here": f"{HOME}/{webhook_id}" + (f"?{urlencode({'status': status})}" if status else ""),
         "secrets": None,

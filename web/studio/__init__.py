@@ -4,4 +4,21 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
-ROUTES: list[BaseRoute] = []
+from web.studio import comments, overview, stats, uploads, videos
+from web.templating import TEMPLATES
+
+ROUTES: list[BaseRoute] = [
+    *overview.ROUTES,
+    *videos.ROUTES,
+    *stats.ROUTES,
+    *comments.ROUTES,
+    *uploads.ROUTES,
+]
+
+TEMPLATES.globals["studio_sections"] = (
+    ("Overview", "/studio"),
+    ("Videos", "/studio/videos"),
+    ("Comments", "/studio/comments"),
+    ("Blocked users", "/studio/blocked"),
+    ("Upload", "/studio/upload"),
+)

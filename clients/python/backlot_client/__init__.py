@@ -1,6 +1,7 @@
 """A client of Backlot's API; `backlot_client.generated` is made by `make clients`."""
 
 from backlot_client.async_client import AsyncBacklot
+from backlot_client.async_uploads import AsyncUpload
 from backlot_client.client import Backlot
 from backlot_client.live import (
     CommentRemoved,
@@ -18,6 +19,7 @@ from backlot_client.webhooks import InvalidSignature, verify_webhook
 
 __all__ = [
     "AsyncBacklot",
+    "AsyncUpload",
     "Backlot",
     "CommentRemoved",
     "CommentShown",

@@ -1,32 +1,62 @@
-"""The client for event loops: the generated calls and live events, carried as by the other one."""
+"""The client for event loops: what the other one has, under the same names."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Self
+from pathlib import Path
+from typing import Self, Unpack
 from uuid import UUID
 
 import httpx
 
-from backlot_client.client import CONNECT_SECONDS, READ_SECONDS
+from backlot_client.async_session import AsyncRetries, AsyncSession, AsyncToken, AsyncTokens, Sleep
+from backlot_client.async_uploads import AsyncUpload
+from backlot_client.client import CONNECT_SECONDS, ITEMS_AT_ONCE, READ_SECONDS
 from backlot_client.event_stream import EventDecoder, ServerSentEvent
 from backlot_client.generated import AuthenticatedClient
+from backlot_client.generated.api.analytics import get_video_stats
+from backlot_client.generated.api.comments import (
+    delete_comment,
+    edit_comment,
+    list_comments,
+    post_comment,
+)
+from backlot_client.generated.api.likes import like_video, unlike_video
+from backlot_client.generated.api.uploads import start_upload
+from backlot_client.generated.api.videos import get_video, list_liked_videos, list_videos
+from backlot_client.generated.models import (
+    Comment,
+    CommentPage,
+    LikeState,
+    NewComment,
+    UploadCompleted,
+    Video,
+    VideoPage,
+    VideoStats,
+    WriteComment,
+)
+from backlot_client.generated.types import UNSET, Unset
 from backlot_client.live import LiveEvent, VideoRemoved, live_event, stream_request
-from backlot_client.retries import EVENT_STREAM, UNANSWERED, Attempts, RetryPolicy
-from backlot_client.session import Positions, accept, authorize, complete
-
-AsyncToken = str | Callable[[], Awaitable[str]] | None
-Sleep = Callable[[float], Awaitable[None]]
+from backlot_client.pages import all_items_async
+from backlot_client.problem import answered
+from backlot_client.published import (
+    LONGEST_WAIT_SECONDS,
+    PublishedPage,
+    published_pages_async,
+)
+from backlot_client.retries import UNANSWERED, RetryPolicy
+from backlot_client.session import Positions
+from backlot_client.uploads import Details, OnProgress, new_upload
 
 
 class AsyncBacklot:
     """Calls Backlot for one caller from one event loop.
 
-    Calls are those of the generated functions (`asyncio`, `asyncio_detailed`), with `api` as their
-    client. Tokens, repeats, keys and positions are those of Backlot; a function that returns a
-    token is awaited.
+    Methods, tokens, repeats, keys and positions are those of Backlot; a function that returns a
+    token is awaited. Calls that have no method here are made by the generated functions
+    (`asyncio`, `asyncio_detailed`), with `api` as their client.
     """
 
     def __init__(
@@ -42,10 +72,13 @@ class AsyncBacklot:
         self._policy = retries or RetryPolicy()
         self._positions = Positions(position)
         self._sleep = sleep
-        sender = AsyncRetries(transport or httpx.AsyncHTTPTransport(), self._policy, sleep)
-        session = AsyncSession(sender, AsyncTokens(token), self._positions)
+        sender = transport or httpx.AsyncHTTPTransport()
+        carrying = AsyncRetries(sender, self._policy, sleep)
+        session = AsyncSession(carrying, AsyncTokens(token), self._positions)
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
         self._http = httpx.AsyncClient(base_url=url, transport=session, timeout=timeout)
+        # URLs of parts carry their own permission, and may be those of somebody else's server.
+        self._parts = httpx.AsyncClient(transport=sender, timeout=timeout)
         self.api = AuthenticatedClient(url, token="").set_async_httpx_client(self._http)
 
     async def __aenter__(self) -> Self:
@@ -57,6 +90,7 @@ class AsyncBacklot:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+        await self._parts.aclose()
 
     @property
     def position(self) -> str | None:
@@ -66,6 +100,150 @@ class AsyncBacklot:
     @position.setter
     def position(self, position: str | None) -> None:
         self._positions.set(position)
+
+    async def like(self, video_id: UUID) -> LikeState:
+        """Like a video; again changes nothing."""
+        return answered(await like_video.asyncio_detailed(video_id, client=self.api))
+
+    async def unlike(self, video_id: UUID) -> LikeState:
+        """Take a like back; again changes nothing."""
+        return answered(await unlike_video.asyncio_detailed(video_id, client=self.api))
+
+    async def comment(
+        self,
+        video_id: UUID,
+        content: str,
+        *,
+        parent_id: UUID | None = None,
+        idempotency_key: str | None = None,
+    ) -> Comment:
+        """Post a comment, or a reply to the one with `parent_id`, as Backlot.comment does."""
+        key = UNSET if idempotency_key is None else idempotency_key
+        body = NewComment(content, UNSET if parent_id is None else parent_id)
+        return answered(
+            await post_comment.asyncio_detailed(
+                video_id, client=self.api, body=body, idempotency_key=key
+            )
+        )
+
+    async def edit_comment(self, comment_id: UUID, content: str) -> Comment:
+        """Replace the text of a comment."""
+        body = WriteComment(content)
+        return answered(await edit_comment.asyncio_detailed(comment_id, client=self.api, body=body))
+
+    async def delete_comment(self, comment_id: UUID, *, reason: str | None = None) -> None:
+        """Delete or remove a comment, as Backlot.delete_comment does."""
+        why = UNSET if reason is None else reason
+        answered(await delete_comment.asyncio_detailed(comment_id, client=self.api, reason=why))
+
+    async def video(self, video_id: UUID) -> Video:
+        """Return a video with its counts."""
+        video: Video = answered(await get_video.asyncio_detailed(video_id, client=self.api))
+        return video
+
+    async def stats(self, video_id: UUID) -> VideoStats:
+        """Return what happened on a video, with all that this client did."""
+        stats: VideoStats = answered(
+            await get_video_stats.asyncio_detailed(video_id, client=self.api)
+        )
+        return stats
+
+    def videos(
+        self,
+        *,
+        owner: str | None = None,
+        category: str | None = None,
+        page_size: int = ITEMS_AT_ONCE,
+    ) -> AsyncGenerator[Video, None]:
+        """Return videos, newest first."""
+
+        async def page(cursor: str | Unset) -> VideoPage:
+            found: VideoPage = answered(
+                await list_videos.asyncio_detailed(
+                    client=self.api,
+                    cursor=cursor,
+                    limit=page_size,
+                    owner=owner or UNSET,
+                    category=category or UNSET,
+                )
+            )
+            return found
+
+        return all_items_async(page)
+
+    def liked_videos(self, *, page_size: int = ITEMS_AT_ONCE) -> AsyncGenerator[Video, None]:
+        """Return what the caller likes, the newest like first."""
+
+        async def page(cursor: str | Unset) -> VideoPage:
+            found: VideoPage = answered(
+                await list_liked_videos.asyncio_detailed(
+                    client=self.api, cursor=cursor, limit=page_size
+                )
+            )
+            return found
+
+        return all_items_async(page)
+
+    def comments(
+        self, video_id: UUID, *, lang: str | None = None, page_size: int = ITEMS_AT_ONCE
+    ) -> AsyncGenerator[Comment, None]:
+        """Return comments, newest first, with translations into a language."""
+
+        async def page(cursor: str | Unset) -> CommentPage:
+            found: CommentPage = answered(
+                await list_comments.asyncio_detailed(
+                    video_id, client=self.api, cursor=cursor, limit=page_size, lang=lang or UNSET
+                )
+            )
+            return found
+
+        return all_items_async(page)
+
+    def published(
+        self,
+        *,
+        after: str | None = None,
+        topics: Sequence[str] = (),
+        limit: int = 1000,
+        wait: int = LONGEST_WAIT_SECONDS,
+    ) -> AsyncGenerator[PublishedPage, None]:
+        """Return what is published behind a position, as Backlot.published does."""
+        return published_pages_async(self.api, after, topics, limit, wait)
+
+    async def start_upload(
+        self,
+        path: Path,
+        title: str,
+        *,
+        content_type: str | None = None,
+        idempotency_key: str | None = None,
+        **details: Unpack[Details],
+    ) -> AsyncUpload:
+        """Begin an upload; without a content type, it is guessed by the name of the file."""
+        body = await asyncio.to_thread(new_upload, path, title, content_type, details)
+        key = UNSET if idempotency_key is None else idempotency_key
+        begun = answered(
+            await start_upload.asyncio_detailed(client=self.api, body=body, idempotency_key=key)
+        )
+        return self.resume_upload(path, begun.upload_id)
+
+    def resume_upload(self, path: Path, upload_id: UUID) -> AsyncUpload:
+        """Return an upload that was begun before, to run it again."""
+        return AsyncUpload(self.api, self._parts, self._policy, self._sleep, path, upload_id)
+
+    async def upload(
+        self,
+        path: Path,
+        title: str,
+        *,
+        content_type: str | None = None,
+        parallel: int = 4,
+        on_progress: OnProgress | None = None,
+        **details: Unpack[Details],
+    ) -> UploadCompleted:
+        """Upload a file; see `start_upload` for one that may be interrupted."""
+        begun = await self.start_upload(path, title, content_type=content_type, **details)
+        return await begun.run(parallel=parallel, on_progress=on_progress)
 
     async def follow(
         self, video_id: UUID, *, after: str | None = None
@@ -99,91 +277,3 @@ class AsyncBacklot:
             return
         finally:
             await response.aclose()
-
-
-class AsyncTokens:
-    """The token of a caller, and a new one when it is refused."""
-
-    def __init__(self, source: AsyncToken) -> None:
-        self._source = source
-        self._token = source if isinstance(source, str) else None
-        self._lock = asyncio.Lock()
-
-    async def after(self, refused: str | None) -> str | None:
-        """Return a token instead of a refused one; it is asked for once, however many ask."""
-        async with self._lock:
-            if callable(self._source) and self._token == refused:
-                self._token = await self._source()
-            return self._token
-
-
-class AsyncSession(httpx.AsyncBaseTransport):
-    """What Session is, for event loops."""
-
-    def __init__(
-        self, transport: httpx.AsyncBaseTransport, tokens: AsyncTokens, positions: Positions
-    ) -> None:
-        self._transport = transport
-        self._tokens = tokens
-        self._positions = positions
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Return the answer; raise Problem for one that is none."""
-        complete(request, self._positions.position)
-        token = await self._tokens.after(None)
-        response = await self._send(request, token)
-        if response.status_code == httpx.codes.UNAUTHORIZED:
-            renewed = await self._tokens.after(token)
-            if renewed != token:
-                response = await self._send(request, renewed)
-        return accept(request, response, self._positions)
-
-    async def _send(self, request: httpx.Request, token: str | None) -> httpx.Response:
-        authorize(request, token)
-        return await self._transport.handle_async_request(request)
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._transport.aclose()
-
-
-class AsyncRetries(httpx.AsyncBaseTransport):
-    """What Retries is, for event loops."""
-
-    def __init__(
-        self, transport: httpx.AsyncBaseTransport, policy: RetryPolicy, sleep: Sleep
-    ) -> None:
-        self._transport = transport
-        self._policy = policy
-        self._sleep = sleep
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Return the answer; raise what the last attempt failed with."""
-        await request.aread()
-        attempts = Attempts(self._policy)
-        while True:
-            try:
-                response = await self._attempt(request)
-            except UNANSWERED:
-                pause = attempts.pause()
-                if pause is None:
-                    raise
-            else:
-                pause = attempts.pause_after(response)
-                if pause is None:
-                    return response
-            await self._sleep(pause)
-
-    async def _attempt(self, request: httpx.Request) -> httpx.Response:
-        response = await self._transport.handle_async_request(request)
-        response.request = request
-        if response.is_error or request.headers.get("Accept") != EVENT_STREAM:
-            try:
-                await response.aread()
-            finally:
-                await response.aclose()
-        return response
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._transport.aclose()

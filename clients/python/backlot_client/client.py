@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self, Unpack
@@ -26,7 +25,6 @@ from backlot_client.generated.models import (
     CommentPage,
     LikeState,
     NewComment,
-    StartUpload,
     UploadCompleted,
     Video,
     VideoPage,
@@ -40,7 +38,7 @@ from backlot_client.problem import answered
 from backlot_client.published import LONGEST_WAIT_SECONDS, PublishedPage, published_pages
 from backlot_client.retries import Retries, RetryPolicy
 from backlot_client.session import Positions, Session, Token, Tokens
-from backlot_client.uploads import Details, OnProgress, Upload
+from backlot_client.uploads import Details, OnProgress, Upload, new_upload
 
 ITEMS_AT_ONCE = 100
 # A read may wait for 30 seconds until it has what it was asked for.
@@ -72,8 +70,8 @@ class Backlot:
         self._policy = retries or RetryPolicy()
         self._positions = Positions(position)
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-        sender = Retries(transport or httpx.HTTPTransport(), self._policy)
-        session = Session(sender, Tokens(token), self._positions)
+        sender = transport or httpx.HTTPTransport()
+        session = Session(Retries(sender, self._policy), Tokens(token), self._positions)
         self._http = httpx.Client(base_url=url, transport=session, timeout=timeout)
         # URLs of parts carry their own permission, and may be those of somebody else's server.
         self._parts = httpx.Client(transport=sender, timeout=timeout)
@@ -230,10 +228,7 @@ class Backlot:
         **details: Unpack[Details],
     ) -> Upload:
         """Begin an upload; without a content type, it is guessed by the name of the file."""
-        content_type = content_type or mimetypes.guess_type(path.name)[0]
-        if content_type is None:
-            raise ValueError(f"say the content type of {path.name}")
-        body = StartUpload(title, path.name, content_type, path.stat().st_size, **details)
+        body = new_upload(path, title, content_type, details)
         key = UNSET if idempotency_key is None else idempotency_key
         begun = answered(
             start_upload.sync_detailed(client=self.api, body=body, idempotency_key=key)
@@ -242,7 +237,7 @@ class Backlot:
 
     def resume_upload(self, path: Path, upload_id: UUID) -> Upload:
         """Return an upload that was begun before, to run it again."""
-        return Upload(self.api, self._parts, path, upload_id)
+        return Upload(self.api, self._parts, self._policy, path, upload_id)
 
     def upload(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Protocol, TypeVar
 
 from backlot_client.generated.types import UNSET, Unset
@@ -23,6 +23,20 @@ def all_items(page_at: Callable[[str | Unset], Page[T]]) -> Iterator[T]:
     while True:
         page = page_at(cursor)
         yield from page.items
+        if isinstance(page.next_cursor, Unset):
+            return
+        cursor = page.next_cursor
+
+
+async def all_items_async(
+    page_at: Callable[[str | Unset], Awaitable[Page[T]]],
+) -> AsyncGenerator[T, None]:
+    """Return the same to an event loop."""
+    cursor: str | Unset = UNSET
+    while True:
+        page = await page_at(cursor)
+        for item in page.items:
+            yield item
         if isinstance(page.next_cursor, Unset):
             return
         cursor = page.next_cursor

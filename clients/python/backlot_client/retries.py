@@ -12,8 +12,8 @@ import httpx
 from backlot_client.problem import Problem
 
 # Each says that the same request may succeed a little later.
-BUSY_STATUSES = frozenset({429, 502, 503, 504})
-BUSY_TYPES = frozenset({"contended", "part-cut-off", "part-stalled", "upload-finalizing"})
+BUSY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+BUSY_CONFLICTS = frozenset({"contended", "upload-finalizing"})
 EVENT_STREAM = "text/event-stream"
 UNANSWERED = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
 
@@ -23,14 +23,13 @@ class RetryPolicy:
     """How often and how long to repeat a request; times are in seconds.
 
     The pause before repeat n is random, between half of `first_pause` * 2^n and all of it, and
-    never more than `longest_pause`. Where the answer has a `Retry-After`, it comes on top. What
-    would take longer than `patience` in pauses is given up.
+    never more than `longest_pause`. Where the answer has a `Retry-After`, it comes on top; one
+    that asks for more than `longest_pause` is not waited for.
     """
 
-    repeats: int = 8
-    patience: float = 60.0
+    repeats: int = 5
     first_pause: float = 0.2
-    longest_pause: float = 10.0
+    longest_pause: float = 30.0
     sleep: Callable[[float], None] = field(default=time.sleep, compare=False)
 
     def pause(self, repeat: int) -> float:
@@ -45,25 +44,25 @@ class Attempts:
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
         self._made = 0
-        self._patience = policy.patience
 
     def pause_after(self, response: httpx.Response) -> float | None:
-        """Return how long to wait before the request is sent again; None if it is answered."""
-        return self.pause(_retry_after(response)) if _is_busy(response) else None
+        """Return how long to wait before the next attempt; None if the server asks for more."""
+        asked = _retry_after(response)
+        return None if asked > self._policy.longest_pause else self.pause(asked)
 
     def pause(self, at_least: float = 0.0) -> float | None:
         """Return how long to wait before the next attempt; None if there is none."""
-        pause = at_least + self._policy.pause(self._made)
-        if self._made == self._policy.repeats or pause > self._patience:
+        if self._made == self._policy.repeats:
             return None
+        pause = at_least + self._policy.pause(self._made)
         self._made += 1
-        self._patience -= pause
         return pause
 
 
-def _is_busy(response: httpx.Response) -> bool:
-    if response.status_code in (400, 409):
-        return Problem.of(response).type in BUSY_TYPES
+def is_busy(response: httpx.Response) -> bool:
+    """Return whether the same request may be answered otherwise a little later."""
+    if response.status_code == httpx.codes.CONFLICT:
+        return Problem.of(response).type in BUSY_CONFLICTS
     return response.status_code in BUSY_STATUSES
 
 
@@ -95,7 +94,7 @@ class Retries(httpx.BaseTransport):
                 if pause is None:
                     raise
             else:
-                pause = attempts.pause_after(response)
+                pause = attempts.pause_after(response) if is_busy(response) else None
                 if pause is None:
                     return response
             self._policy.sleep(pause)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import mimetypes
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,14 +20,17 @@ from backlot_client.generated.models import (
     ArrivedPart,
     CommentPolicy,
     PartNumbers,
+    StartUpload,
     UploadCompleted,
     UploadStatus,
     Visibility,
 )
 from backlot_client.problem import Problem, answered
+from backlot_client.retries import UNANSWERED, Attempts, RetryPolicy
 
 URLS_AT_ONCE = 100
 ROUNDS = 3
+PASSING_STATUSES = frozenset({400, 403, 408, 422, 429})
 
 
 class Details(TypedDict, total=False):
@@ -58,15 +62,54 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+class UploadFile:
+    """The file of an upload, part by part."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def require(self, status: UploadStatus) -> None:
+        """Raise UploadEnded, and FileChanged for a file that has another size than the upload."""
+        if status.status in ("aborted", "expired"):
+            raise UploadEnded(status.status)
+        if status.size_bytes != self._path.stat().st_size:
+            raise FileChanged(f"{self._path} does not have {status.size_bytes} bytes")
+
+    def lacks(self, status: UploadStatus, number: int, arrived: ArrivedPart | None) -> bool:
+        """Return whether the server does not have these very bytes."""
+        if arrived is None:
+            return True
+        piece = self.piece(status, number)
+        held = arrived.etag.strip('"'), arrived.size_bytes
+        return held != (_md5(piece).hex(), len(piece))
+
+    def piece(self, status: UploadStatus, number: int) -> bytes:
+        """Return the bytes of a part; raise FileChanged where they are not there any more."""
+        first = (number - 1) * status.part_size_bytes
+        size = min(status.part_size_bytes, status.size_bytes - first)
+        with self._path.open("rb") as file:
+            file.seek(first)
+            piece = file.read(size)
+        if len(piece) != size:
+            raise FileChanged(f"{self._path} became shorter")
+        return piece
+
+
 class Upload:
     """An upload that has begun; keep its `upload_id` to go on with it later, in any process."""
 
     def __init__(
-        self, api: AuthenticatedClient, parts: httpx.Client, path: Path, upload_id: UUID
+        self,
+        api: AuthenticatedClient,
+        parts: httpx.Client,
+        policy: RetryPolicy,
+        path: Path,
+        upload_id: UUID,
     ) -> None:
         self._api = api
         self._parts = parts
-        self._path = path
+        self._policy = policy
+        self._file = UploadFile(path)
         self.upload_id = upload_id
 
     def run(self, *, parallel: int = 4, on_progress: OnProgress | None = None) -> UploadCompleted:
@@ -89,22 +132,18 @@ class Upload:
 
     def _status(self) -> UploadStatus:
         status: UploadStatus = answered(get_upload.sync_detailed(self.upload_id, client=self._api))
-        if status.status in ("aborted", "expired"):
-            raise UploadEnded(status.status)
-        if status.size_bytes != self._path.stat().st_size:
-            raise FileChanged(f"{self._path} does not have {status.size_bytes} bytes")
+        self._file.require(status)
         return status
 
     def _send_missing(
         self, status: UploadStatus, parallel: int, on_progress: OnProgress | None
     ) -> None:
         arrived = {part.number: part for part in status.parts}
-        numbers = range(1, status.part_count + 1)
         done = 0
         pool = ThreadPoolExecutor(parallel, thread_name_prefix="backlot-upload")
         try:
-            for some in _in_groups(numbers):
-                lacking = list(pool.map(lambda n: self._lacks(status, n, arrived.get(n)), some))
+            for some in in_groups(status.part_count):
+                lacking = pool.map(lambda n: self._file.lacks(status, n, arrived.get(n)), some)
                 missing = [number for number, lacks in zip(some, lacking, strict=True) if lacks]
                 done += len(some) - len(missing)
                 for _ in pool.map(
@@ -117,14 +156,6 @@ class Upload:
             # What was not begun is not sent any more, once one has failed.
             pool.shutdown(cancel_futures=True)
 
-    def _lacks(self, status: UploadStatus, number: int, arrived: ArrivedPart | None) -> bool:
-        """Return whether the server does not have these very bytes."""
-        if arrived is None:
-            return True
-        piece = self._piece(status, number)
-        held = arrived.etag.strip('"'), arrived.size_bytes
-        return held != (_md5(piece).hex(), len(piece))
-
     def _urls(self, numbers: list[int]) -> dict[int, str]:
         if not numbers:
             return {}
@@ -133,28 +164,51 @@ class Upload:
         return {part.number: part.url for part in found.parts}
 
     def _send(self, status: UploadStatus, number: int, url: str) -> None:
-        piece = self._piece(status, number)
-        headers = {"Content-MD5": base64.b64encode(_md5(piece)).decode()}
-        response = self._parts.put(url, content=piece, headers=headers)
-        if response.status_code == httpx.codes.FORBIDDEN:
-            # Its time is over, as S3 says in other words.
-            fresh = self._urls([number])[number]
-            response = self._parts.put(fresh, content=piece, headers=headers)
-        if response.is_error:
-            raise Problem.of(response)
+        piece = self._file.piece(status, number)
+        attempts = Attempts(self._policy)
+        while True:
+            try:
+                response = self._parts.put(url, content=piece, headers=digest_headers(piece))
+            except UNANSWERED:
+                pause = attempts.pause()
+                if pause is None:
+                    raise
+            else:
+                if response.is_success:
+                    return
+                pause = attempts.pause_after(response) if may_arrive(response) else None
+                if pause is None:
+                    raise Problem.of(response)
+            self._policy.sleep(pause)
+            # The one before may have expired.
+            url = self._urls([number])[number]
 
-    def _piece(self, status: UploadStatus, number: int) -> bytes:
-        first = (number - 1) * status.part_size_bytes
-        size = min(status.part_size_bytes, status.size_bytes - first)
-        with self._path.open("rb") as file:
-            file.seek(first)
-            piece = file.read(size)
-        if len(piece) != size:
-            raise FileChanged(f"{self._path} became shorter")
-        return piece
+
+def new_upload(path: Path, title: str, content_type: str | None, details: Details) -> StartUpload:
+    """Return what begins the upload of a file; raise ValueError for one of no known type."""
+    content_type = content_type or mimetypes.guess_type(path.name)[0]
+    if content_type is None:
+        raise ValueError(f"say the content type of {path.name}")
+    return StartUpload(title, path.name, content_type, path.stat().st_size, **details)
 
 
-def _in_groups(numbers: range) -> Iterator[range]:
+def may_arrive(response: httpx.Response) -> bool:
+    """Return whether a part may be taken at another attempt, with a fresh URL.
+
+    S3 refuses a URL whose time is over like one that was never good, and bytes that came broken
+    like others that are wrong.
+    """
+    return response.status_code in PASSING_STATUSES or response.is_server_error
+
+
+def digest_headers(piece: bytes) -> dict[str, str]:
+    """Return what the store compares the bytes of a part with."""
+    return {"Content-MD5": base64.b64encode(_md5(piece)).decode()}
+
+
+def in_groups(part_count: int) -> Iterator[range]:
+    """Return the numbers of parts, as many at a time as one call gives URLs for."""
+    numbers = range(1, part_count + 1)
     return (numbers[at : at + URLS_AT_ONCE] for at in range(0, len(numbers), URLS_AT_ONCE))
 
 

@@ -78,6 +78,8 @@ def test_lost_parts_are_sent_again_within_the_call(
     faults.lose_answer += [is_part] * 3
     client("alice", transport=faults).upload(film, "Rain")
     assert len(parts(faults)) == 8
+    # Each with a fresh URL: the one before may have expired.
+    assert len(faults.sent_to("POST", "/part-urls")) == 4
 
 
 def test_a_file_of_another_size_is_refused(client: MakeClient, film: Path) -> None:

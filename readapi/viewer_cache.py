@@ -1,20 +1,25 @@
-"""What viewers like, in the memory of one process: all likes of those who asked last."""
+"""What viewers like, and what is recommended to them, in the memory of one process.
+
+Of those who asked last: all their likes, and the recommendations that they were told.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import LiteralString, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from engine.checkpoints import Pool
-from engine.tail import LastSeen, Lru
+from engine.tail import LastSeen, LogTail, Lru
 from infra.batcher import BatchLoader
 from projections.likes import Likes
+from projections.recommendations.recommender import UserRecommendations
 
 MOST_VIEWERS = 5_000
 # So many viewers' likes are read with one statement: each of them keeps the event loop busy.
@@ -23,6 +28,7 @@ MOST_VIEWERS_AT_ONCE = 16
 MOST_LIKES = 1_000
 # Of all viewers that liked something while the read model was behind.
 MOST_CHANGES = 50_000
+MOST_OFFERS = 2_000
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 
@@ -157,3 +163,84 @@ class LikedCache:
                 self._viewers.put(viewer, ViewerLikes(likes, reached))
             found[viewer] = LoadedLikes(Liked(likes, behind), whole)
         return found
+
+
+@dataclass(slots=True, eq=False)
+class Offers:
+    """What may be recommended to a user, and what of it not any more: seen, liked or dismissed.
+
+    `looked_up` are the videos of which the log was asked; whatever happens later is told.
+    """
+
+    found: UserRecommendations
+    looked_up: set[UUID] = field(default_factory=set)
+    out: set[UUID] = field(default_factory=set)
+    # What was told of them, and of which state: see `readapi.recommendations`.
+    told: tuple[Hashable, Any] | None = None
+    # When Redis was last seen to have them.
+    checked: float = field(default_factory=time.monotonic)
+    # How often the catalog and who may see videos had changed.
+    catalog: int = 0
+    visibility: int = 0
+
+    def forget_lookups(self) -> None:
+        """Have the log asked again."""
+        self.looked_up.clear()
+        self.out.clear()
+
+
+class OfferCache:
+    """Recommendations that were told; of any user, until something else may be known of them.
+
+    Recommendations are cached in Redis for all processes: one process has them here as long, and
+    looks now and then whether they were made anew or dropped.
+    """
+
+    def __init__(self, tail: LogTail, seconds: float) -> None:
+        """What was seen in Redis counts for so many seconds."""
+        self._tail, self._seconds = tail, seconds
+        self._offers: Lru[str, Offers] = Lru(MOST_OFFERS, "recommendations")
+        self._cleared = self._catalog = self._visibility = 0
+
+    def get(self, user_id: str) -> Offers | None:
+        offers = self._offers.get(user_id)
+        if offers is None:
+            return None
+        if offers.found.with_newest and offers.catalog != self._catalog:
+            self._offers.drop(user_id)
+            return None
+        if offers.visibility != self._visibility:
+            offers.visibility = self._visibility
+            offers.forget_lookups()
+        return offers
+
+    def is_checked(self, offers: Offers) -> bool:
+        """Return whether Redis was seen to have these a moment ago."""
+        return time.monotonic() - offers.checked < self._seconds
+
+    def mark(self, user_id: str) -> Hashable:
+        """Return what is another one when the user, or the catalog, has gone on."""
+        return self._cleared, self._catalog, self._tail.own(user_id)
+
+    def put(self, user_id: str, offers: Offers, mark: Hashable) -> None:
+        """Keep what was read after the mark, if it still is the same."""
+        if mark == self.mark(user_id):
+            offers.catalog, offers.visibility = self._catalog, self._visibility
+            self._offers.put(user_id, offers)
+
+    def leave_out(self, user_id: str, video_id: UUID) -> None:
+        """Recommend a video no more to a user."""
+        if (offers := self._offers.peek(user_id)) is not None:
+            offers.out.add(video_id)
+
+    def drop(self, user_id: str) -> None:
+        self._offers.drop(user_id)
+
+    def catalog_changed(self, *, visibility: bool) -> None:
+        """Have the newest videos found anew, and whether others may be seen if that has changed."""
+        self._catalog += 1
+        self._visibility += visibility
+
+    def clear(self) -> None:
+        self._offers.clear()
+        self._cleared += 1

@@ -1,20 +1,16 @@
-"""Lists that a process keeps in memory: which videos stand in them, and what is recommended."""
+"""Which videos stand in which list, in the memory of one process."""
 
 from __future__ import annotations
 
-import time
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
-from engine.tail import CACHE_READS, LogTail, Lru
-from projections.recommendations.recommender import UserRecommendations
+from engine.tail import CACHE_READS
 
-MOST_OFFERS = 2_000
 # Ids of all lists together, and how many a segment counts as beside its own: about 12 MB.
 MOST_LISTED, LEAST_LISTED = 100_000, 20
 
@@ -123,84 +119,3 @@ class VideoLists:
         ends.remove(end)
         if not ends:
             del self._ends[key]
-
-
-@dataclass(slots=True, eq=False)
-class Offers:
-    """What may be recommended to a user, and what of it not any more: seen, liked or dismissed.
-
-    `looked_up` are the videos of which the log was asked; whatever happens later is told.
-    """
-
-    found: UserRecommendations
-    looked_up: set[UUID] = field(default_factory=set)
-    out: set[UUID] = field(default_factory=set)
-    # What was told of them, and of which state: see `readapi.recommendations`.
-    told: tuple[Hashable, Any] | None = None
-    # When Redis was last seen to have them.
-    checked: float = field(default_factory=time.monotonic)
-    # How often the catalog and who may see videos had changed.
-    catalog: int = 0
-    visibility: int = 0
-
-    def forget_lookups(self) -> None:
-        """Have the log asked again."""
-        self.looked_up.clear()
-        self.out.clear()
-
-
-class OfferCache:
-    """Recommendations that were told; of any user, until something else may be known of them.
-
-    Recommendations are cached in Redis for all processes: one process has them here as long, and
-    looks now and then whether they were made anew or dropped.
-    """
-
-    def __init__(self, tail: LogTail, seconds: float) -> None:
-        """What was seen in Redis counts for so many seconds."""
-        self._tail, self._seconds = tail, seconds
-        self._offers: Lru[str, Offers] = Lru(MOST_OFFERS, "recommendations")
-        self._cleared = self._catalog = self._visibility = 0
-
-    def get(self, user_id: str) -> Offers | None:
-        offers = self._offers.get(user_id)
-        if offers is None:
-            return None
-        if offers.found.with_newest and offers.catalog != self._catalog:
-            self._offers.drop(user_id)
-            return None
-        if offers.visibility != self._visibility:
-            offers.visibility = self._visibility
-            offers.forget_lookups()
-        return offers
-
-    def is_checked(self, offers: Offers) -> bool:
-        """Return whether Redis was seen to have these a moment ago."""
-        return time.monotonic() - offers.checked < self._seconds
-
-    def mark(self, user_id: str) -> Hashable:
-        """Return what is another one when the user, or the catalog, has gone on."""
-        return self._cleared, self._catalog, self._tail.own(user_id)
-
-    def put(self, user_id: str, offers: Offers, mark: Hashable) -> None:
-        """Keep what was read after the mark, if it still is the same."""
-        if mark == self.mark(user_id):
-            offers.catalog, offers.visibility = self._catalog, self._visibility
-            self._offers.put(user_id, offers)
-
-    def leave_out(self, user_id: str, video_id: UUID) -> None:
-        """Recommend a video no more to a user."""
-        if (offers := self._offers.peek(user_id)) is not None:
-            offers.out.add(video_id)
-
-    def drop(self, user_id: str) -> None:
-        self._offers.drop(user_id)
-
-    def catalog_changed(self, *, visibility: bool) -> None:
-        """Have the newest videos found anew, and whether others may be seen if that has changed."""
-        self._catalog += 1
-        self._visibility += visibility
-
-    def clear(self) -> None:
-        self._offers.clear()
-        self._cleared += 1
