@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, expect
 from tests.e2e.pages import visitor
 from tests.e2e.program import Program
 from tests.e2e.videos import read, see, upload
+from tests.support import eventually
 from tests.web_routes import CONSOLE, Call, calls, may
 from web.console import ROUTES, SECTIONS
 
@@ -57,6 +58,8 @@ def names(server: Program) -> dict[str, str]:
     assert asked.status_code == 202, asked.text
     webhook = olga.post("/admin/webhooks", json=hook)
     assert webhook.status_code == 201, webhook.text
+    # What is proved has to be sealed.
+    eventually(lambda: read(olga.get("/audit/seals"))["items"])
     return {
         "position": "1",
         "stream": video,

@@ -75,7 +75,7 @@ async def show_stream(visit: Visit) -> Response:
     stream, version = visit.asked("stream"), visit.query("version")
     where = path("/audit/streams/{}", stream)
     at = await _history(visit, where, version)
-    shown = {"stream": stream, "at": at}
+    shown: dict[str, Any] = {"stream": stream, "at": at}
     if not visit.is_fragment:
         shown["whole"] = at if version is None else await _history(visit, where, None)
     template = "console/stream_state.html" if visit.is_fragment else "console/stream.html"
