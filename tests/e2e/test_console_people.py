@@ -49,8 +49,7 @@ def test_reports_are_decided(
 def test_held_comments_are_approved_and_users_blocked(
     server: Program, browser: Browser, alice: httpx.Client, bob: httpx.Client
 ) -> None:
-    video = upload(alice)
-    assert alice.patch(f"/videos/{video}", json={"comments": "held"}).is_success
+    video = upload(alice, commentPolicy="approval")
     comment = posted(bob, video, f"Hold this {XSS}")
     with visitor(browser, server, "judge", roles=["moderator"]) as page:
         page.goto("/console/moderation/held")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 import httpx
@@ -12,6 +14,7 @@ from playwright.sync_api import Browser, expect
 from tests.e2e.pages import visitor
 from tests.e2e.program import Program
 from tests.e2e.videos import read, see, upload
+from tests.support import eventually
 from tests.web_routes import CONSOLE, Call, calls, may
 from web.console import ROUTES, SECTIONS
 
@@ -29,13 +32,14 @@ QUERIES = {
 }
 
 
-def enter(server: Program, user: str) -> httpx.Client:
+@contextmanager
+def entered(server: Program, user: str) -> Iterator[httpx.Client]:
     """A browser without its window, logged in by the form."""
-    client = httpx.Client(base_url=server.url, timeout=60, trust_env=False)
-    form = {"token": server.token(user, roles=CALLERS[user]), "next": "/login"}
-    answer = client.post("/login", data=form)
-    assert answer.status_code == 303, answer.text
-    return client
+    with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+        form = {"token": server.token(user, roles=CALLERS[user]), "next": "/login"}
+        answer = client.post("/login", data=form)
+        assert answer.status_code == 303, answer.text
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,8 @@ def names(server: Program) -> dict[str, str]:
     assert asked.status_code == 202, asked.text
     webhook = olga.post("/admin/webhooks", json=hook)
     assert webhook.status_code == 201, webhook.text
+    # What is proved has to be sealed.
+    eventually(lambda: read(olga.get("/audit/seals"))["items"])
     return {
         "position": "1",
         "stream": video,
@@ -83,7 +89,7 @@ def test_every_page_opens_to_its_roles_and_the_apis_agree(
     with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as nobody:
         assert {answer_of(nobody, page) for page in pages} == {"login"}
     for user, roles in CALLERS.items():
-        with enter(server, user) as client:
+        with entered(server, user) as client:
             found = {str(page): answer_of(client, page) for page in pages}
         assert found == {
             str(page): "403"
@@ -97,7 +103,7 @@ def test_no_form_of_another_site_does_anything(server: Program, names: dict[str,
     olga = server.client("olga", admin=True)
     acts = [each for each in calls(ROUTES, names) if each.method == "POST"]
     done = read(olga.get("/admin/operations"))
-    with enter(server, "olga") as client:
+    with entered(server, "olga") as client:
         code = re.search(r'name="_csrf" value="(\w+)"', client.get("/login").text)
         assert code is not None
         crossed = {"Sec-Fetch-Site": "cross-site"}

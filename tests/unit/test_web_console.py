@@ -65,6 +65,13 @@ def test_every_filter_of_the_log_is_an_option_of_its_command() -> None:
     assert readable(tuple(words[1:])), words
 
 
+def test_a_request_whose_id_fits_into_no_path_is_looked_for_in_the_log() -> None:
+    answer = logged_in("auditor").get("/console/trace/of/it")
+    assert answer.headers["location"] == "/console/log?correlationId=of%2Fit"
+    answer = logged_in("auditor").get("/console/trace?requestId=of/it")
+    assert answer.headers["location"] == "/console/trace/of%2Fit"
+
+
 def test_the_ribbon_is_as_wide_as_it_is_and_shows_the_smallest_seal() -> None:
     seals: list[dict[str, Any]] = [
         {"number": 2, "firstPosition": 11, "lastPosition": 11, "anchored": False},

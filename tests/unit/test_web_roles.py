@@ -5,6 +5,8 @@ No API is behind them: a call that one would have got is a refusal that came too
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 from starlette.applications import Starlette
@@ -31,7 +33,7 @@ OF_CONSOLE = [each for each in CALLS if each.path.startswith("/console")]
 ACTIONS = [each for each in CALLS if each.method == "POST" and each.path != "/login"]
 
 
-def send(client: TestClient, call: Call, code: str = "", **headers: str) -> httpx.Response:
+def send(client: TestClient, call: Call, code: str = "", **headers: str) -> Any:
     form = {"_csrf": code} if call.method == "POST" else None
     return client.request(call.method, call.path, data=form, headers=headers)
 

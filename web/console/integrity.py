@@ -8,6 +8,7 @@ import orjson
 from starlette.responses import Response
 
 from web.api import known, path
+from web.console.outcomes import found_or_none
 from web.visits import ADMIN, AUDITORS, Visit, page
 
 LIMIT = 100
@@ -49,10 +50,17 @@ async def show(visit: Visit) -> Response:
 
 
 async def verify(visit: Visit) -> Response:
-    """Show what was proved; `full=1` proves everything now, from the first event."""
+    """Show what was proved; `full=1` proves everything now, from the first event.
+
+    Where an event is not what was sealed it is shown as it is now, as far as it can be read.
+    """
     full = "true" if visit.query("full") else None
     found = known(await visit.api.get("/audit/verify", full=full))
-    return visit.page("console/verdict.html", found=found)
+    position = found["fault"] and found["fault"]["position"]
+    event = None
+    if position:
+        event = known(await found_or_none(visit, path("/audit/events/{}", position)))
+    return visit.page("console/verdict.html", found=found, event=event)
 
 
 async def prove(visit: Visit) -> Response:

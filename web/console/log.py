@@ -14,6 +14,8 @@ from web.templating import command_line
 from web.visits import AUDITORS, Visit, page
 
 LIMIT = 50
+# Of a stream at once, and in all: so far its slider goes.
+VERSIONS, MOST_VERSIONS = 200, 1000
 # The names of the API, so that a link of a page is a call of the API too.
 FILTERS = ("type", "aggregate", "actor", "stream", "correlationId", "from", "to", "before", "order")
 OPTIONS = {"correlationId": "correlation"}
@@ -72,15 +74,29 @@ async def show_stream(visit: Visit) -> Response:
     """Show a stream; `version` is where the slider stands, at the end without it."""
     stream, version = visit.asked("stream"), visit.query("version")
     where = path("/audit/streams/{}", stream)
-    whole = known(await visit.api.get(where))
-    at = whole if version is None else known(await visit.api.get(where, atVersion=version))
-    shown = {"stream": stream, "whole": whole, "at": at, "link": link}
+    at = await _history(visit, where, version)
+    shown: dict[str, Any] = {"stream": stream, "at": at}
+    if not visit.is_fragment:
+        shown["whole"] = at if version is None else await _history(visit, where, None)
     template = "console/stream_state.html" if visit.is_fragment else "console/stream.html"
     return visit.page(template, **shown)
 
 
+async def _history(visit: Visit, where: str, version: str | None) -> Members:
+    """Return a stream up to a version, with as many of its events as a slider has."""
+    found: Members = known(await visit.api.get(where, atVersion=version, limit=VERSIONS))
+    while found["nextCursor"] and len(found["items"]) < MOST_VERSIONS:
+        asked = {"atVersion": version, "limit": VERSIONS, "cursor": found["nextCursor"]}
+        more = known(await visit.api.get(where, **asked))
+        found = Members({**more, "items": found["items"] + more["items"]})
+    return found
+
+
 async def show_trace(visit: Visit) -> Response:
     request_id = visit.asked("request_id")
+    if "/" in request_id:
+        # No path of the API holds it.
+        return visit.leave(link({"correlationId": request_id}))
     trace = known(await visit.api.get(path("/audit/trace/{}", request_id)))
     return visit.page("console/trace.html", trace=trace)
 
@@ -96,5 +112,5 @@ ROUTES = [
     page("/console/events/{position:int}", show_event, AUDITORS),
     page("/console/streams/{stream}", show_stream, AUDITORS),
     page("/console/trace", find_trace, AUDITORS),
-    page("/console/trace/{request_id}", show_trace, AUDITORS),
+    page("/console/trace/{request_id:path}", show_trace, AUDITORS),
 ]

@@ -3,6 +3,7 @@
 
 document.addEventListener("input", (event) => {
   if (!event.target.matches("[data-slider]")) return;
-  const output = event.target.closest("label").querySelector("output");
-  if (output) output.value = event.target.value;
+  // No <output>: a label names the first element in it that can have one, and that has to be the slider.
+  const shown = event.target.closest("label").querySelector("[data-value]");
+  if (shown) shown.textContent = event.target.value;
 });
