@@ -22,7 +22,7 @@ from psycopg.types.json import Jsonb
 from engine.personal_data import Left, PersonalPlace, PersonalTable, given, statements
 from engine.persons import Persons
 from engine.purge import purge_copies, purge_tables
-from engine.seals.forgotten import ForgottenList, person_digest
+from engine.seals.forgotten_list import ForgottenList, person_digest
 from engine.seals.places import AnchorsUnusable
 from infra.http.auth import REMEMBER_SECONDS
 from infra.metrics import counter

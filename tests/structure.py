@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # What these import is named there because it is a part of its own: a feature's, or a command.
 DECLARING = ("backlot.features", "backlot.cli")
 PACKAGES = (
-    "backlot", "commands", "domain", "engine", "infra", "projections", "readapi", "workers",
+    "backlot", "commands", "domain", "engine", "infra", "projections", "readapi", "web", "workers",
 )  # fmt: skip
 
 

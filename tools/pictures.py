@@ -29,6 +29,7 @@ from infra.settings import load_settings
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 WIDTH, HEIGHT = 1280, 800
 MOST_BYTES = 200_000
+LIVE_ANSWERS = 15
 QUALITIES = range(90, 20, -10)
 HOLD = """
 film => new Promise(held => {
@@ -58,10 +59,21 @@ def play(page: Page) -> None:
     page.locator("video").evaluate(HOLD)
 
 
+def over_time(page: Page) -> None:
+    """Show how the film did, below what it is at the moment."""
+    page.get_by_role("heading", name="Over time").evaluate("heading => heading.scrollIntoView()")
+
+
+def a_while(page: Page) -> None:
+    """Let the lines of what runs have some points."""
+    for _ in range(LIVE_ANSWERS):
+        page.wait_for_event("response", lambda answer: "/now/live" in answer.url)
+
+
 ALL = (
     Picture("site", "/watch/{video}", VIEWER, prepare=play),
-    Picture("studio", "/studio", OWNER),
-    Picture("console", "/console", OPERATOR, ("admin",)),
+    Picture("studio", "/studio/videos/{video}", OWNER, prepare=over_time),
+    Picture("console", "/console", OPERATOR, ("admin",), a_while),
 )
 
 

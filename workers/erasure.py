@@ -44,7 +44,7 @@ from engine.log import MAPPER
 from engine.persons import Persons
 from engine.purge import purge
 from engine.schedule import Job, Outage, Run
-from engine.seals.forgotten import record_forgotten
+from engine.seals.forgotten_list import record_forgotten
 from engine.seals.places import AnchorsUnusable
 from engine.seals.proofs import Proofs
 from infra.batcher import QueueFull

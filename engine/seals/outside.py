@@ -17,7 +17,7 @@ from engine.seals.anchors import (
     HeadFile,
     anchor_of,
 )
-from engine.seals.forgotten import ForgottenList
+from engine.seals.forgotten_list import ForgottenList
 from engine.seals.places import AnchorsUnusable
 from infra.metrics import counter
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from engine.seals.anchors import Anchor, AnchorStore, BucketAnchors, FileAnchors, HeadFile
 from engine.seals.chain import Seal
-from engine.seals.forgotten import ForgottenList
+from engine.seals.forgotten_list import ForgottenList
 from engine.seals.outside import NOTHING, SEAL_FAILURES, Outside
 from engine.seals.places import LineFile, LinePlace, LockedObjects
 from infra.data_folder import forgotten_path, seal_head_path

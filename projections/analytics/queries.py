@@ -302,7 +302,7 @@ class AnalyticsQueries:
         self._log_pool = log_pool
         self._models = Waiting(log_pool)
         self._consumers = Waiting(pool, query=REACHED, log_pool=log_pool)
-        self._trending = trending
+        self._trending, self.formula = trending, trending.formula
         self._cache = cache
         self._reached: BatchLoader[None, Reached] = BatchLoader(self._read_reached)
         self._stats = {
@@ -391,11 +391,6 @@ class AnalyticsQueries:
             return CachedValue(await make(now), now, None, includes=reached), False
         wanted = Requirement(await self._edition(fresh), fresh.position)
         return await self._cache.get(window, limit, category, make, wanted, lambda: reached)
-
-    @property
-    def formula(self) -> Formula:
-        """By what videos are ranked."""
-        return self._trending.formula
 
     async def rank_by(self, formula: Formula, window: Window, limit: int) -> list[Ranked]:
         """Return a ranking by another formula, made now and kept nowhere.

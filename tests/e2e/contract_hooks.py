@@ -114,8 +114,11 @@ class World:
 
     def prove(self, case: schemathesis.Case[Any]) -> None:
         """Ask for the proof of the first event, leading to the first seal; every other time."""
-        if case.path == "/audit/seals/{number}/proof" and next(self._proofs) % 2:
-            case.path_parameters["number"], case.query["position"] = self._first_seal(), "1"
+        wrong = case.meta is not None and case.meta.generation.mode.is_negative
+        names = case.path_parameters or {}
+        if case.path == "/audit/seals/{number}/proof" and not wrong and next(self._proofs) % 2:
+            names["number"] = self._first_seal()
+            case.query = {**(case.query or {}), "position": "1"}
 
     def _first_seal(self) -> int:
         return int(

@@ -120,6 +120,10 @@ class _Seen:
 
     def console(self, message: ConsoleMessage) -> None:
         # Browsers write: Failed to load resource: the server responded with a status of 403 (…)
-        wanted = any(f"status of {status} " in message.text for status in self._refused)
+        # And htmx: Response Status Error Code 403 from …
+        wanted = any(
+            f"status of {status} " in message.text or f"Error Code {status} " in message.text
+            for status in self._refused
+        )
         if message.type in ("error", "warning") and not wanted:
             self.complaints.append(f"{message.text} ({message.location.get('url', '')})")

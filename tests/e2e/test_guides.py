@@ -160,3 +160,53 @@ def test_the_service_of_the_back_end_developer_resumes_and_is_called(afternoon: 
     assert f"('{first}', 1)" in told
     assert f"('{first}', 0)" in told
     assert "1 new" in told.partition(f"('{first}', 1)")[2]
+
+
+# The pause in which consumers take in what was under way is none here: so that comes first.
+CONSUMED = """
+until test "$("$BIN/psql" "$URL" -Atc "
+    SELECT min(position) >= (SELECT max(notification_id) FROM backlot_events
+                             WHERE topic LIKE 'comment%')
+    FROM backlot_checkpoints WHERE source = 'events' AND (
+        kind = 'consumer' OR subscription IN ('audit', 'comments', 'moderation'))")" = t
+do sleep 0.1; done
+"""
+
+
+def test_the_operator_mends_restores_and_forgets(afternoon: Afternoon) -> None:
+    (afternoon.folder / ".backlot").symlink_to(afternoon.site.data)
+    *before, forgotten, restored = afternoon.begin("operator.md")
+    assert "privacy forget" in forgotten
+    told = afternoon.types(*before, CONSUMED, forgotten, restored)
+    for said in (
+        "ready: True",
+        "auditor: 200\nmoderator: 403",
+        "comment.posted.v1",
+        "some rows differ",
+        "switched at position",
+        "no row differs",
+        "no fault",
+        "erin is forgotten",
+        "comments here: 0",
+        "restored: Rain with 1 like",
+        "0\nher text is not there",
+    ):
+        assert said in told, told
+    assert "restored_persons_erased" in (afternoon.folder / "restored.log").read_text()
+
+
+def test_the_analyst_finds_what_was_watched_and_why(afternoon: Afternoon) -> None:
+    told = afternoon.types(*afternoon.begin("analyst.md"))
+    for said in (
+        "views 3\nuniqueViewers 3\nlikes 3\ncomments 3\nshares 3\n",
+        "{'channel': 'mail', 'shares': 3}",
+        "of alice: ",
+        "1 Rain ",
+        "\nweather,3,3,",
+        ",mail\n",
+        " 1 of 1 true rate",
+        "video_likes.liked.v1 ",
+    ):
+        assert said in told, told
+    heads = (afternoon.folder / "rain.csv").read_text().splitlines()[0].split(",")
+    assert "views" in heads

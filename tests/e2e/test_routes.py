@@ -153,12 +153,14 @@ OF_THE_PROCESS = {
 NOT_KEPT = {
     *("GET /events", "GET /tus/uploads/{upload_id}", "GET /uploads/{upload_id}/s3"),
     *("GET /videos/{video_id}/events", "GET /recommendations", "GET /videos/recommendations"),
+    *("GET /users/{user_id}/certificate",),
     *("GET /users/{user_id}/export", "GET /users/{user_id}/pseudonym"),
 }
 # What says by itself of when it is, and what is no matter of the log.
 WITHOUT_POSITION = {
     "GET /tus/uploads/{upload_id}",
     *("GET /audit/verify", "GET /users/me", "GET /users/{user_id}/forgetting"),
+    *("GET /users/{user_id}/certificate",),
     *("GET /users/{user_id}/export", "GET /users/{user_id}/pseudonym"),
 }
 

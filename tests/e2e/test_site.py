@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from tests.e2e import plain
 from tests.e2e.pages import XSS, accept_questions, axe, fits, visitor
 from tests.e2e.program import Program
 from tests.e2e.videos import read, see, upload
+from tests.openai_server import openai_server
 from tests.support import eventually
 
 
@@ -133,6 +135,27 @@ def test_a_visitor_without_a_token_reads_and_is_led_to_the_login(
         expect(page.locator("[data-count=likes]")).to_have_text("1")
 
 
+def test_translations_arrive_and_anybody_watches_where_they_may(
+    make_program: Callable[..., Program], browser: Browser
+) -> None:
+    with openai_server() as provider:
+        anybody = {"OPENAI_BASE_URL": provider.url, "ANONYMOUS_VIEWERS": "true"}
+        program = make_program(**anybody).start()
+        ann = program.client("ann")
+        video = upload(ann)
+        with visitor(browser, program) as page:
+            watch(page, video)
+            text = "¡Qué bonito es este vídeo, señores!"
+            read(ann.post(f"/videos/{video}/comments", json={"content": text}))
+            translation = comment(page, text).locator("[data-slot=translated]")
+            expect(translation).to_have_text(f"[en] {text}")
+            expect(comment(page, text).locator("[data-slot=language]")).to_have_text(" from es")
+            expect(comment(page, text).locator("[data-slot=pending]")).to_be_hidden()
+            page.get_by_role("button", name="Play").click()
+            expect(page.locator("video")).to_be_visible()
+        eventually(lambda: read(ann.get(f"/videos/{video}"))["views"] == 1)
+
+
 def test_lists_tell_what_trends_and_why(
     server: Program, browser: Browser, alice: httpx.Client
 ) -> None:
@@ -168,7 +191,7 @@ def test_what_is_of_no_interest_is_recommended_no_more(
         expect(listed.get_by_role("button", name="Undo")).to_be_visible()
         fits(page)
         page.reload()
-        page.locator(".next").wait_for()
+        page.locator(".next, aside .nothing").wait_for()
         expect(listed).to_have_count(0)
     carla = server.client("carla")
     assert dull not in [each["video"]["videoId"] for each in items(carla, "/recommendations")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.seals.anchors import Acceptance, BucketAnchors, anchor_of
-from engine.seals.forgotten import ForgottenList, person_digest
+from engine.seals.forgotten_list import ForgottenList, person_digest
 from engine.seals.outside import Outside
 from engine.seals.places import AnchorsUnusable, LockedObjects
 from engine.seals.proofs import Proofs, configured_anchors

@@ -24,7 +24,7 @@ from engine.connections import connected
 from engine.erasures import ErasureStep
 from engine.inspection.index import Audit
 from engine.inspection.persons import begun_streams
-from engine.seals.forgotten import ForgottenList, person_digest
+from engine.seals.forgotten_list import ForgottenList, person_digest
 from engine.seals.outside import Outside
 from engine.seals.places import LineFile
 from engine.seals.proofs import Proofs

@@ -19,7 +19,7 @@ from engine.erasures import ERASED_AGAIN, compare_forgotten, erase_again, purge_
 from engine.personal_data import Pace, PersonalTable, Rewritten
 from engine.persons import Persons
 from engine.purge import SharedTime, purge_tables
-from engine.seals.forgotten import ForgottenList, person_digest, record_forgotten
+from engine.seals.forgotten_list import ForgottenList, person_digest, record_forgotten
 from engine.seals.outside import Outside
 from engine.seals.places import AnchorsUnusable, LineFile
 from engine.seals.proofs import Proofs

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from engine.seals.forgotten import ForgottenList, person_digest, record_forgotten
+from engine.seals.forgotten_list import ForgottenList, person_digest, record_forgotten
 from engine.seals.outside import Outside
 from engine.seals.places import AnchorsUnusable, LineFile
 from engine.seals.proofs import Proofs

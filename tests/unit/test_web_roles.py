@@ -5,89 +5,30 @@ No API is behind them: a call that one would have got is a refusal that came too
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from tests.unit.test_web import browser, code_of, logged_in
+from tests.web_routes import CONSOLE, Call, calls, may
 from web.console import SECTIONS
 
-PARTS = {"int": "7", "uuid": "00000000-0000-4000-8000-000000000007"}
-AUDITORS, MODERATORS, ADMINS = {"auditor", "admin"}, {"moderator", "admin"}, {"admin"}
-CONSOLE = {
-    "/console": AUDITORS,
-    "/console/now/": AUDITORS,
-    "/console/projections": ADMINS,
-    "/console/log": AUDITORS,
-    "/console/events/": AUDITORS,
-    "/console/streams/": AUDITORS,
-    "/console/trace": AUDITORS,
-    "/console/queues": AUDITORS,
-    "/console/queues/parked": ADMINS,
-    "/console/queues/webhooks": ADMINS,
-    "/console/integrity": AUDITORS,
-    "/console/integrity/verify": ADMINS,
-    "/console/integrity/proof": ADMINS,
-    "/console/moderation": MODERATORS,
-    "/console/privacy": ADMINS,
-    "/console/why": AUDITORS,
-    "/console/why/user": ADMINS,
-    "/console/spending": AUDITORS,
-    "/console/operations": AUDITORS,
-    "/console/operations/": ADMINS,
-}
-"""Who may see a page and those below it, where no longer path says otherwise.
 
-With a slash at its end: those below alone.
-"""
-SEEN_ONLY = {"/console/queues": ADMINS}
-"""Where others may act than may look."""
+class _Names(dict[str, str]):
+    """What any name in a path stands for, whatever kind it is of."""
+
+    def __missing__(self, name: str) -> str:
+        if name == "position":
+            return "7"
+        return "00000000-0000-4000-8000-000000000007"
 
 
-class Call(NamedTuple):
-    """One way to call a route."""
-
-    method: str
-    path: str
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.path}"
-
-
-def calls() -> Iterator[Call]:
-    app = browser().app
-    assert isinstance(app, Starlette)
-    for route in app.routes:
-        if isinstance(route, Route):
-            path = re.sub(r"{\w+:?(\w*)}", lambda found: PARTS.get(found[1], "seven"), route.path)
-            for method in sorted((route.methods or set()) - {"HEAD"}):
-                yield Call(method, path)
-
-
-CALLS = list(calls())
+APP = browser().app
+assert isinstance(APP, Starlette)
+CALLS = list(calls(APP.routes, _Names()))
 OF_CONSOLE = [each for each in CALLS if each.path.startswith("/console")]
 ACTIONS = [each for each in CALLS if each.method == "POST" and each.path != "/login"]
-
-
-def may(call: Call) -> set[str]:
-    """Return the roles that may, by the longest path of the table that the call's is or is below.
-
-    `/console` itself has nothing below it: a page that the table lacks is an error.
-    """
-    fits = [
-        each
-        for each in CONSOLE
-        if call.path == each
-        or (each != "/console" and call.path.startswith(f"{each.removesuffix('/')}/"))
-    ]
-    found = max(fits, key=len)
-    return SEEN_ONLY.get(found, CONSOLE[found]) if call.method == "POST" else CONSOLE[found]
 
 
 def send(client: TestClient, call: Call, code: str = "", **headers: str) -> httpx.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from web.visits import AUDITORS, Visit, page
 LATE_SECONDS = 60.0
 SLOW_SECONDS = 5.0
 # Which page does what a remedy's command does.
+OF_PROJECTION = re.compile(r"`backlot projections (?:resume|show) ([a-z0-9_]+)")
 PAGES = {
     "backlot projections parked": "/console/queues",
     "backlot topics dead": "/console/queues/letters",
@@ -49,6 +51,8 @@ def _urgency(finding: Mapping[str, str]) -> tuple[bool, str]:
 
 def page_for(finding: Mapping[str, str]) -> str | None:
     """Return the page on which a finding can be dealt with; None where there is none."""
+    if (of := OF_PROJECTION.search(finding["remedy"])) is not None:
+        return f"/console/projections/{of[1]}"
     for command, where in PAGES.items():
         if command in finding["remedy"]:
             return where

@@ -69,7 +69,8 @@ ACTS: Mapping[str, Act] = {
 
 def acts_of(projection: Mapping[str, Any]) -> list[str]:
     """Return what is possible in the state of a projection, but for a replay."""
-    possible = ["resume" if projection["status"] == "paused" else "pause"]
+    rests = projection["status"] in ("paused", "stopped")
+    possible = ["resume" if rests else "pause"]
     replay = projection.get("replay")
     if replay is not None and is_under_way(replay):
         possible += ["confirm"] if replay["state"] == "waiting" else []

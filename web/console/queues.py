@@ -5,6 +5,7 @@ Each kind has a page of its own with all of them; the first page shows the oldes
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from hashlib import sha256
@@ -34,14 +35,16 @@ async def queues_live(visit: Visit) -> Response:
 
 
 async def _first(visit: Visit) -> dict[str, Any]:
-    is_admin = visit.may(ADMIN)
-    shown = {
-        "tasks": (await visit.api.get("/admin/tasks"))["items"],
-        "letters": await visit.api.get("/admin/dead-letters", limit=FIRST),
-        "failed": await visit.api.get("/admin/tasks/failed", limit=FIRST),
-        "parked": await visit.api.get("/admin/parked", limit=FIRST) if is_admin else None,
-        "webhooks": (await visit.api.get("/admin/webhooks"))["items"] if is_admin else None,
+    asked = {
+        "tasks": visit.api.get("/admin/tasks"),
+        "letters": visit.api.get("/admin/dead-letters", limit=FIRST),
+        "failed": visit.api.get("/admin/tasks/failed", limit=FIRST),
     }
+    if visit.may(ADMIN):
+        asked["parked"] = visit.api.get("/admin/parked", limit=FIRST)
+        asked["webhooks"] = visit.api.get("/admin/webhooks")
+    found = await asyncio.gather(*asked.values())
+    shown = {"parked": None, "webhooks": None} | dict(zip(asked, found, strict=True))
     return shown | {"state": sha256(repr(shown).encode()).hexdigest()[:16]}
 
 
@@ -62,7 +65,7 @@ async def letters(visit: Visit) -> Response:
 async def tasks(visit: Visit) -> Response:
     found = await visit.api.get("/admin/tasks/failed", limit=LIMIT, cursor=visit.query("cursor"))
     queues = (await visit.api.get("/admin/tasks"))["items"]
-    return visit.page("console/queues_tasks.html", failed=found, tasks=queues)
+    return visit.page("console/queues_tasks.html", failed=found, queues=queues)
 
 
 async def parked_event(visit: Visit) -> Response:

@@ -17,7 +17,7 @@ LIMIT = 50
 
 
 async def webhooks(visit: Visit) -> Response:
-    found = (await visit.api.get("/admin/webhooks"))["items"]
+    found = await visit.api.get("/admin/webhooks")
     return visit.page("console/webhooks.html", webhooks=found)
 
 

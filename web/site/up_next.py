@@ -15,27 +15,17 @@ PLACES = 8
 
 
 async def up_next(visit: Visit) -> Response:
-    """Show recommendations to who is known; to others, and who has seen all, what trends."""
-    listed, items = None, []
+    """Show recommendations to who is known, and to others what trends."""
     # One more than is shown: the video of the page may be among them.
     if visit.session is not None:
         found = await visit.api.get("/videos/recommendations", limit=PLACES + 1)
-        listed = found.get("listId")
-        items = _others(visit, [(each["video"], each["reason"]) for each in found["items"]])
-    if not items:
+        items = [(each["video"], each["reason"]) for each in found["items"]]
+    else:
         found = await visit.api.get("/analytics/trending", timeRange="30d", limit=PLACES + 1)
-        told = [(each["video"], why(each["components"]).words) for each in found["items"]]
-        listed, items = None, _others(visit, told)
-    return visit.page("site/up_next.html", items=items, listed=listed)
-
-
-Reasoned = list[tuple[Any, str]]
-
-
-def _others(visit: Visit, items: Reasoned) -> Reasoned:
-    """Return videos with their reasons, without that of the page."""
+        items = [(each["video"], why(each["components"]).words) for each in found["items"]]
     here = visit.asked("video_id")
-    return [(whole(video), reason) for video, reason in items if video["videoId"] != here][:PLACES]
+    others = [(whole(video), reason) for video, reason in items if video["videoId"] != here]
+    return visit.page("site/up_next.html", items=others[:PLACES], listed=found.get("listId"))
 
 
 async def seen(visit: Visit, form: Form) -> Response:

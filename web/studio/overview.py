@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from infra.cancellation import together
 from web.api import path
-from web.studio.periods import StatsPeriod, download, keep_zone, shown
+from web.studio.periods import CSV, StatsPeriod, keep_zone, read_series, saved, shown
 from web.studio.videos import user_of
 from web.visits import ANYBODY, Visit, page
 
@@ -19,11 +19,12 @@ def _stats_of(visit: Visit) -> str:
 
 async def show_overview(visit: Visit) -> Response:
     period = StatsPeriod.asked(visit)
-    stats, videos, held = await together(
-        visit.api.get(_stats_of(visit), **period.params, **period.by_hours),
+    answer, videos, held = await together(
+        read_series(visit, _stats_of(visit), period),
         visit.api.get("/videos", owner="me", limit=LATEST),
         visit.api.get("/moderation/held", limit=WAITING),
     )
+    stats = answer.json()
     response = visit.page(
         "studio/overview.html",
         period=period,
@@ -36,9 +37,9 @@ async def show_overview(visit: Visit) -> Response:
 
 
 async def save_overview(visit: Visit) -> Response:
-    period = StatsPeriod.asked(visit)
-    params = {**period.params, **period.by_hours}
-    return await download(visit, _stats_of(visit), "channel", params)
+    return saved(
+        await read_series(visit, _stats_of(visit), StatsPeriod.asked(visit), CSV), "channel"
+    )
 
 
 ROUTES = [

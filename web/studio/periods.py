@@ -9,8 +9,10 @@ from typing import Any
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
+import httpx
 from starlette.responses import Response
 
+from web.api import ApiProblem
 from web.sessions import set_cookie
 from web.visits import Visit
 
@@ -18,7 +20,7 @@ RANGES = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "all": "All time"
 USUAL, UTC = "7d", "UTC"
 ZONE = "backlot_zone"
 ONE_YEAR_SECONDS = 365 * 86400
-CSV = "text/csv"
+CSV, JSON = "text/csv", "application/json"
 FIGURES = {
     "views": "Views",
     "uniqueViewers": "Unique viewers",
@@ -114,9 +116,22 @@ def shown(stats: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-async def download(visit: Visit, where: str, name: str, params: Mapping[str, Any]) -> Response:
+async def read_series(
+    visit: Visit, where: str, period: StatsPeriod, accept: str = JSON
+) -> httpx.Response:
+    """Return the stats of a period; one day by hours, unless those of its zone are no hours."""
+    headers = {"Accept": accept}
+    try:
+        params = period.params | period.by_hours
+        return await visit.api.answer("GET", where, params=params, headers=headers)
+    except ApiProblem as problem:
+        if problem.body.get("field") != "bucket":
+            raise
+    return await visit.api.answer("GET", where, params=period.params, headers=headers)
+
+
+def saved(answer: httpx.Response, name: str) -> Response:
     """Return a table of the API as a file to save."""
-    answer = await visit.api.text(where, CSV, **params)
     headers = {
         "Content-Type": answer.headers["content-type"],
         "Content-Disposition": f'attachment; filename="{name}.csv"',

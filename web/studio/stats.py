@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from infra.cancellation import together
 from web.api import ApiProblem
-from web.studio.periods import StatsPeriod, download, keep_zone, shown
+from web.studio.periods import CSV, StatsPeriod, keep_zone, read_series, saved, shown
 from web.studio.videos import api_path
 from web.visits import ANYBODY, Visit, page
 
@@ -20,12 +20,13 @@ RETENTION = "/stats/retention"
 
 async def show_stats(visit: Visit) -> Response:
     period = StatsPeriod.asked(visit)
-    video, stats, channels, retention = await together(
+    video, answer, channels, retention = await together(
         visit.api.get(api_path(visit)),
-        visit.api.get(api_path(visit, STATS), **period.params, **period.by_hours),
+        read_series(visit, api_path(visit, STATS), period),
         _told(visit, CHANNELS, period),
         _told(visit, RETENTION, period),
     )
+    stats = answer.json()
     response = visit.page(
         "studio/stats.html",
         video=video,
@@ -71,18 +72,20 @@ async def show_now(visit: Visit) -> Response:
 
 async def save_stats(visit: Visit) -> Response:
     period = StatsPeriod.asked(visit)
-    params = {**period.params, **period.by_hours}
-    return await download(visit, api_path(visit, STATS), "stats", params)
+    return saved(await read_series(visit, api_path(visit, STATS), period, CSV), "stats")
 
 
 async def save_channels(visit: Visit) -> Response:
-    params = StatsPeriod.asked(visit).params
-    return await download(visit, api_path(visit, CHANNELS), "channels", params)
+    return await _saved(visit, CHANNELS, "channels")
 
 
 async def save_retention(visit: Visit) -> Response:
+    return await _saved(visit, RETENTION, "retention")
+
+
+async def _saved(visit: Visit, what: str, name: str) -> Response:
     params = StatsPeriod.asked(visit).params
-    return await download(visit, api_path(visit, RETENTION), "retention", params)
+    return saved(await visit.api.text(api_path(visit, what), CSV, **params), name)
 
 
 ROUTES = [
