@@ -44,6 +44,7 @@ BENCHMARKS = (
     "finalize",
     "parts",
     "audit",
+    "pages",
     "languages",
     "translating",
     "trending",

@@ -27,7 +27,7 @@ CRUD, CRUD_TIGHT = "like, CRUD with outbox as planned", "like, CRUD as tight as 
 APART = "like, projections in another process"
 CPU_NOTE, REDIS_NOTE = "server CPU µs", "Redis CPU µs"
 PATHS = [f"/videos/{video}/like" for video in VIDEOS]
-CATCH_UP_SECONDS = 120.0
+CATCH_UP_SECONDS = 900.0
 
 BACKLOT_RECORDED = "SELECT max(notification_id) FROM backlot_events"
 BACKLOT_PROJECTED = "SELECT position FROM backlot_checkpoints WHERE subscription = 'likes'"

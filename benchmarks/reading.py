@@ -326,7 +326,7 @@ def _both(bench: Bench, secret: str, size: Size) -> Iterator[tuple[Server, Serve
     Beside them what starts one more Backlot on the same database.
     """
     url = bench.log(size.events, size.event)
-    _fill(url, size)
+    fill_read_models(url, size)
     with ExitStack() as stack:
         kept = stack.enter_context(redis_server(bench.folder / "redis-reading"))
         key = secrets.token_hex(32)
@@ -363,7 +363,7 @@ def _both(bench: Bench, secret: str, size: Size) -> Iterator[tuple[Server, Serve
         yield one, stack.enter_context(crud), fresh
 
 
-def _fill(url: str, size: Size) -> None:
+def fill_read_models(url: str, size: Size) -> None:
     """What the consumers would have kept, and the viewers' user ids."""
     say("filling the analytics")
     name_viewers(url, size.viewers)
