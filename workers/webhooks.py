@@ -158,11 +158,13 @@ class WebhookSender(Handler[None]):
         await self._write_settled(conn)
         if self._queues and self._key is None:
             self._key = await in_thread(self._persons.webhook_key)
-        for queue in self._queues.values():
-            if queue.webhook.disabled is None:
-                if await conn.do(self._read, queue):
-                    self._wake.set()
-                await self._send_due(conn, queue)
+        for queue in self._enabled():
+            if await conn.do(self._read, queue):
+                self._wake.set()
+        # What was decided about a webhook before something was recorded for it counts for that.
+        await conn.do(self._take_in)
+        for queue in self._enabled():
+            await self._send_due(conn, queue)
         self._wake_when_due()
         if not self._tasks:
             await asyncio.sleep(GATHER_SECONDS)
@@ -190,6 +192,9 @@ class WebhookSender(Handler[None]):
             FAILURES.labels("other").inc()
             log.error("webhooks_broke", exc_info=error)
 
+    def _enabled(self) -> list[DeliveryQueue]:
+        return [each for each in self._queues.values() if each.webhook.disabled is None]
+
     # What operators want.
 
     def _follow(self, conn: Connection[TupleRow]) -> None:
@@ -198,6 +203,9 @@ class WebhookSender(Handler[None]):
             feed: _number(conn, query)
             for feed, query in ((EVENT_FEED, EVENTS_HEAD), (TELEMETRY_FEED, TELEMETRY_HEAD))
         }
+        self._take_in(conn)
+
+    def _take_in(self, conn: Connection[TupleRow]) -> None:
         version = self._webhooks.version
         rows = conn.execute(FOLLOW, (STREAM_ID, version), prepare=True).fetchall()
         if not rows:

@@ -75,7 +75,7 @@ def test_an_id_of_something_else(alice: httpx.Client, film: str) -> None:
     assert alice.get(f"/videos/{film}").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/video", "/docs/../etc", "/%2e%2e/%2e%2e/etc"])
+@pytest.mark.parametrize("path", ["/video", "/docs/../etc", "/%2e%2e/%2e%2e/etc"])
 def test_a_path_that_is_not_there(nobody: httpx.Client, path: str) -> None:
     problem(nobody.get(path), 404)
 

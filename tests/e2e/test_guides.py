@@ -62,6 +62,7 @@ def site(short_dir: Path, ports: dict[str, int]) -> Iterator[Program]:
     """One program for all guides, with what each of them has set; nobody waits to be forgotten."""
     variables = {
         "CORS_ORIGINS": f"http://127.0.0.1:{ports['8090']}",
+        "SETTLES": "yes",
         "WEBHOOK_ALLOW_HTTP": "true",
         "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
     }
@@ -188,7 +189,7 @@ def test_the_operator_mends_restores_and_forgets(afternoon: Afternoon) -> None:
         "no fault",
         "erin is forgotten",
         "comments here: 0",
-        "restored: Rain with 1 like",
+        "restored: Storm with 1 like",
         "0\nher text is not there",
     ):
         assert said in told, told
@@ -201,7 +202,7 @@ def test_the_analyst_finds_what_was_watched_and_why(afternoon: Afternoon) -> Non
         "views 3\nuniqueViewers 3\nlikes 3\ncomments 3\nshares 3\n",
         "{'channel': 'mail', 'shares': 3}",
         "of alice: ",
-        "1 Rain ",
+        "1 Drizzle ",
         "\nweather,3,3,",
         ",mail\n",
         " 1 of 1 true rate",
