@@ -13,7 +13,7 @@ from web.api import Members, known, path
 from web.templating import command_line
 from web.visits import AUDITORS, Visit, page
 
-LIMIT = 50
+LIMIT, TRACED = 50, 200
 # The names of the API, so that a link of a page is a call of the API too.
 FILTERS = ("type", "aggregate", "actor", "stream", "correlationId", "from", "to", "before", "order")
 OPTIONS = {"correlationId": "correlation"}
@@ -81,7 +81,7 @@ async def show_stream(visit: Visit) -> Response:
 
 async def show_trace(visit: Visit) -> Response:
     request_id = visit.asked("request_id")
-    trace = known(await visit.api.get(path("/audit/trace/{}", request_id)))
+    trace = known(await visit.api.get(path("/audit/trace/{}", request_id), limit=TRACED))
     return visit.page("console/trace.html", trace=trace)
 
 
