@@ -257,9 +257,9 @@ def openapi(
     _: Json = False,
 ) -> None:
     """Print the OpenAPI document of the API, as JSON in any case; nothing has to run."""
-    from backlot.http import Api, describe
+    from backlot.http import ApiPart, describe
 
-    show("", describe(Api(api)), as_json=True)
+    show("", describe(ApiPart(api)), as_json=True)
 
 
 @app.command()

@@ -219,7 +219,7 @@ def applications(parts: Parts, lifespan: Lifespan) -> HttpApp:
     return public
 
 
-class Api(StrEnum):
+class ApiPart(StrEnum):
     """A document of its own: that of the commands, that of the queries, that of both."""
 
     ALL = "all"
@@ -229,13 +229,13 @@ class Api(StrEnum):
     @property
     def roles(self) -> frozenset[Role]:
         """The roles of a process that serves it."""
-        return SERVING if self is Api.ALL else frozenset({Role(self)})
+        return SERVING if self is ApiPart.ALL else frozenset({Role(self)})
 
 
 TITLES = {
-    Api.ALL.roles: "Backlot",
-    Api.COMMANDS.roles: "Backlot commands",
-    Api.QUERIES.roles: "Backlot queries",
+    ApiPart.ALL.roles: "Backlot",
+    ApiPart.COMMANDS.roles: "Backlot commands",
+    ApiPart.QUERIES.roles: "Backlot queries",
 }
 
 
@@ -244,7 +244,7 @@ def _title(roles: Collection[Role]) -> str:
     return TITLES.get(SERVING.intersection(roles), "Backlot operations")
 
 
-def describe(api: Api) -> dict[str, Any]:
+def describe(api: ApiPart) -> dict[str, Any]:
     """Return the OpenAPI document of an API, as a process with a folder of objects serves it."""
     folder = FolderStore(Path(), bytes(MIN_SECRET_BYTES), timedelta(0), lambda: datetime.now(UTC))
     routes = _routes(api.roles, folder, operations(_unasked, _unasked))

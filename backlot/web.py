@@ -24,7 +24,7 @@ from infra.metrics import own_page
 from infra.settings import SERVING, Role, Settings
 from web.api import TIMEOUT_SECONDS, Connect
 from web.app import has_page, make_web_app
-from web.oidc import Provider
+from web.oidc import OidcProvider
 from web.sealed import Box
 from web.sessions import LONGEST_SECONDS
 from web.visits import WebParts
@@ -64,7 +64,7 @@ def web_app(settings: Settings, local: str, connect: Connect, spend_link: Spend 
     given, oidc = settings.web, None
     if given.oidc_issuer is not None and given.oidc_client_id is not None:
         secret = given.oidc_client_secret
-        oidc = Provider(
+        oidc = OidcProvider(
             given.oidc_issuer,
             given.oidc_client_id,
             None if secret is None else secret.get_secret_value(),

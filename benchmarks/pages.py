@@ -16,6 +16,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import httpx
+import psycopg
 
 from benchmarks.audit import p99
 from benchmarks.bench import Bench, say
@@ -25,6 +26,7 @@ from benchmarks.reading import ALL_PROJECTED, Size, fill_read_models
 from benchmarks.results import Comparison, Side
 from benchmarks.sealer import make_sealer
 from infra.http.auth import mint_token
+from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
 
 LIMIT = Side("the limit", [150.0])
 MOST_GROWTH = 1.3
@@ -32,6 +34,16 @@ STRETCHES = 10
 TIMES_AS_MANY = 10
 OPERATOR, CREATOR, VIEWER = "operator", "owner", "viewer-1"
 ROLES: Mapping[str, Sequence[str]] = {OPERATOR: ("admin",), CREATOR: (), VIEWER: ()}
+
+OWN_VIDEOS = 200
+# However many videos there are, a channel has so many.
+OF_OTHERS = "UPDATE analytics.videos SET owner = 'somebody' WHERE video_id <> ALL (%s::uuid[])"
+# Those who count are away, and who has done something would wait for them.
+COUNTED = """
+INSERT INTO backlot_checkpoints (kind, subscription, source, position)
+SELECT 'consumer', unnest(%s::text[]), 'events', max(notification_id) FROM backlot_events
+ON CONFLICT (kind, subscription, source, partition) DO UPDATE SET position = EXCLUDED.position
+"""
 
 Draw = Callable[[Random], str]
 
@@ -156,6 +168,9 @@ def _visitors(bench: Bench, size: Size, secret: str) -> Iterator[Visitors]:
     """A server with a log of that size, all of it projected and sealed, and who asks it."""
     url = bench.log(size.events, size.event)
     fill_read_models(url, size)
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(OF_OTHERS, ([video_id(number) for number in range(OWN_VIDEOS)],))
+        conn.execute("VACUUM (ANALYZE)")
     say("sealing the log")
     with TemporaryDirectory() as folder:
         sealer = make_sealer(url, folder)
@@ -171,7 +186,11 @@ def _visitors(bench: Bench, size: Size, secret: str) -> Iterator[Visitors]:
         roles="commands,queries,projections,web",
         projected=ALL_PROJECTED,
     ) as server:
-        visitors = Visitors(server, _pages(server, size, secret), secret)
+        pages = _pages(server, size, secret)
+        with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute(COUNTED, ([COUNTS_CONSUMER, VIDEOS_CONSUMER],))
+            conn.execute("VACUUM (ANALYZE)")
+        visitors = Visitors(server, pages, secret)
         try:
             yield visitors
         finally:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import field
 from enum import StrEnum
+from typing import Annotated
 
 from domain.errors import Conflict, Invalid, NotFound
-from domain.model import Aggregate, Origin
+from domain.model import Aggregate, Origin, Personal
 from domain.text import shows
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,49}")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 MAX_SUBJECT_LENGTH = 200
 MAX_JSON_CHARACTERS = 8_000
+REASON = "reason"
+"""What an operator wrote, of all that may be asked for: it is forgotten with them."""
 
 # What is decided about messages and tasks that failed, and the subjects of these operations.
 RETRY_MESSAGES, DISCARD_MESSAGES = "redrive-dead", "discard-dead"
@@ -48,13 +52,23 @@ class Operation(Aggregate):
         subject: str
 
     class Requested(Event):
+        """`reason` is what the operator wrote; older events have it among the parameters."""
+
         TOPIC = "operation.requested.v1"
         parameters: dict[str, object]
+        reason: Annotated[str | None, Personal("actor")] = field(default=None, kw_only=True)
+
+        @property
+        def asked(self) -> Members:
+            """All that was asked for, with the reason where it is still known."""
+            return (
+                self.parameters if self.reason is None else {**self.parameters, REASON: self.reason}
+            )
 
         def apply(self, operation: Operation) -> None:
             operation.action = self.action
             operation.subject = self.subject
-            operation.parameters = self.parameters
+            operation.parameters = self.asked
             operation.requested_by = self.actor
             operation.correlation_id = self.correlation_id
 
@@ -99,10 +113,17 @@ class Operation(Aggregate):
                 f"`parameters` have at most {MAX_JSON_CHARACTERS} storable characters of JSON.",
                 field="parameters",
             )
-        if not shows(str(parameters.get("reason", "none given"))):
-            raise Invalid("`reason` needs some text that can be seen.", field="reason")
-        fields = {"action": action, "subject": subject, "parameters": parameters}
-        self.record(self.Requested, origin, **fields)
+        reason = parameters.get(REASON)
+        if reason is not None and not shows(str(reason)):
+            raise Invalid("`reason` needs some text that can be seen.", field=REASON)
+        self.record(
+            self.Requested,
+            origin,
+            action=action,
+            subject=subject,
+            parameters={name: value for name, value in parameters.items() if name != REASON},
+            reason=None if reason is None else str(reason),
+        )
 
     def finish(self, outcome: OperationOutcome, result: Members, origin: Origin) -> None:
         """Tell how it ended; what ended already records nothing. Raise NotFound before a request.

@@ -50,9 +50,11 @@ PERSONAL = (
         forget=Blanked(
             f"requested_by = CASE WHEN requested_by = %(subject)s THEN '{FORGOTTEN}' "
             "ELSE requested_by END, "
+            "parameters = CASE WHEN requested_by = %(subject)s THEN parameters - 'reason' "
+            "ELSE parameters END, "
             "result = CASE WHEN position(convert_from(%(needle)s::bytea, 'UTF8') IN result::text) "
             "> 0 THEN NULL ELSE result END",
-            "a result that names the person is deleted",
+            "their reasons, and a result that names the person, are deleted",
         ),
     ),
 )
@@ -95,7 +97,7 @@ def _requested(position: int, event: Operation.Requested) -> tuple[Any, ...]:
         event.originator_id,
         event.action,
         event.subject,
-        orjson.dumps(event.parameters).decode(),
+        orjson.dumps(event.asked).decode(),
         event.actor,
         event.timestamp,
         event.correlation_id,

@@ -165,10 +165,12 @@ def _told(entry: Entry, outcomes: Mapping[UUID, str], names: Pseudonyms | None) 
     kind = type_of(stored.topic)
     is_operation = kind == OPERATION
     target = next((str(payload[name]) for name in TARGETS if payload.get(name)), None)
-    given = payload.get("parameters") if is_operation else payload
     reason = None
-    if names is not None and isinstance(given, dict):
-        reason = given.get("reason") or given.get("stated_reason")
+    if names is not None:
+        # Among the parameters in operations of older releases.
+        older = payload.get("parameters") if is_operation else None
+        said = payload | (older if isinstance(older, dict) else {})
+        reason = said.get("reason") or said.get("stated_reason")
     action = str(payload.get("action", kind)) if is_operation else kind
     if (decision := payload.get("decision")) is not None:
         action = f"{action}.{decision}"

@@ -34,7 +34,7 @@ CALLBACK = "/login/oidc/callback"
 
 
 @dataclass(frozen=True)
-class Provider:
+class OidcProvider:
     """An identity provider, as its operator has set it up for Backlot.
 
     `token` says which of its tokens the APIs get: the one whose `aud` is JWT_AUDIENCE.
@@ -88,7 +88,7 @@ def _callback(visit: Visit) -> str:
     return visit.parts.public_url + CALLBACK
 
 
-def _provider(visit: Visit) -> Provider:
+def _provider(visit: Visit) -> OidcProvider:
     if visit.parts.provider is None:
         raise ApiProblem(404, {"title": "No such page", "detail": "There is no provider set."})
     return visit.parts.provider

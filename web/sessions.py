@@ -32,7 +32,7 @@ class TokenTooLarge(Exception):
 
 
 @dataclass(frozen=True)
-class Session:
+class LoginSession:
     """A visitor with a token; what is said of them comes from the API, which verified it."""
 
     token: str
@@ -47,24 +47,24 @@ class Session:
         return hmac.new(self.nonce.encode(), b"csrf", sha256).hexdigest()
 
 
-def new_session(token: str, user_id: str, roles: frozenset[str]) -> Session:
+def new_session(token: str, user_id: str, roles: frozenset[str]) -> LoginSession:
     """Return a session that ends with its token, and after twelve hours at the latest."""
     now = time.time()
     ends = float(jwt.decode(token, options={"verify_signature": False}).get("exp", now))
-    return Session(token, user_id, roles, token_urlsafe(24), min(ends, now + LONGEST_SECONDS))
+    return LoginSession(token, user_id, roles, token_urlsafe(24), min(ends, now + LONGEST_SECONDS))
 
 
-def session_of(request: Request, box: Box) -> Session | None:
+def session_of(request: Request, box: Box) -> LoginSession | None:
     """Return the session whose cookie the request brings."""
     found = box.open(SESSION, request.cookies.get(SESSION, ""))
     if found is None:
         return None
-    return Session(
+    return LoginSession(
         found["token"], found["user"], frozenset(found["roles"]), found["nonce"], found["until"]
     )
 
 
-def keep(response: Response, session: Session, box: Box, *, secure: bool) -> None:
+def keep(response: Response, session: LoginSession, box: Box, *, secure: bool) -> None:
     """Have the browser keep a session; raise TokenTooLarge."""
     seconds = max(0.0, session.until - time.time())
     told = {
@@ -92,7 +92,7 @@ def same_origin(request: Request) -> bool:
     return request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
 
 
-def proves(session: Session | None, request: Request, form: Mapping[str, Any]) -> bool:
+def proves(session: LoginSession | None, request: Request, form: Mapping[str, Any]) -> bool:
     """Return whether a request that changes something comes from one of our pages (CSRF).
 
     Its form has the session's code, and the browser, where it says so, that it is of this origin.

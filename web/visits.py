@@ -19,11 +19,11 @@ from starlette.routing import Route
 
 from web.api import Api, ApiProblem, Connect
 from web.sealed import Box
-from web.sessions import FLASH, Session, proves, same_origin, session_of, set_cookie
+from web.sessions import FLASH, LoginSession, proves, same_origin, session_of, set_cookie
 from web.templating import TEMPLATES
 
 if TYPE_CHECKING:
-    from web.oidc import Provider
+    from web.oidc import OidcProvider
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +53,7 @@ class WebParts:
     """Origins beside ours to which browsers send parts and from which they play films: S3."""
     spend_link: Callable[[str], Awaitable[str | None]] | None = None
     """Returns the token that a login link stands for, once; None where it stands for none."""
-    provider: Provider | None = None
+    provider: OidcProvider | None = None
     """Who else may say who somebody is."""
     public_url: str = ""
     """Where browsers reach the pages, without a slash at the end."""
@@ -65,7 +65,7 @@ class Visit:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.parts: WebParts = request.app.state.web
-        self.session: Session | None = session_of(request, self.parts.box)
+        self.session: LoginSession | None = session_of(request, self.parts.box)
         self.client: httpx.AsyncClient = self.parts.connect(request)
         self.api = Api(self.client, self.session.token if self.session else None)
         self.anonymous = Api(self.client, None)

@@ -29,12 +29,12 @@ from backlot.demo.script import (
     SECOND_THOUGHT,
     Afterthought,
     Clip,
+    DemoVisit,
     Film,
     Liking,
     ReadBackCounts,
     Stage,
     ViewerRole,
-    Visit,
     cast,
     make_clips,
 )
@@ -86,7 +86,7 @@ async def play(
     return await asyncio.gather(*map(appear, roles))
 
 
-async def _attend(person: DemoUser, visit: Visit, stage: Stage) -> None:
+async def _attend(person: DemoUser, visit: DemoVisit, stage: Stage) -> None:
     film = stage.films[visit.video]
     await _watch(person, visit, film, stage)
     await _like(person, visit, film, stage)
@@ -96,7 +96,7 @@ async def _attend(person: DemoUser, visit: Visit, stage: Stage) -> None:
         film.shares += 1
 
 
-async def _watch(person: DemoUser, visit: Visit, film: Film, stage: Stage) -> None:
+async def _watch(person: DemoUser, visit: DemoVisit, film: Film, stage: Stage) -> None:
     path = f"/videos/{film.video_id}"
     session = await person.command("POST", f"{path}/watch")
     film.views += 1
@@ -114,7 +114,7 @@ async def _watch(person: DemoUser, visit: Visit, film: Film, stage: Stage) -> No
         await person.command("POST", f"{path}/watch-time", report)
 
 
-async def _like(person: DemoUser, visit: Visit, film: Film, stage: Stage) -> None:
+async def _like(person: DemoUser, visit: DemoVisit, film: Film, stage: Stage) -> None:
     path = f"/videos/{film.video_id}/like"
     for method in visit.liking.value:
         state = await person.command(method, path)
@@ -125,7 +125,7 @@ async def _like(person: DemoUser, visit: Visit, film: Film, stage: Stage) -> Non
     stage.expect(f"{film.clip.title}: liked by {person.name}", wanted, seen["hasLiked"])
 
 
-async def _comment(person: DemoUser, visit: Visit, film: Film, stage: Stage) -> None:
+async def _comment(person: DemoUser, visit: DemoVisit, film: Film, stage: Stage) -> None:
     if visit.comment is None or visit.language is None:
         return
     posted = await person.command(

@@ -73,7 +73,7 @@ AFTERTHOUGHTS = (
 
 
 @dataclass(frozen=True)
-class Visit:
+class DemoVisit:
     """What one viewer does with one video, in the order of the fields."""
 
     video: int
@@ -90,7 +90,7 @@ class ViewerRole:
     """One viewer, and what they do one after the other."""
 
     name: str
-    visits: tuple[Visit, ...]
+    visits: tuple[DemoVisit, ...]
 
 
 def cast(viewers: int, videos: int) -> list[ViewerRole]:
@@ -107,11 +107,11 @@ def name_of(number: int) -> str:
     return NAMES[index] if turn == 0 else f"{NAMES[index]}-{turn + 1}"
 
 
-def _visit(number: int, video: int) -> Visit:
+def _visit(number: int, video: int) -> DemoVisit:
     mixed = number + 2 * video
     language, comment = COMMENTS[(number + 5 * video) % len(COMMENTS)]
     speaks = mixed % 4 != 3
-    return Visit(
+    return DemoVisit(
         video=video,
         seconds_watched=1 + mixed % 6 / 2,
         liking=LIKINGS[mixed % len(LIKINGS)],

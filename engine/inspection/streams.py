@@ -361,10 +361,11 @@ async def trace(
     audit: Audit,
     correlation_id: str,
     persons: Pseudonyms | None = None,
+    limit: int = MAX_TRACED,
 ) -> Trace | None:
-    """Return the tree of a conversation's first 1,000 events; None when there are none."""
+    """Return the tree of a conversation's first events; None when there are none."""
     wanted = Search(correlation_id=correlation_id, newest_first=False)
-    found = await find(conn, audit, wanted, MAX_TRACED)
+    found = await find(conn, audit, wanted, limit)
     if not found.events:
         return None
     entries = await in_entries(found.events, persons)

@@ -425,9 +425,9 @@ class Inspector:
             pass
         return as_state(fold, self.mode)
 
-    async def trace(self, correlation_id: str) -> TraceTree:
-        """Return the tree of a conversation; raise NotRecorded."""
-        found = await streams.trace(self.conn, self.audit, correlation_id, self._named)
+    async def trace(self, correlation_id: str, limit: int = streams.MAX_TRACED) -> TraceTree:
+        """Return the tree of a conversation's first events; raise NotRecorded."""
+        found = await streams.trace(self.conn, self.audit, correlation_id, self._named, limit)
         if found is None:
             raise NotRecorded("No event has that correlation id.")
         return as_trace(correlation_id, found, self.mode)

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 from engine.checkpoints import Freshness
 from engine.inspection.index import Search
+from engine.inspection.streams import MAX_TRACED
 from engine.log import END_OF_LOG
 from engine.payload_mode import PayloadMode
 from engine.seals import verification
@@ -258,10 +259,13 @@ async def get_audit_trace(
     mode: Mode,
     persons: Persons,
     fresh: Fresh,
+    limit: Annotated[
+        int, Query(description="How many events at most, the first.", ge=1, le=MAX_TRACED)
+    ] = MAX_TRACED,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     async with open_inspector(queries, fresh, mode, persons) as inspector:
-        found = await inspector.trace(correlation_id)
+        found = await inspector.trace(correlation_id, limit)
     return await conditional_wire(request, found)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backlot.demo.script import bundled_film
-from backlot.http import Api, describe
+from backlot.http import ApiPart, describe
 from tests.e2e.program import Program
 from tests.support import PROJECT, requires, unavailable
 
@@ -28,7 +28,7 @@ def generated() -> None:
     made = CLIENTS / "openapi.json"
     if not made.exists() or not (TYPESCRIPT / "build").exists():
         unavailable("the clients are not generated: `make clients`")
-    if json.loads(made.read_text()) != describe(Api.ALL):
+    if json.loads(made.read_text()) != describe(ApiPart.ALL):
         unavailable("the clients are those of another version of the API: `make clients`")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from backlot.http import Api, describe
+from backlot.http import ApiPart, describe
 from infra.data_folder import secret_path
 from infra.http.auth import mint_token
 from tests.e2e.program import Program
@@ -28,7 +28,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = CLIENT.parent / "openapi.json"
     if not PYTHON.exists() or not document.exists():
         unavailable("the client is not generated: `make clients`")
-    if json.loads(document.read_text()) != describe(Api.ALL):
+    if json.loads(document.read_text()) != describe(ApiPart.ALL):
         unavailable("the client is that of another version of the API: `make clients`")
     folder = tmp_path_factory.mktemp("wheel")
     build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-cache-dir"]

@@ -190,6 +190,9 @@ def test_a_trace_is_a_tree(site: Site, indexed: bool) -> None:
     (edited,) = root["children"]
     assert (edited["kind"], edited["position"], edited["actor"]) == ("event", 4, "<string 3>")
     (translated,) = edited["children"]
+    first = told(site, "/audit/trace/second", "auditor", limit=1)
+    assert (first["events"], first["truncated"]) == (1, True)
+    assert first["root"]["children"] == [edited | {"children": []}]
     assert (translated["topic"], translated["streamId"]) == (
         "comment.translated.v1",
         str(comment.id),

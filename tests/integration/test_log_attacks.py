@@ -359,7 +359,7 @@ def test_an_operator_accepts_a_restore(restored: Guarded) -> None:
     assert restored.doctor()[0]
     said = rows(
         restored.database_url,
-        "SELECT convert_from(state, 'UTF8')::json->'parameters'->>'reason' FROM backlot_events "
+        "SELECT convert_from(state, 'UTF8')::json->>'reason' FROM backlot_events "
         "WHERE topic = 'operation.requested.v1'",
     )
     assert said[-1] == ("the disk died",)

@@ -17,7 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from web.app import make_web_app
-from web.oidc import Provider
+from web.oidc import OidcProvider
 from web.sealed import Box
 from web.sessions import SESSION
 from web.visits import WebParts
@@ -113,7 +113,7 @@ def browser(provider: IdentityProvider) -> TestClient:
         ),
         box=Box("a secret"),
         secure=True,
-        provider=Provider(provider.url, "backlot", "its secret"),
+        provider=OidcProvider(provider.url, "backlot", "its secret"),
         public_url=OURS,
     )
     return TestClient(make_web_app(parts), base_url=OURS, follow_redirects=False)

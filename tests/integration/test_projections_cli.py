@@ -129,7 +129,7 @@ class TestReplay:
         assert isinstance(finished, Operation.Finished)
         assert requested.actor == finished.actor == ME
         assert (requested.action, requested.subject) == ("replay", "likes")
-        assert requested.parameters == {"workers": 1, "reason": "a test"}
+        assert requested.asked == {"workers": 1, "reason": "a test"}
         assert (finished.outcome, finished.result["state"]) == ("done", "switched")
         assert backlot("rollback", "likes", "--yes").code == 0
         assert backlot("drop-old", "likes", "--yes").code == 0

@@ -177,7 +177,7 @@ def test_dead_messages_are_given_up_with_a_reason(stage: LogStage, backlot: Back
     assert isinstance(requested, Operation.Requested)
     assert isinstance(finished, Operation.Finished)
     assert (requested.action, requested.subject) == ("discard-dead", "dead messages")
-    assert requested.parameters == {"ids": [first["id"]], "reason": "spam"}
+    assert requested.asked == {"ids": [first["id"]], "reason": "spam"}
     kept = ("id", "consumer", "topic", "source", "partition", "position", "messageId")
     assert finished.outcome == "done"
     assert finished.result == {

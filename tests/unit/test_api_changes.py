@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backlot.http import Api
+from backlot.http import ApiPart
 from tests.api_changes import breaks, unreleased
 from tests.support import PROJECT
 from tests.unit.unstarted import described
@@ -32,14 +32,14 @@ def released() -> dict[str, Any]:
 def test_what_breaks_clients_is_named_in_the_changelog(released: dict[str, Any]) -> None:
     told = unreleased(CHANGELOG)
     silent = [
-        str(each) for each in breaks(released, described(Api.ALL)) if not each.is_named_in(told)
+        str(each) for each in breaks(released, described(ApiPart.ALL)) if not each.is_named_in(told)
     ]
     assert silent == [], "name these operations under Unreleased in CHANGELOG.md, or keep them"
 
 
 def test_the_document_of_the_last_release_is_kept(released: dict[str, Any]) -> None:
     releases = re.findall(r"^## \[([0-9.]+)\]", CHANGELOG, re.MULTILINE)
-    present = described(Api.ALL)["info"]["version"]
+    present = described(ApiPart.ALL)["info"]["version"]
     assert released["info"]["version"] == (releases[0] if releases else present)
 
 

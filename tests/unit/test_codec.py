@@ -18,6 +18,7 @@ import pytest
 from eventsourcing.persistence import MapperDeserialisationError, StoredEvent
 
 from domain.model import Aggregate, Personal
+from domain.operation import Operation
 from domain.revocations import Revocations
 from engine.log import EventMapper, later_fields, topics_of
 from tests.support import aggregates
@@ -176,6 +177,8 @@ class TestDeclarations:
             "detail": "reporter",
             "person": "person",
         }
+        if event is Operation.Requested:
+            about["reason"] = "actor"
         if issubclass(event, Revocations.Event):
             about["reason"] = "user_id" if event is Revocations.UserRevoked else "actor"
         names = {field.name for field in dataclasses.fields(event)}

@@ -12,7 +12,7 @@ import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
-from backlot.http import Api
+from backlot.http import ApiPart
 from infra.http.cors import ALLOWED, EXPOSED, METHODS
 from infra.http.problems import ProblemType
 from infra.settings import SettingsError, load_settings
@@ -114,7 +114,7 @@ def sent_in_code() -> set[str]:
 
 
 def test_each_header_that_is_read_may_be_sent_by_a_page() -> None:
-    document = described(Api.ALL)
+    document = described(ApiPart.ALL)
     declared = {
         parameter["name"].lower()
         for methods in document["paths"].values()

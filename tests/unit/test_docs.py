@@ -17,7 +17,7 @@ from uuid import UUID
 
 import pytest
 
-from backlot.http import Api
+from backlot.http import ApiPart
 from domain.model import Aggregate, Personal
 from engine.log import payload_fields, topics_of
 from infra import metrics
@@ -103,7 +103,7 @@ def test_what_a_page_points_to_is_there(path: Path) -> None:
 @pytest.fixture
 def paths() -> dict[str, Any]:
     """The paths of the OpenAPI document."""
-    found: dict[str, Any] = described(Api.ALL)["paths"]
+    found: dict[str, Any] = described(ApiPart.ALL)["paths"]
     return found
 
 

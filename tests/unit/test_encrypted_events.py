@@ -190,7 +190,8 @@ class TestWhatStaysPlain:
         stored, expected = golden(kind.TOPIC)
         read = vars(mapper.to_domain_event(stored))
         for name in personal_fields(kind):
-            assert read[name] == expected["fields"][name]
+            # They lack what came later.
+            assert read[name] == expected["fields"].get(name)
 
     def test_words_that_look_like_a_cipher_text(self, mapper: EventMapper) -> None:
         words = json.dumps({SEALED: "AAAA"})

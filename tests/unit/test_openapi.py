@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from backlot.http import Api
+from backlot.http import ApiPart
 from infra.http.cors import EXPOSED
 from infra.http.problems import ProblemType
 from infra.http.shapes import RequestBody, Wire
@@ -31,7 +31,7 @@ SAID_OTHERWISE = {"authorization", "content-type"}
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    return described(Api.ALL)
+    return described(ApiPart.ALL)
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -55,13 +55,13 @@ def test_operation_ids_are_short_and_unique(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("api", "roles", "title"),
     [
-        (Api.ALL, "commands,queries", "Backlot"),
-        (Api.COMMANDS, "commands,relay", "Backlot commands"),
-        (Api.QUERIES, "queries", "Backlot queries"),
+        (ApiPart.ALL, "commands,queries", "Backlot"),
+        (ApiPart.COMMANDS, "commands,relay", "Backlot commands"),
+        (ApiPart.QUERIES, "queries", "Backlot queries"),
     ],
 )
 def test_a_process_serves_the_document_of_its_roles(
-    api: Api, roles: str, title: str, tmp_path: Path
+    api: ApiPart, roles: str, title: str, tmp_path: Path
 ) -> None:
     app = application(tmp_path, BACKLOT_ROLES=roles)
     assert app.openapi() == described(api)
@@ -69,7 +69,7 @@ def test_a_process_serves_the_document_of_its_roles(
 
 
 def test_the_document_of_each_api_is_a_part_of_the_whole(document: dict[str, Any]) -> None:
-    commands, queries = (described(api)["paths"] for api in (Api.COMMANDS, Api.QUERIES))
+    commands, queries = (described(api)["paths"] for api in (ApiPart.COMMANDS, ApiPart.QUERIES))
     both = {(path, method) for path, method, _ in operations(document)}
     each = [{(path, method) for path in one for method in one[path]} for one in (commands, queries)]
     assert each[0] | each[1] == both

@@ -21,7 +21,9 @@ ANN, HOST = by("ann"), by("projections")
 WHAT: dict[str, Any] = {"action": "replay", "subject": "likes"}
 PARAMETERS: Members = {"workers": 2, "reason": "a count is doubted"}
 
-REQUESTED = fact(Operation.Requested, ANN, **WHAT, parameters=PARAMETERS)
+REQUESTED = fact(
+    Operation.Requested, ANN, **WHAT, parameters={"workers": 2}, reason="a count is doubted"
+)
 DONE = fact(Operation.Finished, HOST, **WHAT, outcome="done", result={"position": 7})
 
 

@@ -16,7 +16,7 @@ LIMIT = 100
 WIDTH, LEAST = 1000.0, 4.0
 
 
-class Piece(NamedTuple):
+class SealPiece(NamedTuple):
     """A seal on the ribbon: where it begins, how wide it is, and how much it is worth."""
 
     number: int
@@ -26,7 +26,7 @@ class Piece(NamedTuple):
     told: str
 
 
-def ribbon(seals: list[dict[str, Any]]) -> list[Piece]:
+def ribbon(seals: list[dict[str, Any]]) -> list[SealPiece]:
     """Return the seals, the oldest first, as wide as they have events, and wide enough to see."""
     ordered = sorted(seals, key=lambda seal: seal["number"])
     events = [seal["lastPosition"] - seal["firstPosition"] + 1 for seal in ordered]
@@ -36,7 +36,7 @@ def ribbon(seals: list[dict[str, Any]]) -> list[Piece]:
         width = LEAST + free * count / total
         kind = "anchored" if seal["anchored"] else "signed" if seal.get("signature") else "plain"
         told = f"Seal {seal['number']}: {count:,} events, {kind}"
-        pieces.append(Piece(seal["number"], round(x, 2), round(width, 2), kind, told))
+        pieces.append(SealPiece(seal["number"], round(x, 2), round(width, 2), kind, told))
         x += width
     return pieces
 

@@ -13,7 +13,7 @@ from web.api import Members, known, path
 from web.templating import command_line
 from web.visits import AUDITORS, Visit, page
 
-LIMIT = 50
+LIMIT, TRACED = 50, 200
 # Of a stream at once, and in all: so far its slider goes.
 VERSIONS, MOST_VERSIONS = 200, 1000
 # The names of the API, so that a link of a page is a call of the API too.
@@ -97,7 +97,7 @@ async def show_trace(visit: Visit) -> Response:
     if "/" in request_id:
         # No path of the API holds it.
         return visit.leave(link({"correlationId": request_id}))
-    trace = known(await visit.api.get(path("/audit/trace/{}", request_id)))
+    trace = known(await visit.api.get(path("/audit/trace/{}", request_id), limit=TRACED))
     return visit.page("console/trace.html", trace=trace)
 
 

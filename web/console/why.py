@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from starlette.responses import Response
 
+from infra.cancellation import together
 from web.api import ApiProblem, known, path
 from web.visits import ADMIN, AUDITORS, Visit, page
 
@@ -35,11 +37,13 @@ async def show_ranking(visit: Visit) -> Response:
 async def show_user(visit: Visit) -> Response:
     user = visit.query("user")
     if user is None:
-        return visit.page("console/why_user.html", user=None, found=None, titles={})
+        return visit.page("console/why_user.html", user=None, found=None)
     found = known(await visit.api.get("/recommendations/why", userId=user))
-    shown = [each["videoId"] for each in (*found["candidates"], *found["filtered"])][:60]
-    titles = {video: await _title(visit, video) for video in dict.fromkeys(shown)}
-    return visit.page("console/why_user.html", user=user, found=found, titles=titles)
+    lists = {name: found[name][:LIMIT] for name in ("candidates", "filtered")}
+    videos = list(dict.fromkeys(each["videoId"] for each in chain(*lists.values())))
+    titles = await together(*(_title(visit, video) for video in videos))
+    shown = {**lists, "titles": dict(zip(videos, titles, strict=True))}
+    return visit.page("console/why_user.html", user=user, found=found, **shown)
 
 
 async def _title(visit: Visit, video: str) -> str:

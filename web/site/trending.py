@@ -24,7 +24,7 @@ BOOST, PENALTY = "recencyBoost", "agePenalty"
 WORTH_A_WORD = 0.05
 
 
-class Segment(NamedTuple):
+class ScoreSegment(NamedTuple):
     """A piece of the bar of a score: where it lies, in percent of the bar."""
 
     name: str
@@ -36,7 +36,7 @@ class Why(NamedTuple):
     """Why a video is where it is."""
 
     words: str
-    bar: list[Segment]
+    bar: list[ScoreSegment]
 
 
 def why(components: Mapping[str, float]) -> Why:
@@ -73,12 +73,12 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f}\u00a0%"
 
 
-def _bar(gained: Mapping[str, float], base: float) -> list[Segment]:
+def _bar(gained: Mapping[str, float], base: float) -> list[ScoreSegment]:
     bar, at = [], 0.0
     for name, points in gained.items():
         width = 100 * points / base
         if width:
-            bar.append(Segment(name, round(at, 2), round(width, 2)))
+            bar.append(ScoreSegment(name, round(at, 2), round(width, 2)))
         at += width
     return bar
 
