@@ -22,7 +22,11 @@ TRACE = {"correlationId": HOSTILE, "events": 0, "truncated": False, "root": {"ki
 PLACES: list[tuple[str, Answers]] = [
     (
         f"/console/log?{urlencode({'actor': HOSTILE})}",
-        {"GET /audit/events": (200, NOTHING), "GET /audit/stats": (200, STATS)},
+        {
+            "GET /admin/overview": (200, {"log": {"head": 0}}),
+            "GET /audit/events": (200, NOTHING),
+            "GET /audit/stats": (200, STATS),
+        },
     ),
     ("/console/trace/of-it", {"GET /audit/trace/of-it": (200, TRACE)}),
     (f"/console/privacy?{urlencode({'user': HOSTILE})}", {}),

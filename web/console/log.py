@@ -40,14 +40,20 @@ def command(filters: Mapping[str, str]) -> str:
     return command_line("backlot events list", chain.from_iterable(given))
 
 
-async def _found(visit: Visit) -> dict[str, Any]:
+async def _head(visit: Visit) -> int:
+    """Return the end of the log, as all open consoles are told it."""
+    return int((await visit.api.get("/admin/overview"))["log"]["head"])
+
+
+async def _found(visit: Visit, head: int) -> dict[str, Any]:
+    """Return the events that the page shows; `head` is from before they are read."""
     filters, cursor = filters_of(visit), visit.query("cursor")
     found = known(await visit.api.get("/audit/events", limit=LIMIT, cursor=cursor, **filters))
-    return {"filters": filters, "found": found, "link": link, "cursor": cursor}
+    return {"filters": filters, "found": found, "link": link, "cursor": cursor, "head": head}
 
 
 async def list_events(visit: Visit) -> Response:
-    shown = await _found(visit)
+    shown = await _found(visit, await _head(visit))
     # What comes is on the first page of what is newest alone.
     still = bool(shown["cursor"]) or shown["filters"].get("order") == "asc"
     return visit.page(
@@ -61,7 +67,11 @@ async def list_events(visit: Visit) -> Response:
 
 
 async def list_rows(visit: Visit) -> Response:
-    return visit.page("console/log_rows.html", **await _found(visit))
+    """Show the events anew where the log has grown; each look is told to the security log."""
+    head = await _head(visit)
+    if visit.query("head") == str(head):
+        return Response(status_code=204)
+    return visit.page("console/log_rows.html", **await _found(visit, head))
 
 
 async def show_event(visit: Visit) -> Response:
