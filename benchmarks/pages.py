@@ -79,8 +79,9 @@ class Visitors:
     def __init__(self, server: Server, pages: Sequence[Page], secret: str) -> None:
         self.pages = pages
         self._server = server
-        self._clients = {name: self._logged_in(mint_token(secret, name, ROLES[name]))
-                         for name in ROLES}  # fmt: skip
+        self._clients = {
+            name: self._logged_in(mint_token(secret, name, roles)) for name, roles in ROLES.items()
+        }
 
     def _logged_in(self, token: str) -> httpx.Client:
         url = f"http://127.0.0.1:{self._server.served.port}"
@@ -125,16 +126,7 @@ def run(bench: Bench) -> list[Comparison]:
         Comparison("pages", "ms p99", _tail(name, of[many]), LIMIT, at_most=1)
         for name, of in taken.items()
     ]
-    growth = [
-        Comparison(
-            "pages",
-            "ms p50",
-            *(Side(f"{name}, {size.events:,} events", of[size].medians) for size in (many, few)),
-            at_most=MOST_GROWTH,
-            paired=True,
-        )
-        for name, of in taken.items()
-    ]
+    growth = [_growth(name, of, many, few) for name, of in taken.items()]
     return [*found, *growth]
 
 
@@ -158,9 +150,16 @@ def _measure(
     return taken
 
 
+def _growth(name: str, of: Mapping[Size, Taken], many: Size, few: Size) -> Comparison:
+    ours, baseline = (
+        Side(f"{name}, {size.events:,} events", of[size].medians) for size in (many, few)
+    )
+    return Comparison("pages", "ms p50", ours, baseline, at_most=MOST_GROWTH, paired=True)
+
+
 def _tail(name: str, taken: Taken) -> Side:
     notes = {"p50 ms": median(taken.times), "server CPU ms": median(taken.cpu)}
-    return Side(f"{name}", [p99(taken.times)], notes)
+    return Side(name, [p99(taken.times)], notes)
 
 
 @contextmanager
@@ -235,21 +234,20 @@ def _console(size: Size, request: str) -> list[Page]:
 
 
 def _studio(size: Size) -> list[Page]:
-    drawn: dict[str, Draw] = {
-        f"/videos/{{video}}{part}": lambda chance, part=part: (
-            f"/videos/{_video(size, chance)}{part}"
-        )
-        for part in ("", "/details", "/comments")
-    }
-    return _of(CREATOR, "/studio", ("", "/videos", "/comments", "/blocked", "/upload"), drawn)
+    fixed = ("", "/videos", "/comments", "/blocked", "/upload")
+    parts = ("", "/details", "/comments")
+    drawn = {f"/videos/{{video}}{part}": _of_video(size, "/videos", part) for part in parts}
+    return _of(CREATOR, "/studio", fixed, drawn)
 
 
 def _site(size: Size) -> list[Page]:
-    drawn: dict[str, Draw] = {
-        f"/watch/{{video}}{part}": lambda chance, part=part: f"/watch/{_video(size, chance)}{part}"
-        for part in ("", "/comments", "/next")
-    }
+    parts = ("", "/comments", "/next")
+    drawn = {f"/watch/{{video}}{part}": _of_video(size, "/watch", part) for part in parts}
     return _of(VIEWER, "", ("/", "/watch/trending", "/watch/liked"), drawn)
+
+
+def _of_video(size: Size, root: str, part: str) -> Draw:
+    return lambda chance: f"{root}/{_video(size, chance)}{part}"
 
 
 def _video(size: Size, chance: Random) -> str:
@@ -258,8 +256,13 @@ def _video(size: Size, chance: Random) -> str:
 
 
 def _of(visitor: str, root: str, fixed: Sequence[str], drawn: Mapping[str, Draw]) -> list[Page]:
-    draws = {**{path: lambda _, path=path: path for path in fixed}, **drawn}
-    return [
-        Page(root + name, visitor, lambda chance, draw=draw: root + draw(chance))
-        for name, draw in draws.items()
-    ]
+    draws = {**{path: _always(path) for path in fixed}, **drawn}
+    return [Page(root + name, visitor, _below(root, draw)) for name, draw in draws.items()]
+
+
+def _always(path: str) -> Draw:
+    return lambda _: path
+
+
+def _below(root: str, draw: Draw) -> Draw:
+    return lambda chance: root + draw(chance)

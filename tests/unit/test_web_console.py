@@ -87,3 +87,24 @@ def test_the_ribbon_is_as_wide_as_it_is_and_shows_the_smallest_seal() -> None:
     assert second.width > LEAST
     assert second.x + second.width == pytest.approx(WIDTH)
     assert ribbon([]) == []
+
+
+def test_a_users_list_shows_the_first_and_says_how_many_there_are() -> None:
+    """Titles are asked for one by one, so that only so many are."""
+    videos = [f"video-{number:02}" for number in range(70)]
+    found = {
+        "source": "blend",
+        "candidates": [
+            {"videoId": each, "score": 1.0, "sources": ["trending"], "reason": "It trends."}
+            for each in videos
+        ],
+        "filtered": [{"videoId": each, "why": "own"} for each in reversed(videos)],
+    }
+    titles: Answers = {f"GET /videos/{each}": (200, {"title": f"of {each}"}) for each in videos}
+    answers: Answers = {"GET /recommendations/why": (200, found), **titles}
+    answer = logged_in("admin", answers=answers).get("/console/why/user?user=ann")
+    assert answer.status_code == 200, answer.text
+    assert "of video-19<" in answer.text
+    assert "of video-69: own" in answer.text
+    assert "of video-20" not in answer.text
+    assert answer.text.count("The first 20 of 70.") == 2

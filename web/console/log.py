@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
+from infra.cancellation import together
 from web.api import Members, known, path
 from web.templating import command_line
 from web.visits import AUDITORS, Visit, page
@@ -53,14 +54,15 @@ async def _found(visit: Visit, head: int) -> dict[str, Any]:
 
 
 async def list_events(visit: Visit) -> Response:
-    shown = await _found(visit, await _head(visit))
+    head = await _head(visit)
+    shown, stats = await together(_found(visit, head), visit.api.get("/audit/stats"))
     # What comes is on the first page of what is newest alone.
     still = bool(shown["cursor"]) or shown["filters"].get("order") == "asc"
     return visit.page(
         "console/log.html",
         **shown,
         still=still,
-        stats=known(await visit.api.get("/audit/stats")),
+        stats=known(stats),
         command=command(shown["filters"]),
         live=f"/console/log/rows?{urlencode(shown['filters'])}",
     )
