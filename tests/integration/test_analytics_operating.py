@@ -51,7 +51,7 @@ YES = ("replay", {"yes": True})
 def asked(root: Desk) -> list[tuple[str, Members]]:
     """What the log says was asked for."""
     return [
-        (event.action, event.parameters)
+        (event.action, event.asked)
         for event in root.events()
         if isinstance(event, Operation.Requested)
     ]

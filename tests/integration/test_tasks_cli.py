@@ -72,7 +72,7 @@ def test_one_is_given_up_and_the_log_says_why(
         requested, finished, *_ = found.events()
     assert isinstance(requested, Operation.Requested)
     assert isinstance(finished, Operation.Finished)
-    assert (requested.action, requested.parameters) == (
+    assert (requested.action, requested.asked) == (
         "discard-tasks",
         {"task": dead[2], "reason": "spam"},
     )
