@@ -64,8 +64,8 @@ def running_nginx(
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             _await(process, f"http://127.0.0.1:{ports[ITSELF]}/")
-            reached = (f"http://127.0.0.1:{ports[given]}" for given in (API, MEDIA, CONSOLE))
-            yield Proxy(*reached, folder)
+            at = {given: f"http://127.0.0.1:{port}" for given, port in ports.items()}
+            yield Proxy(at[API], at[MEDIA], at[CONSOLE], folder)
         finally:
             process.terminate()
             process.wait(10)
