@@ -204,6 +204,13 @@ class Client:
                 method, replica.url + path, headers=headers, **given
             )
         except httpx.TransportError:
+            # Whose answer was lost may have waited as well.
+            self.world.refused.append(
+                Answer(
+                    self.name, self.person, what, video, 0, {}, BEGINNING,
+                    process, began, time.monotonic(),
+                )
+            )  # fmt: skip
             await asyncio.sleep(RETRY_SECONDS)
             return None
         ended = time.monotonic()
