@@ -25,7 +25,7 @@ ONE_YEAR = "public, max-age=31536000, immutable"
 
 def has_page(path: str, *but: str) -> bool:
     """Return whether a path is one of the pages', but of these parts, and not one of the APIs'."""
-    own = OWN_PATHS if not but else [each for each in OWN_PATHS if each not in but]
+    own = (each for each in OWN_PATHS if each not in but)
     return path == "/" or any(path == each or path.startswith(f"{each}/") for each in own)
 
 

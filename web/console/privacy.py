@@ -5,7 +5,8 @@ from __future__ import annotations
 import orjson
 from starlette.responses import Response
 
-from web.api import ApiProblem, Members, known, path
+from web.api import known, path
+from web.console.outcomes import found_or_none, with_query
 from web.visits import ADMIN, Form, Visit, action, page
 
 HERE = "/console/privacy"
@@ -15,24 +16,14 @@ async def show(visit: Visit) -> Response:
     user = visit.query("user")
     if user is None:
         return visit.page("console/privacy.html", user=None, pseudonym=None, forgetting=None)
-    pseudonym = await _unless_unknown(visit, "/users/{}/pseudonym", user)
-    forgetting = await _unless_unknown(visit, "/users/{}/forgetting", user)
+    pseudonym = known(await found_or_none(visit, path("/users/{}/pseudonym", user)))
+    forgetting = known(await found_or_none(visit, path("/users/{}/forgetting", user)))
     return visit.page("console/privacy.html", user=user, pseudonym=pseudonym, forgetting=forgetting)
-
-
-async def _unless_unknown(visit: Visit, where: str, user: str) -> Members | None:
-    try:
-        found: Members = known(await visit.api.get(path(where, user)))
-    except ApiProblem as problem:
-        if problem.status == 404:
-            return None
-        raise
-    return found
 
 
 async def show_progress(visit: Visit) -> Response:
     user = visit.query("user") or ""
-    forgetting = await _unless_unknown(visit, "/users/{}/forgetting", user)
+    forgetting = known(await found_or_none(visit, path("/users/{}/forgetting", user)))
     return visit.page("console/privacy_progress.html", user=user, forgetting=forgetting)
 
 
@@ -54,7 +45,7 @@ async def export(visit: Visit) -> Response:
 async def forget(visit: Visit, form: Form) -> Response:
     """Forget a user whose id was typed twice; what becomes of the videos is a choice."""
     user, again = form.get("user", ""), form.get("again", "")
-    where = f"{HERE}?{'user=' + path('{}', user)}"
+    where = with_query(HERE, user=user)
     if user != again:
         return visit.leave(where, "Nothing was done: type the user id again, exactly.", bad=True)
     await visit.api.delete(path("/users/{}", user), videos=form.get("videos") or None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
 
 from starlette.responses import Response
 
 from infra.cancellation import together
-from web.api import ApiProblem, known, path
+from web.api import known, path
+from web.console.outcomes import found_or_none
 from web.visits import ADMIN, AUDITORS, Visit, page
 
 LIMIT = 20
@@ -48,13 +48,8 @@ async def show_user(visit: Visit) -> Response:
 
 async def _title(visit: Visit, video: str) -> str:
     """Return what a video is called, or its id where it is not there any more."""
-    try:
-        found: dict[str, Any] = known(await visit.api.get(path("/videos/{}", video)))
-    except ApiProblem as problem:
-        if problem.status == 404:
-            return video
-        raise
-    return str(found["title"])
+    found = await found_or_none(visit, path("/videos/{}", video))
+    return video if found is None else str(found["title"])
 
 
 ROUTES = [
