@@ -199,18 +199,19 @@ class Client:
         replica = self.dice.choice(self.replicas)
         process = f"{replica.port}, {replica.process.pid}"
         headers, began = {**self.headers, **given.pop("headers", {})}, time.monotonic()
+
+        def refuse(status: int) -> None:
+            ended, who = time.monotonic(), (self.name, self.person)
+            told = Answer(*who, what, video, status, {}, BEGINNING, process, began, ended)
+            self.world.refused.append(told)
+
         try:
             answer = await self.world.http.request(
                 method, replica.url + path, headers=headers, **given
             )
         except httpx.TransportError:
             # Whose answer was lost may have waited as well.
-            self.world.refused.append(
-                Answer(
-                    self.name, self.person, what, video, 0, {}, BEGINNING,
-                    process, began, time.monotonic(),
-                )
-            )  # fmt: skip
+            refuse(0)
             await asyncio.sleep(RETRY_SECONDS)
             return None
         ended = time.monotonic()
@@ -218,12 +219,7 @@ class Client:
         if not (answer.is_success or missing or answer.status_code == 304):
             self.world.refusals[answer.status_code] += 1
             assert answer.status_code in (403, 404, 409, 503), f"{method} {path}: {answer.text}"
-            self.world.refused.append(
-                Answer(
-                    self.name, self.person, what, video, answer.status_code, {}, BEGINNING,
-                    process, began, ended,
-                )
-            )  # fmt: skip
+            refuse(answer.status_code)
             return None
         body: Mapping[str, Any] = {} if missing else self._body(path, answer)
         status = 200 if answer.status_code == 304 else answer.status_code
